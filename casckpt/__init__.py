@@ -1,0 +1,1 @@
+"""casckpt: the memory of a training machine."""

@@ -1,0 +1,203 @@
+"""Every error casckpt raises, its exit code, and the way out.
+
+    CasckptError                      70  a bug in casckpt, or a base class
+    ├── BadRequest                     2  the call cannot be carried out as asked
+    │   ├── BadRef                        a REF that does not parse
+    │   ├── BadLeaf                       a value in a state tree that cannot be stored
+    │   ├── TreeMismatch                  `into` does not fit what was saved
+    │   ├── StepExists                    the step is there already, or is not larger than the last
+    │   ├── PickleRefused                 the bytes would run code when loaded
+    │   └── MissingExtra                  an optional package is not installed
+    ├── OperationFailed                3  the system refused: other operating-system errors
+    ├── StoreUnavailable              10  the path cannot be used as a store
+    │   ├── NoStore                       there is no store here
+    │   ├── FileSystemRefused             a file system on which commits are not safe
+    │   └── PermissionRefused             the operating system denies access
+    ├── Busy                          11
+    │   ├── StoreBusy                     another process holds what is needed
+    │   └── RunMoved                      another writer has saved to this run meanwhile
+    ├── Missing                       12
+    │   ├── NotFound                      no such run, checkpoint, tag or metric
+    │   ├── Ambiguous                     a REF that names more than one checkpoint
+    │   └── Deleted                       the checkpoint was removed while it was read
+    ├── Corrupt                       13  bytes on disk are not what was written
+    ├── NewerFormat                   14  the store needs a newer casckpt
+    └── NoSpace                       16  the disk, or the quota, is full
+
+Each class carries its exit code. A message has three parts: what failed, why, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class CasckptError(Exception):
+    """Root of every error the library raises.
+
+    Args:
+        what: what failed, in one line, with names and numbers.
+        why: the reason, in one line; may be empty.
+        hint: what to do next, in one line; defaults to the class's own.
+        details: typed facts for programs, set as attributes (`error.run`, `error.step`, ...).
+    """
+
+    exit_code: ClassVar[int] = 70
+    default_hint: ClassVar[str] = "this is a bug in casckpt; report it with the output of --debug"
+
+    def __init__(self, what: str, why: str = "", hint: str = "", **details: Any) -> None:
+        self.what = what
+        self.why = why
+        self.hint = hint or self.default_hint
+        self.details = details
+        for name, value in details.items():
+            setattr(self, name, value)
+        super().__init__(what, why, self.hint)
+
+    def __str__(self) -> str:
+        """Return the three lines, empty ones left out."""
+        return "\n".join(line for line in (self.what, self.why, self.hint) if line)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive the trip between processes with the details."""
+        return (_rebuild, (type(self), self.what, self.why, self.hint, self.details))
+
+
+def _rebuild(
+    cls: type[CasckptError], what: str, why: str, hint: str, details: dict[str, Any]
+) -> CasckptError:
+    return cls(what, why, hint, **details)
+
+
+class BadRequest(CasckptError):
+    """The call cannot be carried out as asked; nothing was changed."""
+
+    exit_code = 2
+    default_hint = "see --help, or the docstring of the function"
+
+
+class BadRef(BadRequest):
+    """A REF does not follow `[STORE::]RUN[~LINE][@SEL]` or `id:HEX`."""
+
+    default_hint = "write RUN, RUN@STEP, RUN@best:METRIC:min, RUN@TAG or id:HEX"
+
+
+class BadLeaf(BadRequest):
+    """A value in a state tree cannot be stored; the message names its path."""
+
+    default_hint = "remove it from the state, or wrap it in casckpt.Pickled(...)"
+
+
+class TreeMismatch(BadRequest):
+    """`into` does not fit the checkpoint: missing, extra, shape or dtype. Nothing was touched."""
+
+    default_hint = "pass strict=False to restore what both have, or leave `into` out"
+
+
+class StepExists(BadRequest):
+    """The step is there already with other content, or is smaller than the run's last."""
+
+    default_hint = "save under a larger step, or pass replace=True for the same step"
+
+
+class PickleRefused(BadRequest):
+    """Loading would unpickle, which can run any code."""
+
+    default_hint = "pass allow_pickle=True only if you trust whoever wrote it"
+
+
+class MissingExtra(BadRequest):
+    """An optional package is needed and not installed."""
+
+    default_hint = "install it with pip"
+
+
+class OperationFailed(CasckptError):
+    """The operating system refused an operation for a reason that has no class of its own."""
+
+    exit_code = 3
+    default_hint = "look at the reason above; what was committed before is untouched"
+
+
+class StoreUnavailable(CasckptError):
+    """The path cannot be used as a store."""
+
+    exit_code = 10
+    default_hint = "name another folder with --store or CASCKPT_STORE"
+
+
+class NoStore(StoreUnavailable):
+    """There is no store here, or the folder is something else."""
+
+    default_hint = "run `casckpt init`, or name the store with --store or CASCKPT_STORE"
+
+
+class FileSystemRefused(StoreUnavailable):
+    """The file system does not promise what a commit needs (network file systems)."""
+
+    default_hint = "put the store on a local disk, and copy it elsewhere from there"
+
+
+class PermissionRefused(StoreUnavailable):
+    """The operating system denies access to the store."""
+
+    default_hint = "check the owner and mode of the folder, or open it with mode='r'"
+
+
+class Busy(CasckptError):
+    """Somebody else holds what is needed; trying again later can succeed."""
+
+    exit_code = 11
+    default_hint = "wait for the other process, or stop it, and try again"
+
+
+class StoreBusy(Busy):
+    """Another process holds the store in a way that excludes this operation."""
+
+
+class RunMoved(Busy):
+    """Another writer has saved to this run since it was looked at; nothing was committed."""
+
+    default_hint = "look at the run again with `casckpt ls RUN`, then save with a larger step"
+
+
+class Missing(CasckptError):
+    """What was named is not in the store."""
+
+    exit_code = 12
+    default_hint = "`casckpt ls` shows what there is"
+
+
+class NotFound(Missing):
+    """No such run, checkpoint, tag or metric."""
+
+
+class Ambiguous(Missing):
+    """The name fits more than one checkpoint."""
+
+    default_hint = "write more of the id, or name run and step"
+
+
+class Deleted(Missing):
+    """The checkpoint was removed, and its bytes are gone."""
+
+
+class Corrupt(CasckptError):
+    """Bytes on disk are not what was written; nothing damaged was returned as data."""
+
+    exit_code = 13
+    default_hint = "run `casckpt verify` to see what is whole, then `casckpt repair`"
+
+
+class NewerFormat(CasckptError):
+    """The store, or a record in it, needs a newer casckpt."""
+
+    exit_code = 14
+    default_hint = "upgrade casckpt: pip install -U casckpt"
+
+
+class NoSpace(CasckptError):
+    """The disk or the quota is full; nothing committed was lost."""
+
+    exit_code = 16
+    default_hint = "free space with `casckpt gc --now`, or by removing checkpoints first"
