@@ -1,0 +1,50 @@
+"""The Python face of the C core: bytes in, bytes out (floor 1).
+
+BLAKE3, content-defined chunking, plane and delta filters, byte statistics and the id set of gc mark. Inputs are any
+contiguous buffers, used without a copy; the GIL is released during each call into C. Nothing here knows files or objects
+of ours. `reference` holds the same functions in slow pure Python, as the oracle of the tests.
+"""
+
+from __future__ import annotations
+
+from casckpt.native.chunking import Chunker, cut_points
+from casckpt.native.filters import (
+    copy,
+    entropy_bits,
+    equal_and_hash,
+    histogram,
+    is_constant,
+    join_planes,
+    plane_histograms,
+    split_planes,
+    sub_join,
+    sub_split,
+    xor_join,
+    xor_split,
+)
+from casckpt.native.hashing import ID_SIZE, Hasher, IdContext, blake3, derive_key, keyed
+from casckpt.native.prefix_set import PrefixSet
+
+__all__ = [
+    "ID_SIZE",
+    "Chunker",
+    "Hasher",
+    "IdContext",
+    "PrefixSet",
+    "blake3",
+    "copy",
+    "cut_points",
+    "derive_key",
+    "entropy_bits",
+    "equal_and_hash",
+    "histogram",
+    "is_constant",
+    "join_planes",
+    "keyed",
+    "plane_histograms",
+    "split_planes",
+    "sub_join",
+    "sub_split",
+    "xor_join",
+    "xor_split",
+]
