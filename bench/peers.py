@@ -1,0 +1,318 @@
+"""What casckpt is compared with: other ways to put the same state on the same disk.
+
+A contender opens a folder, saves states durably (on return, every byte is fsynced) and loads them
+back. One that cannot run here says why in `missing()`; the benchmarks then name it as missing
+instead of leaving it out in silence.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import zstandard
+
+from bench.harness import fsync_path, fsync_tree
+from bench.trees import leaves, tensors
+
+
+class Contender:
+    """One way to keep checkpoints in a folder."""
+
+    name = "?"
+    module: str | None = None
+    program: str | None = None
+
+    def missing(self) -> str | None:
+        """Return why this contender cannot run here, or None."""
+        if self.module and importlib.util.find_spec(self.module) is None:
+            return f"the Python package {self.module} is not installed"
+        if self.program and shutil.which(self.program) is None:
+            return f"the program {self.program} is not installed"
+        return None
+
+    def open(self, folder: Path) -> None:
+        """Start with an empty folder, or go on with one that this class has written."""
+        self.folder = folder
+
+    def save(self, step: int, state: Any) -> None:
+        """Put a state on the disk; durable on return."""
+        raise NotImplementedError
+
+    def load(self, step: int) -> Any:
+        """Return the state of a step in fresh memory."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release what `open` took."""
+
+
+class Casckpt(Contender):
+    """The system under test: one store, one run, verified restores."""
+
+    module = "casckpt.api"
+
+    def __init__(self, level: str = "balanced") -> None:
+        """Choose the level of every save."""
+        self.level = level
+        self.name = f"casckpt {level}"
+
+    def open(self, folder: Path) -> None:
+        """Open or create the store."""
+        import casckpt
+
+        super().open(folder)
+        self.store = casckpt.open(folder / "store")
+
+    def save(self, step: int, state: Any) -> None:
+        """Save one checkpoint; casckpt's saves are durable when they return."""
+        self.store.save("bench", state, step, level=self.level)
+
+    def load(self, step: int) -> Any:
+        """Restore; every chunk's BLAKE3 is checked, which is casckpt's default."""
+        return self.store.restore(f"bench@{step}")
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+class TorchSave(Contender):
+    """torch.save and fsync of file and folder; torch.load, which verifies nothing."""
+
+    name = "torch.save"
+
+    def path(self, step: int) -> Path:
+        """Return the file of a step."""
+        return self.folder / f"step-{step:06d}.pt"
+
+    def save(self, step: int, state: Any) -> None:
+        """Write one file and make it durable."""
+        with self.path(step).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_path(self.folder)
+
+    def load(self, step: int) -> Any:
+        """Read one file."""
+        return torch.load(self.path(step), weights_only=False)
+
+
+class ZstdFile(TorchSave):
+    """The torch file through `zstd -3`, as people do by hand."""
+
+    name = "zstd -3 per file"
+
+    def path(self, step: int) -> Path:
+        """Return the file of a step."""
+        return self.folder / f"step-{step:06d}.pt.zst"
+
+    def save(self, step: int, state: Any) -> None:
+        """Compress in memory, one thread as the program does, and write durably."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        packed = zstandard.ZstdCompressor(level=3).compress(buffer.getbuffer())
+        with self.path(step).open("wb") as file:
+            file.write(packed)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_path(self.folder)
+
+    def load(self, step: int) -> Any:
+        """Decompress and read one file."""
+        raw = zstandard.ZstdDecompressor().decompress(self.path(step).read_bytes())
+        return torch.load(io.BytesIO(raw), weights_only=False)
+
+
+class Safetensors(Contender):
+    """The tensors as one safetensors file, everything else as text beside it (types are lost)."""
+
+    name = "safetensors"
+    module = "safetensors"
+
+    def save(self, step: int, state: Any) -> None:
+        """Write both files and make them durable."""
+        from safetensors.torch import save_file
+
+        path = self.folder / f"step-{step:06d}.safetensors"
+        save_file({name: leaf.detach() for name, leaf in tensors(state).items()}, path)
+        rest = {name: leaf for name, leaf in leaves(state) if not isinstance(leaf, torch.Tensor)}
+        text = path.with_suffix(".json")
+        text.write_text(json.dumps(rest, default=str))
+        for written in (path, text, self.folder):
+            fsync_path(written)
+
+    def load(self, step: int) -> Any:
+        """Return the tensors; they are copied, because the file is only mapped."""
+        from safetensors.torch import load_file
+
+        mapped = load_file(self.folder / f"step-{step:06d}.safetensors")
+        return {name: tensor.clone() for name, tensor in mapped.items()}
+
+
+class Dcp(Contender):
+    """torch.distributed.checkpoint in one process, with its default file writer (it fsyncs)."""
+
+    name = "DCP"
+    module = "torch.distributed.checkpoint"
+
+    def open(self, folder: Path) -> None:
+        """Remember the shape of what is saved: DCP loads in place."""
+        super().open(folder)
+        self.template: Any = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Save one checkpoint folder."""
+        import torch.distributed.checkpoint as dcp
+
+        self.template = state
+        path = self.folder / f"step-{step:06d}"
+        dcp.save(state, checkpoint_id=path, no_dist=True)
+        fsync_tree(path)
+        fsync_path(self.folder)
+
+    def load(self, step: int) -> Any:
+        """Load into newly allocated tensors of the last saved state's shape."""
+        import torch.distributed.checkpoint as dcp
+
+        into = _empty_like(self.template)
+        dcp.load(into, checkpoint_id=self.folder / f"step-{step:06d}", no_dist=True)
+        return into
+
+
+class Orbax(Contender):
+    """Orbax's PyTree checkpointer with its default layout (OCDBT, zstd), one folder a step."""
+
+    name = "Orbax"
+    module = "orbax.checkpoint"
+
+    def missing(self) -> str | None:
+        """Return why Orbax cannot run here, or None; its root package is looked for first."""
+        if importlib.util.find_spec("orbax") is None:
+            return "the Python package orbax-checkpoint (with jax, 600 MB) is not installed"
+        return super().missing()
+
+    def save(self, step: int, state: Any) -> None:
+        """Save the tensors as a flat tree of arrays: Orbax knows no torch tensors."""
+        import ml_dtypes
+        import orbax.checkpoint as ocp
+
+        tree = {}
+        for name, leaf in tensors(state).items():
+            flat = leaf.detach()
+            if leaf.dtype is torch.bfloat16:
+                tree[name] = flat.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+            else:
+                tree[name] = flat.numpy()
+        path = self.folder / f"step-{step:06d}"
+        ocp.PyTreeCheckpointer().save(path.absolute(), tree)
+        fsync_tree(path)
+
+    def load(self, step: int) -> Any:
+        """Return the flat tree as numpy arrays."""
+        import orbax.checkpoint as ocp
+
+        path = (self.folder / f"step-{step:06d}").absolute()
+        return ocp.PyTreeCheckpointer().restore(path)
+
+
+class Restic(TorchSave):
+    """restic: every checkpoint a snapshot of its torch file; deduplicates and compresses (auto)."""
+
+    name = "restic"
+    program = "restic"
+
+    def open(self, folder: Path) -> None:
+        """Create the repository, or find it again."""
+        super().open(folder)
+        self.repository = folder / "repository"
+        self.staging = folder / "staging"
+        self.staging.mkdir(exist_ok=True)
+        if not self.repository.exists():
+            self.call("init")
+
+    def path(self, step: int) -> Path:
+        """Return the one staged file: the same name in each snapshot, as a training job has it."""
+        return self.staging / "checkpoint.pt"
+
+    def save(self, step: int, state: Any) -> None:
+        """Write the file, back it up, and drop it: only the repository counts as disk used."""
+        torch.save(state, self.path(step))
+        self.call("backup", "--tag", str(step), "checkpoint.pt")
+        self.path(step).unlink()
+        fsync_tree(self.repository)
+
+    def load(self, step: int) -> Any:
+        """Restore the snapshot's file and read it."""
+        target = self.folder / "restored"
+        self.call("restore", "latest", "--tag", str(step), "--target", str(target))
+        return torch.load(target / "checkpoint.pt", weights_only=False)
+
+    def call(self, *arguments: str) -> None:
+        """Run one restic command on the repository."""
+        command = ["restic", "--quiet", "--no-cache", "--repo", str(self.repository), *arguments]
+        environment = {**os.environ, "RESTIC_PASSWORD": "benchmark"}
+        _run(command, self.staging, environment)
+
+
+class Borg(Restic):
+    """borg with zstd,1 and no encryption: every checkpoint an archive of its torch file."""
+
+    name = "borg zstd,1"
+    program = "borg"
+
+    def save(self, step: int, state: Any) -> None:
+        """Write the file, archive it, and drop it."""
+        torch.save(state, self.path(step))
+        archive = f"{self.repository}::{step}"
+        self.call("create", "--compression", "zstd,1", archive, "checkpoint.pt")
+        self.path(step).unlink()
+        fsync_tree(self.repository)
+
+    def load(self, step: int) -> Any:
+        """Extract the archive and read it."""
+        self.call("extract", f"{self.repository}::{step}")
+        return torch.load(self.path(step), weights_only=False)
+
+    def call(self, *arguments: str) -> None:
+        """Run one borg command; the repository is part of its arguments."""
+        if arguments[0] == "init":
+            arguments = ("init", "--encryption", "none", str(self.repository))
+        home = str(self.folder / "borg")
+        _run(["borg", *arguments], self.staging, {**os.environ, "BORG_BASE_DIR": home})
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:3])} failed: {done.stderr.strip()}")
+
+
+def _empty_like(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return torch.empty_like(tree)
+    if isinstance(tree, dict):
+        return {key: _empty_like(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_empty_like(value) for value in tree)
+    return tree
+
+
+FILE_PEERS: tuple[type[Contender], ...] = (TorchSave, Dcp, Safetensors, ZstdFile, Orbax)
+REPOSITORY_PEERS: tuple[type[Contender], ...] = (Restic, Borg)
+
+
+def split_missing(contenders: list[Contender]) -> tuple[list[Contender], dict[str, str]]:
+    """Separate contenders that can run from those that cannot, with the reason of each."""
+    reasons = {c.name: reason for c in contenders if (reason := c.missing())}
+    return [c for c in contenders if c.name not in reasons], reasons
