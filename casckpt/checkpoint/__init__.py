@@ -1,0 +1,1 @@
+"""Checkpoints: state trees, manifests, and what people ask about them."""

@@ -1,0 +1,268 @@
+"""What differs between two checkpoints: values, shapes, metrics; and how much they share.
+
+Tensors are compared by the ids of their bytes, so nothing large is read: only leaves that lie
+in a group blob (small ones, packed together) are read where their groups differ.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from casckpt.checkpoint import tree_build
+from casckpt.checkpoint.manifest import Entry, Manifest
+from casckpt.checkpoint.queries import Catalog
+from casckpt.checkpoint.records import Checkpoint
+from casckpt.checkpoint.tree_paths import join
+
+if TYPE_CHECKING:
+    from casckpt.store import Repository
+
+_T = TypeVar("_T")
+
+TEXT_SHOWN = 60
+"""Characters of a value in a Change; a line of a terminal holds two."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path whose value is not the same in both.
+
+    Attributes:
+        path: dotted path in the tree; empty for the root.
+        before: the value in `a`, or "float32 [3, 4]" for an array; None if it is not there.
+        after: the same of `b`.
+        changed_bytes: length of the array in `b` if its bytes differ, else 0.
+    """
+
+    path: str
+    before: str | None
+    after: str | None
+    changed_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What differs between checkpoints `a` and `b`.
+
+    Attributes:
+        a: the first.
+        b: the second.
+        added: paths that only `b` has.
+        removed: paths that only `a` has.
+        changed: paths with other values, or with arrays of other bytes, shape or dtype.
+        equal_count: paths that are the same in both.
+        metrics: name to (value in a, value in b) where they differ; None where missing.
+        environment: the same for what was recorded of the machine.
+        shared_bytes: stored bytes that both reach.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    added: tuple[Change, ...]
+    removed: tuple[Change, ...]
+    changed: tuple[Change, ...]
+    equal_count: int
+    metrics: Mapping[str, tuple[float | None, float | None]]
+    environment: Mapping[str, tuple[str | None, str | None]]
+    shared_bytes: int
+
+    @property
+    def same_state(self) -> bool:
+        """Whether restoring either gives the same tree."""
+        return not (self.added or self.removed or self.changed)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What one path holds: a node of the tree, or an entry and the id of its bytes."""
+
+    text: str
+    entry: Entry | None = None
+    blob: bytes | None = None
+    grouped: bool = False
+
+    def place(self) -> tuple[bytes, int, int]:
+        """Return the blob and the range of it that holds the bytes."""
+        if self.entry is None or self.blob is None:
+            return b"", 0, 0
+        return self.blob, self.entry.offset, self.entry.length
+
+
+def diff_of(repository: Repository, catalog: Catalog, a: Checkpoint, b: Checkpoint) -> Diff:
+    """Return what differs between two checkpoints of one store.
+
+    Raises:
+        Corrupt: if a manifest, or a small leaf that had to be compared, is damaged.
+        Deleted: if a manifest is gone.
+    """
+    manifest_a, refs_a = catalog.manifest_and_refs(a)
+    manifest_b, refs_b = catalog.manifest_and_refs(b)
+    values_a, values_b = _values(manifest_a, refs_a), _values(manifest_b, refs_b)
+    both = [path for path in values_a if path in values_b]
+    changed: list[Change] = []
+    for path in both:
+        before, after = values_a[path], values_b[path]
+        same_bytes = _same_bytes(repository, before, after)
+        if before.text != after.text or not same_bytes:
+            size = after.entry.length if after.entry is not None and not same_bytes else 0
+            changed.append(Change(path, _shown(before), _shown(after), size))
+    equal_count = len(both) - len(changed)
+    changed += _other_containers(manifest_a, manifest_b)
+    objects_a = repository.closure([bytes.fromhex(a.id)])
+    objects_b = repository.closure([bytes.fromhex(b.id)])
+    return Diff(
+        a=a,
+        b=b,
+        added=tuple(
+            Change(path, None, _shown(value), value.place()[2])
+            for path, value in values_b.items()
+            if path not in values_a
+        ),
+        removed=tuple(
+            Change(path, _shown(value), None)
+            for path, value in values_a.items()
+            if path not in values_b
+        ),
+        changed=tuple(changed),
+        equal_count=equal_count,
+        metrics=_pairs(a.metrics, b.metrics),
+        environment=_pairs(manifest_a.environment, manifest_b.environment),
+        shared_bytes=sum(size for id_, (_, size) in objects_a.items() if id_ in objects_b),
+    )
+
+
+def _values(manifest: Manifest, refs: list[bytes]) -> dict[str, _Value]:
+    counts: dict[int, int] = {}
+    for entry in manifest.entries:
+        if entry.blob is not None:
+            counts[entry.blob] = counts.get(entry.blob, 0) + 1
+    values: dict[str, _Value] = {}
+    for path, node in _leaves(manifest.tree, ""):
+        # Keys 1 and "1" have one path; the second of a pair gets a mark of its own.
+        while path in values:
+            path += "'"
+        values[path] = _value(node, manifest, refs, counts)
+    return values
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every path that is no container, or an empty one, with its node."""
+    tag = tree_build.tag_of(node)
+    if tag == "x":
+        parts = list(enumerate(tree_build.extension_parts(node)[3]))
+    else:
+        parts = list(tree_build.children(node, tag))
+    for key, child in parts:
+        yield from _leaves(child, join(path, key))
+    if not parts:
+        yield path, node
+
+
+def _containers(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every container's path and kind, with its keys in order."""
+    tag = tree_build.tag_of(node)
+    if tag == "x":
+        root, kind, attributes, parts = tree_build.extension_parts(node)
+        yield path, f"{root} {kind} {json.dumps(attributes, sort_keys=True)}"
+        children = list(enumerate(parts))
+    else:
+        children = list(tree_build.children(node, tag))
+        if type(node) is list or tag in ("t", "d", "n", "D"):
+            yield path, _container_text(node, tag)
+    for key, child in children:
+        yield from _containers(child, join(path, key))
+
+
+def _container_text(node: Any, tag: str | None) -> str:
+    if tag == "d":
+        kind = str(node.get("k", "dict"))
+        return f"{kind} with keys {json.dumps(node['d'])}"
+    if tag in ("n", "D"):
+        return f"{'namedtuple' if tag == 'n' else 'dataclass'} {'.'.join(node[tag])}"
+    return "tuple" if tag == "t" else "list"
+
+
+def _other_containers(a: Manifest, b: Manifest) -> Iterator[Change]:
+    """Yield containers of another kind, or with the same keys of other types or in another order.
+
+    A dict that only gained or lost keys is told by the paths that were added or removed.
+    """
+    before, after = dict(_containers(a.tree, "")), dict(_containers(b.tree, ""))
+    for path, kind in before.items():
+        other = after.get(path, kind)
+        if kind == other:
+            continue
+        first, second = kind.partition(" with keys "), other.partition(" with keys ")
+        if first[0] != second[0]:
+            yield Change(path, _short(first[0]), _short(second[0]))
+        elif first[2] and _same_names(first[2], second[2]):
+            yield Change(path, _short(kind), _short(other))
+
+
+def _same_names(a: str, b: str) -> bool:
+    """Return whether two lists of keys, as JSON, read the same as parts of a path."""
+    return sorted(map(str, json.loads(a))) == sorted(map(str, json.loads(b)))
+
+
+def _value(node: Any, manifest: Manifest, refs: list[bytes], counts: Mapping[int, int]) -> _Value:
+    if tree_build.tag_of(node) != "e":
+        return _Value(json.dumps(node, sort_keys=True))
+    entry = manifest.entries[tree_build.entry_index(node, len(manifest.entries))]
+    place = entry
+    while place.alias is not None:
+        place = manifest.entries[place.alias]
+    described = entry if entry.dtype or entry.alias is None else place
+    shape = ", ".join(map(str, described.shape))
+    text = f"{described.dtype or described.kind} [{shape}]" if described.dtype else described.kind
+    if described.flags:
+        text += f" {' '.join(described.flags)}"
+    if described.order not in ("", "C"):
+        text += f" order {described.order}"
+    if entry.stride is not None:
+        text += f" stride {list(entry.stride)} at {entry.offset}"
+    blob = refs[place.blob] if place.blob is not None else None
+    grouped = place.blob is not None and (counts[place.blob] > 1 or place.offset > 0)
+    return _Value(text, place, blob, grouped)
+
+
+def _same_bytes(repository: Repository, a: _Value, b: _Value) -> bool:
+    if a.place() == b.place():
+        return True
+    if a.place()[2] != b.place()[2] or not (a.grouped or b.grouped):
+        return False
+    return _read(repository, a) == _read(repository, b)
+
+
+def _read(repository: Repository, value: _Value) -> bytes:
+    from casckpt.store import BlobRead
+
+    blob, offset, length = value.place()
+    data = bytearray(length)
+    repository.read_blobs([BlobRead(blob, length, offset, memoryview(data))])
+    return bytes(data)
+
+
+def _shown(value: _Value) -> str:
+    return _short(value.text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TEXT_SHOWN else f"{text[: TEXT_SHOWN - 3]}..."
+
+
+def _pairs(a: Mapping[str, _T], b: Mapping[str, _T]) -> dict[str, tuple[_T | None, _T | None]]:
+    return {
+        name: (a.get(name), b.get(name))
+        for name in sorted({*a, *b})
+        if not _equal(a.get(name), b.get(name))
+    }
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+        return math.isnan(b)
+    return a == b

@@ -1,0 +1,240 @@
+"""Questions about the rows of a store: which checkpoints, which runs, what does a REF mean.
+
+Everything here reads rows of the index and no manifest, so `ls` needs neither numpy nor the
+bytes of any checkpoint. `Catalog` is also where a Checkpoint looks up what its row lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.payloads import decode_row, payload_tags
+from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.checkpoint.refs import ALL_LINES, Ref, parse_ref, select
+from casckpt.errors import Ambiguous, NotFound
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.manifest import Manifest
+    from casckpt.store import CheckpointRow, Repository
+
+_GLOB = frozenset("*?[")
+
+
+class Catalog:
+    """Reads the rows of one open store.
+
+    Holds no state but the store; every call sees what is committed at that moment. Safe to
+    use from many threads.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        """Read the rows of `repository`."""
+        self._repository = repository
+
+    def checkpoints(self, run: str = "*", *, trash: bool = False) -> list[Checkpoint]:
+        """Return checkpoints, by run and then oldest first.
+
+        Args:
+            run: a run, with `~LINE` or `~*` if wanted, or a glob over names of runs (`*`
+                crosses `/`). The bare name of a run means its newest line with what that
+                inherited; a glob means all lines.
+            trash: those in the trash instead of the live ones.
+
+        Raises:
+            NotFound: if a run was named and it has none.
+        """
+        if _GLOB.isdisjoint(run.partition("~")[0]):
+            ref = parse_ref(run)
+            line = ALL_LINES if trash and ref.line is None else ref.line
+            return visible(self._of_run(ref.run, trash=trash), line)
+        return self.matching(run.removesuffix("~*"), trash=trash)
+
+    def matching(self, pattern: str = "*", *, trash: bool = False) -> list[Checkpoint]:
+        """Return checkpoints on all lines of the runs whose names match a glob or are equal."""
+        rows = self._repository.checkpoint_rows(
+            None if not _GLOB.isdisjoint(pattern) else pattern,
+            states=("trash",) if trash else ("live",),
+        )
+        if pattern != "*" and not _GLOB.isdisjoint(pattern):
+            rows = [row for row in rows if fnmatchcase(row.run, pattern)]
+        found: list[Checkpoint] = []
+        for members in _grouped(self._decode(rows)):
+            found += visible(members, ALL_LINES)
+        return found
+
+    def runs(self, pattern: str = "*") -> list[RunInfo]:
+        """Return the runs with live checkpoints whose names match a glob, by name."""
+        return [_run_info(members) for members in _grouped(self.matching(pattern))]
+
+    def resolve(self, ref: Ref) -> Checkpoint:
+        """Return the live checkpoint that a REF means.
+
+        Raises:
+            NotFound: if there is none.
+            Ambiguous: if an id has more than one checkpoint.
+            BadRef: if `best` lacks its metric or mode.
+        """
+        if ref.id_prefix:
+            return self._by_id(ref)
+        return select(ref, visible(self._of_run(ref.run), ref.line))
+
+    def resolve_trash(self, ref: Ref) -> Checkpoint:
+        """Return the checkpoint in the trash that a REF means; of equals the one put last.
+
+        Raises:
+            NotFound: if there is none; the message says so if it is live.
+        """
+        if ref.id_prefix:
+            return self._by_id(ref, states=("trash",))
+        members = visible(self._of_run(ref.run, trash=True), ALL_LINES)
+        if ref.line not in (None, ALL_LINES):
+            members = [ck for ck in members if ck.line == ref.line]
+        members.sort(key=lambda ck: (ck.step, ck.batch, ck.seq))
+        return select(ref, members)
+
+    def newest(self, run: str, line: int | None = None) -> Checkpoint | None:
+        """Return the last checkpoint that a run's name sees, or None."""
+        members = visible(self._decode(self._repository.checkpoint_rows(run)), line)
+        return members[-1] if members else None
+
+    def newest_line(self, run: str) -> int:
+        """Return the number of the line opened last; 0 for a run that is not there."""
+        return max((row.line for row in self._repository.checkpoint_rows(run)), default=0)
+
+    def has_run(self, run: str) -> bool:
+        """Return whether a run has live checkpoints."""
+        return bool(self._repository.checkpoint_rows(run))
+
+    def with_tag(self, run: str, tag: str) -> list[Checkpoint]:
+        """Return the live checkpoints of a run that carry a tag."""
+        rows = self._repository.checkpoint_rows(run)
+        return self._decode([row for row in rows if tag in payload_tags(row.payload)])
+
+    def one(self, run: str, seq: int) -> Checkpoint:
+        """Return the live checkpoint of one commit, as it is now.
+
+        Raises:
+            NotFound: if it is not live any more.
+        """
+        for checkpoint in self._decode(self._repository.checkpoint_rows(run)):
+            if checkpoint.seq == seq:
+                return checkpoint
+        raise NotFound(f"the checkpoint of {run} is gone", "it was removed meanwhile", run=run)
+
+    def manifest(self, checkpoint: Checkpoint) -> Manifest:
+        """Return a checkpoint's manifest.
+
+        Raises:
+            Deleted: if it is gone.
+            Corrupt: if its bytes are damaged.
+            NewerFormat: if a newer casckpt wrote it.
+        """
+        return self.manifest_and_refs(checkpoint)[0]
+
+    def manifest_and_refs(self, checkpoint: Checkpoint) -> tuple[Manifest, list[bytes]]:
+        """Return a checkpoint's manifest and the ids of the blobs that its entries index."""
+        # Not at the top: `ls` reads no manifest and starts faster without the parser.
+        from casckpt.checkpoint import manifest
+
+        refs, body = self._repository.read_manifest(bytes.fromhex(checkpoint.id))
+        return manifest.decode(body, len(refs)), list(refs)
+
+    def unique_bytes(self, checkpoint: Checkpoint) -> int:
+        """Return the stored bytes that no other checkpoint, trash included, reaches.
+
+        Reads the references of every manifest of the store.
+        """
+        own = self._repository.closure([bytes.fromhex(checkpoint.id)])
+        rows = self._repository.checkpoint_rows(states=("live", "trash"))
+        others = {row.manifest_id for row in rows if row.seq != checkpoint.seq}
+        shared = self._repository.closure(sorted(others))
+        return sum(stored for id_, (_, stored) in own.items() if id_ not in shared)
+
+    def _of_run(self, run: str, *, trash: bool = False) -> list[Checkpoint]:
+        states = ("trash",) if trash else ("live",)
+        rows = self._repository.checkpoint_rows(run, states=states)
+        if not rows:
+            raise self._no_run(run, trash=trash)
+        return self._decode(rows)
+
+    def _by_id(self, ref: Ref, states: Sequence[str] = ("live",)) -> Checkpoint:
+        rows = self._repository.find_manifest(ref.id_prefix)
+        found = self._decode([row for row in rows if row.state in states])
+        if len({checkpoint.id for checkpoint in found}) > 1:
+            names = ", ".join(f"{ck.id[:12]} ({ck.ref})" for ck in found[:4])
+            raise Ambiguous(
+                f"{ref.text} fits {len(found)} checkpoints", names, ref=ref.text, found=found
+            )
+        if not found:
+            where = " in the trash" if "live" not in states else ""
+            why = "it is in the trash" if any(row.state == "trash" for row in rows) else ""
+            hint = "`casckpt undelete` brings it back" if why and not where else ""
+            raise NotFound(f"{ref.text}: no such id{where}", why, hint, ref=ref.text)
+        return found[-1]
+
+    def _decode(self, rows: Iterable[CheckpointRow]) -> list[Checkpoint]:
+        rows = list(rows)
+        # Rows come ordered by run, so the runs with a second line are known from one pass.
+        branched = {row.run for row in rows if row.line}
+        return [decode_row(row, many_lines=row.run in branched, source=self) for row in rows]
+
+    def _no_run(self, run: str, *, trash: bool) -> NotFound:
+        if trash:
+            return NotFound(f"nothing of {run} is in the trash", run=run)
+        trashed = self._repository.checkpoint_rows(run, states=("trash",))
+        if trashed:
+            return NotFound(
+                f"no run {run}",
+                f"its {len(trashed)} checkpoints are in the trash",
+                f"`casckpt undelete {run}@STEP` brings one back",
+                run=run,
+            )
+        names = sorted({row.run for row in self._repository.checkpoint_rows()})
+        near = _near(run, names)
+        why = f"did you mean {', '.join(near)}?" if near else f"the store has {len(names)} runs"
+        return NotFound(f"no run {run}", why, run=run, near=near)
+
+
+def glob_or_name(pattern: str) -> bool:
+    """Return whether a text is a glob over names of runs, not a name."""
+    return not _GLOB.isdisjoint(pattern)
+
+
+def selects_run(ref: Ref) -> bool:
+    """Return whether a REF names a run or a line, and no checkpoint of it."""
+    return not ref.id_prefix and ref.selector is None
+
+
+def _grouped(checkpoints: Iterable[Checkpoint]) -> list[list[Checkpoint]]:
+    grouped: dict[str, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        grouped.setdefault(checkpoint.run, []).append(checkpoint)
+    return [grouped[name] for name in sorted(grouped)]
+
+
+def _run_info(members: Sequence[Checkpoint]) -> RunInfo:
+    newest = max(ck.line for ck in members)
+    last = visible(members, newest)[-1]
+    return RunInfo(
+        name=last.run,
+        line=newest,
+        lines=newest + 1,
+        checkpoint_count=len(members),
+        last=last,
+        metrics=last.metrics,
+        created=min(ck.created for ck in members),
+        updated=max(ck.created for ck in members),
+        logical_bytes=sum(ck.logical_bytes for ck in members),
+        new_bytes=sum(ck.new_bytes for ck in members),
+        stored_bytes=sum(ck.stored_bytes for ck in members),
+    )
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    inside = [other for other in names if other.startswith(f"{name}/")]
+    return inside[:4] or get_close_matches(name, names, n=3, cutoff=0.6)
