@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -243,6 +244,8 @@ def _commit() -> str:
 
 def _rounded(value: Any) -> Any:
     """Keep five significant digits: more is noise, and makes result files hard to compare."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # a contender that did not run; JSON knows no NaN
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

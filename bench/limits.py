@@ -50,7 +50,7 @@ def _write(folder: Path, data: np.ndarray) -> None:
     path = folder / "limit"
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), 8 << 20):
-            file.write(data[start : start + (8 << 20)])
+            file.write(memoryview(data[start : start + (8 << 20)]))
         os.fdatasync(file.fileno())
     path.unlink()
 
@@ -70,7 +70,8 @@ def _hasher(data: np.ndarray, threads: int) -> Callable[[], object]:
     """Hash in chunks of 1 MiB, as saving does, on the given number of threads."""
     from casckpt import native
 
-    chunks = [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
+    view = memoryview(data)
+    chunks = [view[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
     if threads == 1:
         return lambda: [native.blake3(chunk) for chunk in chunks]
     pool = ThreadPoolExecutor(threads)

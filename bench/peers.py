@@ -1,9 +1,4 @@
-"""What casckpt is compared with: other ways to put the same state on the same disk.
-
-A contender opens a folder, saves states durably (on return, every byte is fsynced) and loads them
-back. One that cannot run here says why in `missing()`; the benchmarks then name it as missing
-instead of leaving it out in silence.
-"""
+"""What casckpt is compared with: other ways to put the same state on the same disk."""
 
 from __future__ import annotations
 
@@ -11,77 +6,17 @@ import importlib.util
 import io
 import json
 import os
-import shutil
+import pickle
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import zstandard
 
+from bench.contenders import Contender
 from bench.harness import fsync_path, fsync_tree
 from bench.trees import leaves, tensors
-
-
-class Contender:
-    """One way to keep checkpoints in a folder."""
-
-    name = "?"
-    module: str | None = None
-    program: str | None = None
-
-    def missing(self) -> str | None:
-        """Return why this contender cannot run here, or None."""
-        if self.module and importlib.util.find_spec(self.module) is None:
-            return f"the Python package {self.module} is not installed"
-        if self.program and shutil.which(self.program) is None:
-            return f"the program {self.program} is not installed"
-        return None
-
-    def open(self, folder: Path) -> None:
-        """Start with an empty folder, or go on with one that this class has written."""
-        self.folder = folder
-
-    def save(self, step: int, state: Any) -> None:
-        """Put a state on the disk; durable on return."""
-        raise NotImplementedError
-
-    def load(self, step: int) -> Any:
-        """Return the state of a step in fresh memory."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Release what `open` took."""
-
-
-class Casckpt(Contender):
-    """The system under test: one store, one run, verified restores."""
-
-    module = "casckpt.api"
-
-    def __init__(self, level: str = "balanced") -> None:
-        """Choose the level of every save."""
-        self.level = level
-        self.name = f"casckpt {level}"
-
-    def open(self, folder: Path) -> None:
-        """Open or create the store."""
-        import casckpt
-
-        super().open(folder)
-        self.store = casckpt.open(folder / "store")
-
-    def save(self, step: int, state: Any) -> None:
-        """Save one checkpoint; casckpt's saves are durable when they return."""
-        self.store.save("bench", state, step, level=self.level)
-
-    def load(self, step: int) -> Any:
-        """Restore; every chunk's BLAKE3 is checked, which is casckpt's default."""
-        return self.store.restore(f"bench@{step}")
-
-    def close(self) -> None:
-        """Close the store."""
-        self.store.close()
 
 
 class TorchSave(Contender):
@@ -96,14 +31,21 @@ class TorchSave(Contender):
     def save(self, step: int, state: Any) -> None:
         """Write one file and make it durable."""
         with self.path(step).open("wb") as file:
-            torch.save(state, file)
+            dump(state, file)
             file.flush()
             os.fsync(file.fileno())
         fsync_path(self.folder)
 
     def load(self, step: int) -> Any:
         """Read one file."""
-        return torch.load(self.path(step), weights_only=False)
+        with self.path(step).open("rb") as file:
+            return undump(file)
+
+
+class PlainFile(TorchSave):
+    """States without tensors, boosters and studies: their bytes in a file, fsynced."""
+
+    name = "plain file"
 
 
 class ZstdFile(TorchSave):
@@ -118,7 +60,7 @@ class ZstdFile(TorchSave):
     def save(self, step: int, state: Any) -> None:
         """Compress in memory, one thread as the program does, and write durably."""
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        dump(state, buffer)
         packed = zstandard.ZstdCompressor(level=3).compress(buffer.getbuffer())
         with self.path(step).open("wb") as file:
             file.write(packed)
@@ -129,7 +71,7 @@ class ZstdFile(TorchSave):
     def load(self, step: int) -> Any:
         """Decompress and read one file."""
         raw = zstandard.ZstdDecompressor().decompress(self.path(step).read_bytes())
-        return torch.load(io.BytesIO(raw), weights_only=False)
+        return undump(io.BytesIO(raw))
 
 
 class Safetensors(Contender):
@@ -245,7 +187,8 @@ class Restic(TorchSave):
 
     def save(self, step: int, state: Any) -> None:
         """Write the file, back it up, and drop it: only the repository counts as disk used."""
-        torch.save(state, self.path(step))
+        with self.path(step).open("wb") as file:
+            dump(state, file)
         self.call("backup", "--tag", str(step), "checkpoint.pt")
         self.path(step).unlink()
         fsync_tree(self.repository)
@@ -254,7 +197,8 @@ class Restic(TorchSave):
         """Restore the snapshot's file and read it."""
         target = self.folder / "restored"
         self.call("restore", "latest", "--tag", str(step), "--target", str(target))
-        return torch.load(target / "checkpoint.pt", weights_only=False)
+        with (target / "checkpoint.pt").open("rb") as file:
+            return undump(file)
 
     def call(self, *arguments: str) -> None:
         """Run one restic command on the repository."""
@@ -271,7 +215,8 @@ class Borg(Restic):
 
     def save(self, step: int, state: Any) -> None:
         """Write the file, archive it, and drop it."""
-        torch.save(state, self.path(step))
+        with self.path(step).open("wb") as file:
+            dump(state, file)
         archive = f"{self.repository}::{step}"
         self.call("create", "--compression", "zstd,1", archive, "checkpoint.pt")
         self.path(step).unlink()
@@ -280,7 +225,8 @@ class Borg(Restic):
     def load(self, step: int) -> Any:
         """Extract the archive and read it."""
         self.call("extract", f"{self.repository}::{step}")
-        return torch.load(self.path(step), weights_only=False)
+        with self.path(step).open("rb") as file:
+            return undump(file)
 
     def call(self, *arguments: str) -> None:
         """Run one borg command; the repository is part of its arguments."""
@@ -288,6 +234,25 @@ class Borg(Restic):
             arguments = ("init", "--encryption", "none", str(self.repository))
         home = str(self.folder / "borg")
         _run(["borg", *arguments], self.staging, {**os.environ, "BORG_BASE_DIR": home})
+
+
+def dump(state: Any, file: IO[bytes]) -> None:
+    """Write a torch file, or a plain pickle if there is no tensor.
+
+    torch.save pickles with protocol 2, which swells byte strings by a fifth: unfair to peers that
+    keep a booster's bytes.
+    """
+    if tensors(state):
+        torch.save(state, file)
+    else:
+        pickle.dump(state, file, protocol=5)
+
+
+def undump(file: IO[bytes]) -> Any:
+    """Read what `dump` wrote; the files are the benchmark's own."""
+    is_zip = file.read(2) == b"PK"
+    file.seek(0)
+    return torch.load(file, weights_only=False) if is_zip else pickle.load(file)
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
@@ -306,13 +271,3 @@ def _empty_like(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(_empty_like(value) for value in tree)
     return tree
-
-
-FILE_PEERS: tuple[type[Contender], ...] = (TorchSave, Dcp, Safetensors, ZstdFile, Orbax)
-REPOSITORY_PEERS: tuple[type[Contender], ...] = (Restic, Borg)
-
-
-def split_missing(contenders: list[Contender]) -> tuple[list[Contender], dict[str, str]]:
-    """Separate contenders that can run from those that cannot, with the reason of each."""
-    reasons = {c.name: reason for c in contenders if (reason := c.missing())}
-    return [c for c in contenders if c.name not in reasons], reasons

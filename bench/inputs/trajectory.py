@@ -65,7 +65,8 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out) in the dtype of `x`."""
         bias = None if self.bias is None else self.bias.float()
-        return nn.functional.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+        product: torch.Tensor = nn.functional.linear(x.float(), self.weight.float(), bias)
+        return product.to(x.dtype)
 
 
 class Block(nn.Module):

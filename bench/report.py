@@ -1,0 +1,212 @@
+"""Turn result files into tables and plots: `python -m bench.report [--out DIR] [--docs FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.harness import RESULTS
+
+Document = dict[str, Any]
+HIDDEN = frozenset({"disk", "seconds", "min_s", "max_s", "disk_bytes", "empty_bytes"})
+START, END = "<!-- results: begin -->", "<!-- results: end -->"
+INK, GRID = "#333333", "#dddddd"
+
+
+def read(path: Path) -> Document:
+    """Return one result file."""
+    document: Document = json.loads(path.read_text())
+    return document
+
+
+def read_all(folder: Path) -> list[Document]:
+    """Return every result file of the runner in a folder, by name."""
+    documents = [read(path) for path in sorted(folder.glob("*.json"))]
+    return [document for document in documents if "question" in document]
+
+
+def as_text(document: Document) -> str:
+    """Return a result as plain text: one table for each set of columns, limits, goals, gaps."""
+    lines = [_title(document), ""]
+    for rows in _same_columns(document["rows"]):
+        lines += [_table(rows), ""]
+    lines += _facts(document)
+    return "\n".join(lines)
+
+
+def as_markdown(document: Document) -> str:
+    """Return a result as a Markdown section."""
+    lines = [f"### {_title(document)}", ""]
+    for rows in _same_columns(document["rows"]):
+        columns = _columns(rows)
+        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("|" + "---|" * len(columns))
+        lines += ["| " + " | ".join(_cell(c, row.get(c)) for c in columns) + " |" for row in rows]
+        lines.append("")
+    lines += [f"- {line}" for line in _facts(document)]
+    return "\n".join(lines) + "\n"
+
+
+def _title(document: Document) -> str:
+    machine = document["machine"]
+    quick = ", quick" if document["quick"] else ""
+    return (
+        f"{document['question']} ({machine['processor']}, {machine['cores']} cores, "
+        f"{machine['file_system']}, {machine['date']}{quick})"
+    )
+
+
+def _facts(document: Document) -> list[str]:
+    lines = []
+    for name, value in document["limits"].items():
+        lines += [f"limit {name}: {_limit(value)}"]
+    for goal in document["goals"]:
+        sign = "<=" if goal["less_is_better"] else ">="
+        verdict = "met" if goal["met"] else "MISSED"
+        number = _number(goal["measured"])
+        target = _number(goal["target"])
+        lines.append(f"goal {goal['name']}: {number} {sign} {target} {goal['unit']} {verdict}")
+    lines += [f"missing {name}: {reason}" for name, reason in document["missing"].items()]
+    lines += [f"note: {note}" for note in document["notes"]]
+    return lines
+
+
+def _limit(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_number(item)}" for key, item in value.items())
+    return _number(value)
+
+
+def _same_columns(rows: list[Document]) -> Iterable[list[Document]]:
+    """Group neighbouring rows that show the same columns."""
+    group: list[Document] = []
+    for row in rows:
+        if group and _columns([row]) != _columns([group[-1]]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _columns(rows: list[Document]) -> list[str]:
+    return [name for name in rows[0] if name not in HIDDEN]
+
+
+def _table(rows: list[Document]) -> str:
+    columns = _columns(rows)
+    cells = [columns] + [[_cell(name, row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if isinstance(rows[0][name], str) else text.rjust(width)
+            for name, text, width in zip(columns, line, widths, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def _cell(column: str, value: Any) -> str:
+    if isinstance(value, str) or value is None:
+        return value or "-"
+    if isinstance(value, list):
+        return ", ".join(_cell(column, item) for item in value)
+    if "bytes" in column or column in ("disk_before", "disk_after"):
+        return f"{value / 1e6:,.1f} MB" if abs(value) >= 1e5 else f"{value / 1e3:,.1f} kB"
+    if column.endswith("_s") or column == "gc_s_per_checkpoint":
+        return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    return _number(value)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def plot(folder: Path) -> list[Path]:
+    """Draw disk used over saves, one SVG for each input of the size question.
+
+    Returns: the files written; none without matplotlib or without a size result.
+    """
+    path = folder / "size.json"
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    if not path.exists():
+        return []
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "casckpt"  # the same result gives the same file
+    document = read(path)
+    inputs = list(dict.fromkeys(row["input"] for row in document["rows"]))
+    return [_plot_input(document, name, folder / f"disk-{name}.svg") for name in inputs]
+
+
+def _plot_input(document: Document, name: str, path: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
+    rows = [row for row in document["rows"] if row["input"] == name]
+    unit, divisor = ("GB", 1e9) if rows[0]["logical_bytes"] > 5e8 else ("MB", 1e6)
+    ends = []
+    for row in rows:
+        used = [0.0] + [entry[2] / divisor for entry in row["disk"]]
+        ours = row["name"].startswith("casckpt")
+        style: dict[str, Any] = {
+            "linewidth": 2.2 if ours else 1.2,
+            "linestyle": "-" if ours else "--",
+        }
+        (line,) = axes.plot(range(len(used)), used, **style)
+        ends.append((used[-1], f"{row['name']}  {row['ratio']:.3f}", str(line.get_color())))
+    _label_ends(axes, ends, len(rows[0]["disk"]))
+    axes.set_xlabel("checkpoints saved", color=INK)
+    axes.set_ylabel(f"disk used, {unit}", color=INK)
+    axes.set_title(f"Disk used over saves, {name} (number: stored / logical)", color=INK)
+    axes.set_ylim(bottom=0)
+    axes.grid(color=GRID, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+    return path
+
+
+def _label_ends(axes: Any, ends: list[tuple[float, str, str]], last: int) -> None:
+    """Write each line's name at its end, pushed apart where they would overlap."""
+    gap = max(value for value, _, _ in ends) * 0.055
+    below = float("-inf")
+    for value, label, color in sorted(ends):
+        height = max(value, below + gap)
+        axes.text(last + 0.15, height, label, color=color, va="center", fontsize=9)
+        below = height
+
+
+def update_docs(page: Path, folder: Path) -> None:
+    """Replace the part of a page between the two markers by the current results."""
+    before, rest = page.read_text().split(START)
+    _, after = rest.split(END)
+    sections = "\n".join(as_markdown(document) for document in read_all(folder))
+    page.write_text(f"{before}{START}\n\n{sections}\n{END}{after}")
+
+
+def main() -> None:
+    """Print all results, draw the plots and, if asked, bring a page up to date."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON results")
+    parser.add_argument("--docs", type=Path, help="a page with result markers to bring up to date")
+    options = parser.parse_args()
+    for document in read_all(options.out):
+        print(as_text(document), end="\n\n")
+    plot(options.out)
+    if options.docs:
+        update_docs(options.docs, options.out)
+
+
+if __name__ == "__main__":
+    main()

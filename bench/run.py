@@ -1,0 +1,66 @@
+"""Run benchmarks: `python -m bench.run [QUESTION...] [--quick] [--out DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+import time
+from pathlib import Path
+
+from bench import report
+from bench.harness import RESULTS, Context, default_cache, machine_facts
+
+QUESTIONS = ("native", "size", "save", "restore", "unchanged", "stall", "gc", "cli", "scale")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the questions, write one result file each, print tables and draw plots.
+
+    Returns: 1 if a goal was missed, else 0.
+    """
+    options = _parser().parse_args(arguments)
+    if unknown := set(options.questions) - set(QUESTIONS):
+        raise SystemExit(f"no such question: {', '.join(sorted(unknown))}; see --help")
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    work_root = options.work or options.cache
+    documents = []
+    for question in options.questions or _available():
+        module = importlib.import_module(f"bench.{question}")
+        with tempfile.TemporaryDirectory(prefix="work-", dir=work_root) as work:
+            context = Context(options.cache, Path(work), options.quick, options.rounds)
+            start = time.monotonic()
+            path = module.run(context).write(options.out, machine_facts(Path(work)))
+        document = report.read(path)
+        documents.append(document)
+        print(report.as_text(document))
+        took = time.monotonic() - start
+        print(f"({question}: {took:.0f} s, written to {path.name})\n", flush=True)
+    report.plot(options.out)
+    goals = [goal for document in documents for goal in document["goals"]]
+    missed = [goal["name"] for goal in goals if not goal["met"]]
+    print("all goals met" if not missed else "goals missed: " + "; ".join(missed))
+    return 1 if missed else 0
+
+
+def _available() -> list[str]:
+    folder = Path(__file__).resolve().parent
+    return [question for question in QUESTIONS if (folder / f"{question}.py").exists()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION",
+                        help=f"some of: {' '.join(QUESTIONS)}; none: all")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="small inputs, a few minutes in all")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON results")
+    parser.add_argument("--cache", type=Path, default=default_cache(),
+                        help="folder of the trained inputs (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--work", type=Path, help="folder on the disk under test (default: cache)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per contender, 5 at least")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""Stall: how long does an asynchronous save hold the training up?
+
+The time until `save_async` returns, against one copy of the same tensors into memory that has been
+touched before: the least that a copying save can take. Beside it, what people do by hand: cloning
+every tensor into fresh memory. Each round saves another checkpoint, and waits for the one before,
+so that nothing queues; how long the background then took is recorded too.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from bench import limits
+from bench.harness import Context, Goal, Result, speed_row
+from bench.inputs import trajectory
+from bench.trees import logical_bytes, tensors
+
+
+def run(context: Context) -> Result:
+    """Save the fp32 trajectory asynchronously, with the copies beside it."""
+    import casckpt
+
+    result = Result("stall", context.quick)
+    recipe = trajectory.QUICK_FP32 if context.quick else trajectory.FP32
+    seconds: dict[str, list[float]] = {"save_async": [], "memcpy": [], "deepcopy": []}
+    durable: list[float] = []
+    sizes: list[int] = []
+    with context.folder("stall") as base, casckpt.open(base / "store") as store:
+        targets: dict[str, torch.Tensor] = {}
+        for step, state in trajectory.states(recipe, context.cache):
+            sources = tensors(state)
+            warm = sources.keys() == targets.keys()  # the first states only touch memory
+            if not warm:
+                targets = {path: tensor.detach().clone() for path, tensor in sources.items()}
+            samples = {
+                "save_async": _timed(lambda s=state, n=step: store.save_async("bench", s, n)),
+            }
+            pending = samples["save_async"][1]
+            start = time.perf_counter()
+            pending.result()
+            waited = time.perf_counter() - start
+            samples["memcpy"] = _timed(lambda s=sources, t=targets: _copy_into(t, s))
+            samples["deepcopy"] = _timed(lambda s=state: copy.deepcopy(s))
+            if warm:
+                sizes.append(logical_bytes(state))
+                durable.append(samples["save_async"][0] + waited)
+                for name, (elapsed, _) in samples.items():
+                    seconds[name].append(elapsed)
+    for name, samples_s in seconds.items():
+        result.rows.append(speed_row(name, sizes, samples_s))
+    result.rows.append(speed_row("save_async until durable", sizes, durable))
+    ratio = statistics.median(seconds["memcpy"]) / statistics.median(seconds["save_async"])
+    result.goals.append(Goal("stall: memcpy / save_async", 0.8, ratio, "x", False))
+    result.limits = limits.machine_limits(context.work, quick=context.quick)
+    return result
+
+
+def _timed(work: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    value = work()
+    return time.perf_counter() - start, value
+
+
+def _copy_into(targets: dict[str, torch.Tensor], sources: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for path, source in sources.items():
+            targets[path].copy_(source)
