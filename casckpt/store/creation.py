@@ -1,0 +1,183 @@
+"""Making a store, and making an index: the only two places where either comes into being."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+from casckpt.errors import CasckptError, Corrupt, NoStore, OperationFailed
+from casckpt.store import files, layout
+from casckpt.store.environment import Environment
+
+# LMDB computes its reader table from the file's size: header and 1,024 slots of 64 bytes
+_LOCK_FILE_BYTES = 72 * layout.KIB
+_KNOWN = frozenset(
+    {
+        layout.FORMAT_FILE,
+        layout.CURRENT_FILE,
+        layout.PACKS_FOLDER,
+        layout.SESSIONS_FOLDER,
+        layout.QUARANTINE_FOLDER,
+        layout.LOCK_FILE,
+        layout.GC_LOCK_FILE,
+        layout.WRITER_FILE,
+        layout.BALLAST_FILE,
+    }
+)
+
+
+def create_store(path: Path) -> None:
+    """Make an empty store at `path`; a kill midway leaves what the next call finishes.
+
+    Raises:
+        OperationFailed: there is a store already.
+        NoStore: the folder holds other things, or its parent is missing.
+        FileSystemRefused: the file system is not one to keep a store on.
+    """
+    path = Path(path)
+    try:
+        made = files.make_folder(path, exist_ok=True)
+    except FileNotFoundError as exc:
+        raise NoStore(
+            f"cannot make a store at {path}",
+            "the folder that would hold it does not exist",
+            f"make it first: mkdir -p {path.parent}",
+        ) from exc
+    except FileExistsError as exc:
+        raise NoStore(f"cannot make a store at {path}", "a file of that name is in the way") from exc
+    files.refuse_remote(path)
+    lock = files.open_file(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT) if _is_ours(path) else -1
+    if lock < 0:
+        raise NoStore(
+            f"cannot make a store at {path}",
+            "the folder is not empty",
+            "name a new or an empty folder",
+        )
+    try:
+        if (path / layout.FORMAT_FILE).exists():
+            raise OperationFailed(
+                f"there is a store at {path} already", "", "use it, or name another folder"
+            )
+        if not files.try_lock(lock, exclusive=True):
+            raise OperationFailed(f"cannot make a store at {path}", "another process is making it")
+        _fill(path, made)
+    finally:
+        files.close_file(lock)
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a folder is empty or holds only what an interrupted init leaves."""
+    return all(
+        entry.name.removesuffix(".new") in _KNOWN or entry.name.startswith(layout.INDEX_PREFIX)
+        for entry in path.iterdir()
+    )
+
+
+def _fill(path: Path, made: bool) -> None:
+    for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER, layout.QUARANTINE_FOLDER):
+        files.make_folder(path / name, exist_ok=True)
+    for name in (layout.GC_LOCK_FILE, layout.WRITER_FILE):
+        files.close_file(files.open_file(path / name, os.O_RDWR | os.O_CREAT))
+    store_uuid = os.urandom(16)
+    number = create_index(path, store_uuid)
+    make_ballast(path)
+    set_current(path, number)
+    # ORDER: format.json last; its presence says that everything else is there
+    document = {
+        "version": layout.FORMAT_VERSION,
+        "uuid": store_uuid.hex(),
+        "read": sorted(layout.READ_FEATURES),
+        "write": sorted(layout.WRITE_FEATURES),
+        "collect": sorted(layout.COLLECT_FEATURES),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "writer": "casckpt 0.1.0",
+    }
+    body = (json.dumps(document, indent=1) + "\n").encode()
+    files.write_whole(path / layout.FORMAT_FILE, body, path / (layout.FORMAT_FILE + ".new"))
+    if made:
+        files.sync_folder(path.parent)
+
+
+def create_index(path: Path, store_uuid: bytes) -> int:
+    """Make a new, empty index in the first free folder `index.<n>`; return n, all durable."""
+    number = 0
+    while True:
+        folder = path / f"{layout.INDEX_PREFIX}{number}"
+        try:
+            files.make_folder(folder)
+            break
+        except FileExistsError:
+            number += 1
+    # LMDB writes to its lock file through a memory map: a hole in it is a SIGBUS on a full disk.
+    lock_file = folder / "lock.mdb"
+    descriptor = files.open_file(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        if files.file_system_type(path) == files.BTRFS_MAGIC:
+            files.set_no_copy_on_write(descriptor)
+        files.write_at(descriptor, bytes(_LOCK_FILE_BYTES), 0, lock_file)
+        files.sync_file(descriptor, lock_file)
+    finally:
+        files.close_file(descriptor)
+    files.crash_point("create index", folder)
+    Environment.create(folder)
+    environment = Environment(folder, readonly=False)
+    try:
+        environment.write(lambda tx: tx.put("meta", b"uuid", store_uuid))
+        environment.write(lambda tx: tx.set_number("seq", 0))
+    finally:
+        environment.close()
+    # ORDER: LMDB syncs its files, not the folders they are in
+    files.sync_folder(folder)
+    files.sync_folder(path)
+    return number
+
+
+def set_current(path: Path, number: int) -> None:
+    """Make `index.<number>` the index of the store."""
+    text = f"{layout.INDEX_PREFIX}{number}\n".encode()
+    files.write_whole(path / layout.CURRENT_FILE, text, path / (layout.CURRENT_FILE + ".new"))
+
+
+def make_ballast(path: Path) -> bool:
+    """Reserve the space that freeing works from on a full disk; return whether it is there.
+
+    Min(64 MiB, 1 % of the free space), at least 4 MiB. Left out where even that is not free.
+    """
+    ballast = path / layout.BALLAST_FILE
+    if ballast.exists():
+        return True
+    share = files.free_bytes(path) // 100
+    length = max(layout.BALLAST_MIN_BYTES, min(layout.BALLAST_MAX_BYTES, share))
+    temporary = path / (layout.BALLAST_FILE + ".new")
+    try:
+        descriptor = files.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            files.allocate(descriptor, length, temporary)
+        finally:
+            files.close_file(descriptor)
+        files.rename(temporary, ballast)
+    except CasckptError:
+        with contextlib.suppress(CasckptError):
+            files.unlink(temporary, missing_ok=True)
+        return False
+    return True
+
+
+def free_ballast(path: Path) -> None:
+    """Give the ballast's space to whoever frees more of it."""
+    files.unlink(path / layout.BALLAST_FILE, missing_ok=True)
+
+
+def check_index(environment: Environment, store_uuid: bytes) -> None:
+    """Raise Corrupt if the index is that of another store, or empty."""
+    with environment.read() as tx:
+        found = tx.get("meta", b"uuid")
+    if found != store_uuid:
+        raise Corrupt(
+            f"the index {environment.path.name} does not belong to this store",
+            "it is empty" if found is None else f"it was made for store {found.hex()[:10]}",
+            "run `casckpt repair --rebuild-index`",
+        )

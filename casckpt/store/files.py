@@ -1,0 +1,345 @@
+"""Every file-system call of the store, in one place, with named crash points.
+
+Fault injection acts here: a test installs a hook with `set_crash_hook` and is called before each
+operation with its name and path; the hook kills the process, raises OSError, or returns. All
+errors of the operating system leave this module as casckpt errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from casckpt.errors import (
+    CasckptError,
+    FileSystemRefused,
+    NoSpace,
+    NoStore,
+    OperationFailed,
+    PermissionRefused,
+)
+
+CrashHook = Callable[[str, str], None]
+_crash_hook: CrashHook | None = None
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_WRITE_STEP = 16 * 1024 * 1024
+
+
+def set_crash_hook(hook: CrashHook | None) -> None:
+    """Install `hook(operation, path)`, called before every operation; None removes it."""
+    global _crash_hook
+    _crash_hook = hook
+
+
+def crash_point(name: str, path: object = "") -> None:
+    """Mark a place between two operations where a process may die."""
+    if _crash_hook is not None:
+        _crash_hook(name, str(path))
+
+
+def translate(error: OSError, what: str) -> CasckptError:
+    """Return the casckpt error for an error of the operating system."""
+    reason = f"{error.strerror or error} (errno {error.errno})"
+    if error.errno in _FULL:
+        return NoSpace(what, reason)
+    if error.errno in _DENIED:
+        return PermissionRefused(what, reason)
+    return OperationFailed(what, reason)
+
+
+@contextlib.contextmanager
+def _operation(name: str, path: object) -> Iterator[None]:
+    try:
+        if _crash_hook is not None:
+            _crash_hook(name, str(path))
+        yield
+    except OSError as exc:
+        raise translate(exc, f"cannot {name} {path}") from exc
+
+
+def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Open `path` and return its descriptor; symbolic links are refused, never followed.
+
+    Raises FileNotFoundError and FileExistsError as they are: callers decide what they mean.
+    """
+    try:
+        crash_point("open", path)
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise NoStore(
+                f"refused to open {path}", "it is a symbolic link, which a store never contains"
+            ) from exc
+        raise translate(exc, f"cannot open {path}") from exc
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NoStore(f"refused to open {path}", "it is not a regular file")
+    return descriptor
+
+
+def close_file(descriptor: int) -> None:
+    """Close a descriptor; an error of close says nothing that fsync has not said."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int, path: Path) -> None:
+    """Write all of `data` at `offset`; a short write goes on where it stopped."""
+    view = memoryview(data).cast("B")
+    with _operation("write", path):
+        while view:
+            written = os.pwrite(descriptor, view[:_WRITE_STEP], offset)
+            if written <= 0:
+                raise OSError(errno.EIO, "write made no progress")
+            view = view[written:]
+            offset += written
+
+
+def write_vector(descriptor: int, buffers: list[bytes | memoryview], offset: int, path: Path) -> int:
+    """Write `buffers` one after the other at `offset`; return the number of bytes."""
+    total = sum(len(buffer) for buffer in buffers)
+    with _operation("write", path):
+        written = os.pwritev(descriptor, buffers, offset)
+    if written < total:
+        rest = b"".join(buffers)[written:]
+        write_at(descriptor, rest, offset + written, path)
+    return total
+
+
+def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:
+    """Read up to `length` bytes at `offset`; fewer only at the end of the file."""
+    parts = []
+    with _operation("read", path):
+        while length > 0:
+            part = os.pread(descriptor, length, offset)
+            if not part:
+                break
+            parts.append(part)
+            length -= len(part)
+            offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_into(descriptor: int, destination: memoryview, offset: int, path: Path) -> int:
+    """Fill `destination` from `offset`; return the bytes read, fewer only at end of file."""
+    done = 0
+    with _operation("read", path):
+        while done < len(destination):
+            count = os.preadv(descriptor, [destination[done:]], offset + done)
+            if count == 0:
+                break
+            done += count
+    return done
+
+
+def sync_data(descriptor: int, path: Path) -> None:
+    """Flush data and size of a file to the disk. Never call it again after a failure."""
+    with _operation("fdatasync", path):
+        os.fdatasync(descriptor)
+
+
+def sync_file(descriptor: int, path: Path) -> None:
+    """Flush a file and all its metadata to the disk."""
+    with _operation("fsync", path):
+        os.fsync(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the entries of a folder durable."""
+    with _operation("fsync folder", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(path: Path, *, exist_ok: bool = False) -> bool:
+    """Make a folder; return whether it was made. FileExistsError unless `exist_ok`."""
+    try:
+        crash_point("mkdir", path)
+        path.mkdir()
+    except FileExistsError:
+        if exist_ok and path.is_dir():
+            return False
+        raise
+    except OSError as exc:
+        raise translate(exc, f"cannot make the folder {path}") from exc
+    return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Replace `target` by `source`, atomically; durable after `sync_folder`."""
+    with _operation("rename", target):
+        source.rename(target)
+
+
+def unlink(path: Path, *, missing_ok: bool = False) -> None:
+    """Remove a file."""
+    with _operation("unlink", path):
+        path.unlink(missing_ok=missing_ok)
+
+
+def truncate(descriptor: int, length: int, path: Path) -> None:
+    """Cut a file, or give back the space reserved past its end."""
+    with _operation("truncate", path):
+        os.ftruncate(descriptor, length)
+
+
+def reserve(descriptor: int, offset: int, length: int, path: Path) -> None:
+    """Reserve disk space past the end of a file without changing its size.
+
+    On a file system that cannot, nothing is reserved: the write itself then reports a full disk.
+    """
+    if length <= 0:
+        return
+    with _operation("reserve", path):
+        try:
+            _fallocate_keep_size(descriptor, offset, length)
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+
+
+def allocate(descriptor: int, length: int, path: Path) -> None:
+    """Make a file `length` bytes long with all of it backed by disk."""
+    with _operation("allocate", path):
+        os.posix_fallocate(descriptor, 0, length)
+
+
+def write_whole(path: Path, data: bytes, temporary: Path) -> None:
+    """Put `data` at `path` so that after a crash it is the old file or the new one, whole."""
+    # ORDER: file durable, then the name, then the folder that holds the name
+    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        write_at(descriptor, data, 0, temporary)
+        sync_file(descriptor, temporary)
+    finally:
+        close_file(descriptor)
+    rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def read_whole(path: Path, limit_bytes: int) -> bytes:
+    """Read a small file; raises FileNotFoundError, and NoStore if it is larger than the limit."""
+    descriptor = open_file(path, os.O_RDONLY)
+    try:
+        data = read_at(descriptor, limit_bytes + 1, 0, path)
+    finally:
+        close_file(descriptor)
+    if len(data) > limit_bytes:
+        raise NoStore(f"refused to read {path}", f"it is larger than {limit_bytes} bytes")
+    return data
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return the bytes of disk a file takes (st_blocks), 0 if it is gone."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that an ordinary user may still write on the file system of `path`."""
+    with _operation("statvfs", path):
+        facts = os.statvfs(path)
+    return facts.f_bavail * facts.f_frsize
+
+
+# ---- locks: open file description locks; they end by close only, whoever dies
+
+
+def _flock_structure(kind: int) -> bytes:
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+
+
+def try_lock(descriptor: int, *, exclusive: bool) -> bool:
+    """Take or convert an OFD lock on the whole file without waiting; return whether it was got."""
+    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+    try:
+        crash_point("lock", descriptor)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(kind))
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise translate(exc, "cannot lock a file of the store") from exc
+    return True
+
+
+def release_lock(descriptor: int) -> None:
+    """Release an OFD lock; only the `writer` lock is ever released other than by close."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(fcntl.F_UNLCK))
+
+
+# ---- file systems that do not keep LMDB's promises (lmdb.h, "Caveats")
+
+_REMOTE = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB2",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+    0x65735546: "FUSE",
+    0x01021997: "9p",
+    0x00C36400: "Ceph",
+    0x5346414F: "AFS",
+    0x19830326: "FhGFS",
+}
+BTRFS_MAGIC = 0x9123683E
+
+
+def file_system_type(path: Path) -> int:
+    """Return the magic number of the file system that holds `path` (statfs(2), f_type)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(256)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        number = ctypes.get_errno()
+        raise translate(OSError(number, os.strerror(number)), f"cannot look at {path}")
+    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
+
+
+def refuse_remote(path: Path) -> None:
+    """Raise FileSystemRefused if `path` is on a network or FUSE file system."""
+    name = _REMOTE.get(file_system_type(path))
+    if name is not None:
+        raise FileSystemRefused(
+            f"refused to keep a store at {path}",
+            f"it is on a {name} file system, whose locks and memory maps the index cannot trust",
+            "put the store on a local disk, and copy it to the other place from there",
+        )
+
+
+def _fallocate_keep_size(descriptor: int, offset: int, length: int) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    keep_size = 1
+    call = libc.fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if call(descriptor, keep_size, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def set_no_copy_on_write(descriptor: int) -> None:
+    """Set the NOCOW attribute of an empty file on btrfs, best effort."""
+    get_flags, set_flags, no_cow = 0x80086601, 0x40086602, 0x00800000
+    with contextlib.suppress(OSError):
+        raw = fcntl.ioctl(descriptor, get_flags, struct.pack("q", 0))
+        (flags,) = struct.unpack("q", raw)
+        fcntl.ioctl(descriptor, set_flags, struct.pack("q", flags | no_cow))

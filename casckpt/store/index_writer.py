@@ -1,0 +1,267 @@
+"""The one thread of a process that writes the index, joining what waits into one transaction.
+
+A durable LMDB transaction costs two flushes whatever it holds, so transactions that wait are
+joined (at most 2,000 rows). Each job runs in a nested transaction: its exception undoes its own
+changes only. Changes to anything but objects and packs take the next seq and become a fact.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from casckpt.errors import CasckptError, OperationFailed, StoreBusy
+from casckpt.store import files, layout, rows
+from casckpt.store.environment import Environment, Transaction
+
+_Result = TypeVar("_Result")
+_log = logging.getLogger("casckpt")
+_REPORT_AFTER_S = 10.0
+_GIVE_UP_AFTER_S = 600.0
+_FACT_SYNC_S = 1.0
+
+
+class FactSink(Protocol):
+    """Where the writer puts facts: the packs of this process's session."""
+
+    def fact_pack(self) -> int:
+        """Return the number of a pack that takes a fact now; its row exists."""
+
+    def pack_gone(self) -> None:
+        """Open another pack for the next fact: a collector has dropped this one."""
+
+    def append_fact(self, pack: int, seq: int, changes: list[tuple[str, bytes, bytes | None]]) -> None:
+        """Append the fact of a committed transaction."""
+
+    def sync_facts(self) -> None:
+        """Make the appended facts durable."""
+
+    def beat(self) -> None:
+        """Write the session's heartbeat."""
+
+
+@dataclass(eq=False)
+class _Job:
+    run: Callable[[Transaction], Any]
+    row_count: int
+    facts: bool
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Any = None
+    error: BaseException | None = None
+
+
+class IndexWriter:
+    """Runs write transactions for all threads of a process, one after the other."""
+
+    def __init__(self, environment: Environment, store: Path, sink: FactSink) -> None:
+        self.environment = environment
+        self._path = store / layout.WRITER_FILE
+        self._sink = sink
+        self._jobs: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._dirty_since: float | None = None
+        self._descriptor = -1
+        self._thread: threading.Thread | None = None
+        self.before_first_write: Callable[[], None] | None = None
+
+    def run(
+        self, job: Callable[[Transaction], _Result], *, row_count: int = 1, facts: bool = True
+    ) -> _Result:
+        """Run `job` in a durable transaction and return its result; it is committed on return.
+
+        The job makes LMDB calls only, and may be run again if its transaction is given up. Its
+        exception is raised here and leaves nothing behind. Pass `facts=False` for a job that
+        changes `objects`, `packs` and `meta` only.
+        """
+        entry = _Job(job, row_count, facts)
+        if threading.current_thread() is self._thread:
+            self._execute([entry])
+        else:
+            with self._wake:
+                if self._closing:
+                    raise OperationFailed("the store is closed", "it was used after close()")
+                self._start()
+                self._jobs.append(entry)
+                self._wake.notify_all()
+            entry.done.wait()
+        if entry.error is not None:
+            raise entry.error
+        result: _Result = entry.result
+        return result
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="casckpt-index", daemon=True)
+            self._thread.start()
+
+    def _loop(self) -> None:
+        beat_at = time.monotonic() + layout.HEARTBEAT_S
+        while True:
+            with self._wake:
+                if not self._jobs and not self._closing:
+                    timeout = beat_at - time.monotonic()
+                    if self._dirty_since is not None:
+                        timeout = min(timeout, self._dirty_since + _FACT_SYNC_S - time.monotonic())
+                    self._wake.wait(max(timeout, 0.0))
+                batch = self._take()
+                if not batch and self._closing:
+                    return
+            if batch:
+                self._execute(batch)
+            now = time.monotonic()
+            if self._dirty_since is not None and now - self._dirty_since >= _FACT_SYNC_S:
+                self._dirty_since = None
+                self._quietly(self._sink.sync_facts, "the last facts are not durable yet")
+            if now >= beat_at:
+                beat_at = now + layout.HEARTBEAT_S
+                self._quietly(self._sink.beat, "the heartbeat was not written")
+
+    def _take(self) -> list[_Job]:
+        batch: list[_Job] = []
+        total = 0
+        while self._jobs and (
+            not batch or total + self._jobs[0].row_count <= layout.TRANSACTION_MAX_ROWS
+        ):
+            batch.append(self._jobs.popleft())
+            total += batch[-1].row_count
+        return batch
+
+    @staticmethod
+    def _quietly(action: Callable[[], None], message: str) -> None:
+        try:
+            action()
+        except CasckptError as exc:
+            _log.warning("%s: %s", message, exc)
+
+    def _execute(self, batch: list[_Job]) -> None:
+        try:
+            self._commit(batch)
+        except BaseException as exc:
+            for job in batch:
+                if job.error is None:
+                    job.result, job.error = None, exc
+        finally:
+            for job in batch:
+                job.done.set()
+
+    def _commit(self, batch: list[_Job]) -> None:
+        if self.before_first_write is not None:
+            self.before_first_write()
+            self.before_first_write = None
+        outcome = None
+        while True:
+            # A fact needs a pack whose row is there, and that row a transaction of its own.
+            number = self._sink.fact_pack() if any(job.facts for job in batch) else None
+            self._take_writer_lock()
+            try:
+                outcome = self.environment.write(
+                    lambda tx, number=number: self._run_all(tx, batch, number)
+                )
+                break
+            except _PackGone:
+                self._sink.pack_gone()
+            finally:
+                self._release_writer_lock()
+        if outcome is not None:
+            self._sink.append_fact(*outcome)
+            self._dirty_since = self._dirty_since or time.monotonic()
+
+    def _run_all(
+        self, tx: Transaction, batch: list[_Job], number: int | None
+    ) -> tuple[int, int, list[tuple[str, bytes, bytes | None]]] | None:
+        for job in batch:
+            job.error = None
+            if len(batch) == 1:
+                job.result = job.run(tx)
+                continue
+            try:
+                job.result = self.environment.nested(tx, job.run)
+            except CasckptError as exc:
+                job.error = exc
+        if not tx.changes:
+            return None
+        assert number is not None, "a job that changes rows was run with facts=False"
+        seq = tx.number("seq") + 1
+        tx.set_number("seq", seq)
+        if tx.roots_count or tx.roots_sum:
+            tx.set_number("root_seq", tx.number("root_seq") + 1)
+            add_to_roots(tx, tx.roots_count, tx.roots_sum)
+        pack = tx.pack(number)
+        if pack is None or pack.state == rows.DROPPED:
+            raise _PackGone(number)
+        changed = replace(pack, state=rows.LIVE, epoch=0, highest_fact=seq)
+        tx.put("packs", rows.pack_key(number), changed.encode())
+        return number, seq, tx.changes
+
+    # ---- the `writer` lock: waited for outside the gate, so that a fork never hangs on it
+
+    def _take_writer_lock(self) -> None:
+        if self._descriptor < 0:
+            self._descriptor = files.open_file(self._path, os.O_RDWR | os.O_CREAT)
+        began = time.monotonic()
+        reported = False
+        while not files.try_lock(self._descriptor, exclusive=True):
+            waited = time.monotonic() - began
+            if waited > _REPORT_AFTER_S and not reported:
+                reported = True
+                _log.warning("waiting for the index: %s writes to it", self._holder())
+            if waited > _GIVE_UP_AFTER_S:
+                raise StoreBusy(
+                    "cannot write the index",
+                    f"{self._holder()} has held it for {waited:.0f} s",
+                    "end that process if it is stopped; nothing of yours was lost",
+                )
+            time.sleep(random.uniform(0.0002, 0.002))
+        files.write_at(self._descriptor, f"{os.getpid()}\n".ljust(24).encode(), 0, self._path)
+
+    def _holder(self) -> str:
+        text = files.read_at(self._descriptor, 24, 0, self._path).decode("ascii", "replace").strip()
+        return f"process {text}" if text else "another process"
+
+    def _release_writer_lock(self) -> None:
+        files.release_lock(self._descriptor)
+
+    def close(self) -> None:
+        """Run what waits, then stop the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
+        if self._descriptor >= 0:
+            files.close_file(self._descriptor)
+            self._descriptor = -1
+
+    def abandon(self) -> None:
+        """Forget everything without unlocking: in the child of a fork."""
+        if self._descriptor >= 0:
+            files.close_file(self._descriptor)
+
+
+class _PackGone(OperationFailed):
+    """The pack meant for the fact was dropped by a collector that took this session for dead."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("cannot write the index", f"pack {number} was dropped", number=number)
+
+
+def add_to_roots(tx: Transaction, count: int, total: int) -> None:
+    """Add to the roots checksum: number of root rows and the sum of their hashes."""
+    old_count, old_total = read_roots(tx)
+    new_count, new_total = old_count + count, (old_total + total) % 2**128
+    tx.put("meta", b"roots", rows.u64(new_count) + new_total.to_bytes(16, "little"))
+
+
+def read_roots(tx: Transaction) -> tuple[int, int]:
+    """Return the roots checksum of the index: (number of root rows, sum of hashes)."""
+    value = tx.get("meta", b"roots") or bytes(24)
+    return rows.read_u64(value[:8]), int.from_bytes(value[8:24], "little")

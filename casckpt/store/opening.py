@@ -1,0 +1,236 @@
+"""The rules of opening a store: format, features, lock, the clean stamp, an index that is old.
+
+docs/format.md, section 11. Everything here either lets the store be used or says why not; nothing
+here creates or repairs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from casckpt.errors import CasckptError, Corrupt, NewerFormat, NoStore, PermissionRefused, StoreBusy
+from casckpt.store import clock, codec, facts, files, layout, packs, records, rows
+from casckpt.store.environment import Environment
+
+_SMALL_FILE_BYTES = 64 * layout.KIB
+_WALK_LIMIT_S = 60.0
+_LOCK_WAIT_S = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What format.json says: whose store, and which features a program must know."""
+
+    uuid: bytes
+    read: frozenset[str]
+    write: frozenset[str]
+    collect: frozenset[str]
+
+
+def read_format(path: Path) -> Format:
+    """Return the format of the store at `path`.
+
+    Raises:
+        NoStore: there is no store, or the folder is something else.
+        NewerFormat: the version, or a feature that reading needs, is not known here.
+    """
+    try:
+        text = files.read_whole(path / layout.FORMAT_FILE, _SMALL_FILE_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        why = "the folder is not a casckpt store" if path.exists() else "there is no such folder"
+        raise NoStore(f"no store at {path}", why, f"run `casckpt init {path}`") from exc
+    try:
+        document = json.loads(text)
+        version = int(document["version"])
+        uuid = bytes.fromhex(document["uuid"])
+        read, write, collect = (
+            frozenset(str(name) for name in document[key]) for key in ("read", "write", "collect")
+        )
+        if len(uuid) != 16:
+            raise ValueError("uuid")
+    except (ValueError, KeyError, TypeError) as exc:
+        raise NoStore(f"no store at {path}", f"{layout.FORMAT_FILE} does not decode: {exc}") from exc
+    if version != layout.FORMAT_VERSION or not read <= layout.READ_FEATURES:
+        unknown = ", ".join(sorted(read - layout.READ_FEATURES)) or f"version {version}"
+        raise NewerFormat(f"cannot read the store at {path}", f"it needs {unknown}")
+    return Format(uuid, read, write, collect)
+
+
+def require_features(needed: frozenset[str], known: frozenset[str], verb: str) -> None:
+    """Raise NewerFormat if `verb` (write, collect) needs a feature that is not known here."""
+    unknown = sorted(needed - known)
+    if unknown:
+        raise NewerFormat(f"cannot {verb} in this store", f"it needs {', '.join(unknown)}")
+
+
+def current_index(path: Path) -> Path:
+    """Return the folder of the store's index, as CURRENT names it."""
+    try:
+        name = files.read_whole(path / layout.CURRENT_FILE, 64).decode("ascii", "replace").strip()
+    except FileNotFoundError as exc:
+        raise Corrupt(
+            f"the store at {path} has no {layout.CURRENT_FILE}",
+            "the file that names the index was removed",
+            "run `casckpt repair --rebuild-index`",
+        ) from exc
+    if not name.startswith(layout.INDEX_PREFIX) or not name[len(layout.INDEX_PREFIX) :].isdigit():
+        raise Corrupt(
+            f"{layout.CURRENT_FILE} of {path} is damaged",
+            f"it says {name!r}",
+            "run `casckpt repair --rebuild-index`",
+        )
+    return path / name
+
+
+# ---- the lock every opener holds
+
+
+def take_store_lock(path: Path, *, readonly: bool) -> tuple[int, bool]:
+    """Return (descriptor, whether we are alone and may look at the index before others).
+
+    Alone, the lock is still exclusive: call `share_lock` when done. A descriptor of -1 means that
+    the lock cannot be opened at all (read-only folder).
+    """
+    lock = path / layout.LOCK_FILE
+    try:
+        descriptor = files.open_file(lock, os.O_RDWR)
+    except (FileNotFoundError, PermissionRefused):
+        if not readonly:
+            raise
+        return -1, False
+    try:
+        if files.try_lock(descriptor, exclusive=True):
+            return descriptor, True
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while not files.try_lock(descriptor, exclusive=False):
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f"cannot open the store at {path}",
+                    "another process holds it exclusively (rebuilding its index?)",
+                )
+            time.sleep(0.01)
+        return descriptor, False
+    except BaseException:
+        files.close_file(descriptor)
+        raise
+
+
+def share_lock(descriptor: int) -> None:
+    """Turn the exclusive lock into a shared one."""
+    files.try_lock(descriptor, exclusive=False)
+
+
+# ---- the clean stamp
+
+
+def _stamp(index: Path, transaction: int) -> dict[str, object]:
+    facts_of_file = (index / "data.mdb").stat()
+    return {
+        "boot": clock.boot_id().hex(),
+        "inode": facts_of_file.st_ino,
+        "size": facts_of_file.st_size,
+        "mtime_ns": facts_of_file.st_mtime_ns,
+        "transaction": transaction,
+    }
+
+
+def stamp_fits(index: Path) -> bool:
+    """Tell whether the index is as its last closer left it, in this boot."""
+    try:
+        text = files.read_whole(index / layout.CLEAN_FILE, _SMALL_FILE_BYTES)
+        stamp = json.loads(text)
+        wanted = _stamp(index, 0)
+    except (OSError, ValueError, CasckptError):
+        return False
+    return isinstance(stamp, dict) and all(
+        stamp.get(key) == value for key, value in wanted.items() if key != "transaction"
+    )
+
+
+def write_stamp(index: Path, transaction: int) -> None:
+    """Say that the index was closed in order; only the last closer may."""
+    body = json.dumps(_stamp(index, transaction)).encode()
+    files.write_whole(index / layout.CLEAN_FILE, body, index / (layout.CLEAN_FILE + ".new"))
+
+
+def remove_stamp(index: Path) -> None:
+    """Take the stamp back before the first write."""
+    files.unlink(index / layout.CLEAN_FILE, missing_ok=True)
+
+
+def walk_index(index: Path) -> None:
+    """Read every row of the index in a child process: damage may kill whoever reads it.
+
+    Raises Corrupt if the child dies or reports damage. Past a minute the walk is given up and
+    the index trusted, as it is by every process that finds others at work.
+    """
+    command = [sys.executable, "-m", "casckpt.store.walk", str(index)]
+    try:
+        outcome = subprocess.run(command, capture_output=True, timeout=_WALK_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return
+    if outcome.returncode != 0:
+        said = outcome.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise Corrupt(
+            f"the index {index.name} is damaged",
+            said[-1] if said else f"reading it ended with status {outcome.returncode}",
+            "run `casckpt repair --rebuild-index`; the packs still hold everything",
+        )
+
+
+# ---- an index older than its packs
+
+
+def refuse_old_index(path: Path, store_uuid: bytes, environment: Environment) -> None:
+    """Raise Corrupt if a pack holds a fact newer than the index knows.
+
+    An index that was put back from a backup would take the newer packs for garbage.
+    """
+    newest = 0
+    # ORDER: packs first, meta.seq after, so that a commit between the two is no false alarm
+    with environment.read() as tx:
+        known_packs = [rows.PackRow.decode(value) for _, value in tx.scan("packs")]
+    registered = {row.uuid: row.size for row in known_packs}
+    for file in sorted((path / layout.PACKS_FOLDER).glob(f"*/*{layout.PACK_SUFFIX}")):
+        newest = max(newest, _newest_fact(file, store_uuid, registered))
+    with environment.read() as tx:
+        known = tx.number("seq")
+    if newest > known:
+        raise Corrupt(
+            f"the index of {path} is older than its packs",
+            f"a pack holds commit {newest}, the index ends at {known}",
+            "run `casckpt repair --rebuild-index`",
+        )
+
+
+def _newest_fact(file: Path, store_uuid: bytes, registered: dict[bytes, int]) -> int:
+    try:
+        uuid = bytes.fromhex(file.name.removesuffix(layout.PACK_SUFFIX))
+        descriptor = files.open_file(file, os.O_RDONLY)
+    except (ValueError, FileNotFoundError, CasckptError):
+        return 0
+    newest = 0
+    try:
+        start = max(registered.get(uuid, 0), layout.PACK_HEADER_BYTES)
+        if os.fstat(descriptor).st_size <= start:
+            return 0
+        head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, file)
+        pack, store, _ = records.decode_pack_header(head)
+        if pack != uuid or store != store_uuid:
+            return 0
+        for record in packs.scan_pack(descriptor, file, uuid, start):
+            if record.kind == layout.TYPE_FACT:
+                payload = packs.read_payload(descriptor, file, record)
+                body = codec.decode_body(record.encoding, payload, record.logical)
+                newest = max(newest, facts.decode_fact(body).seq)
+    except CasckptError:
+        return newest
+    finally:
+        files.close_file(descriptor)
+    return newest

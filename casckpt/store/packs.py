@@ -1,0 +1,342 @@
+"""Pack files: append by their session, read by everybody, scan for recovery."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from casckpt.errors import CasckptError, Corrupt, NewerFormat, OperationFailed
+from casckpt.store import files, layout, records
+from casckpt.store.records import Buffer, Record
+
+_RESERVE_BYTES = 4 * layout.MIB
+_OPEN_PACKS = 128
+_SCAN_BYTES = 4 * layout.MIB
+# A footer and a small fact must still fit after the chunks of a save.
+_TAIL_BYTES = 64 * layout.KIB
+
+
+def pack_path(store: Path, uuid: bytes) -> Path:
+    """Return where the pack of a uuid is."""
+    name = uuid.hex()
+    return store / layout.PACKS_FOLDER / name[:2] / (name + layout.PACK_SUFFIX)
+
+
+class PackFailed(OperationFailed):
+    """An earlier write to this pack failed, in any thread: what is not synced goes elsewhere."""
+
+
+class PackWriter:
+    """One pack while its session appends to it. Thread safe.
+
+    Appends reserve their place under the lock and write outside it; `sync` waits for the writes
+    that were begun. One failed write or fdatasync ends the pack for the whole process: it takes
+    no more records, and what lies above `synced` is not to be trusted (format.md, PACK).
+    """
+
+    def __init__(self, store: Path, uuid: bytes, number: int, store_uuid: bytes, session: bytes) -> None:
+        self.number = number
+        self.uuid = uuid
+        self.path = pack_path(store, uuid)
+        self.end = layout.PACK_HEADER_BYTES
+        self.synced = 0
+        self.failed = False
+        self.sealed = False
+        self._reserved = 0
+        self._writing = 0
+        self._records = 0
+        self._changed = threading.Condition()
+        # ORDER: the row in `packs` is durable before this; then file, its folder, their parents
+        folder = self.path.parent
+        made = files.make_folder(folder, exist_ok=True)
+        self._descriptor = files.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            files.write_at(
+                self._descriptor, records.encode_pack_header(uuid, store_uuid, session), 0, self.path
+            )
+            files.sync_file(self._descriptor, self.path)
+            files.sync_folder(folder)
+            if made:
+                files.sync_folder(folder.parent)
+        except BaseException:
+            self.failed = True
+            files.close_file(self._descriptor)
+            raise
+        self.synced = self.end
+
+    @property
+    def full(self) -> bool:
+        """Whether a new record should go to another pack."""
+        return self.failed or self.sealed or self.end >= layout.PACK_SEAL_BYTES
+
+    def append(
+        self,
+        kind: int,
+        encoding: int,
+        identity: bytes,
+        logical: int,
+        refs: tuple[bytes, ...],
+        payload: Buffer,
+    ) -> Record:
+        """Append a record and return its header; it is durable after the next `sync`."""
+        check = records.payload_check(payload)
+        length = records.OVERHEAD_BYTES + 32 * len(refs) + len(payload)
+        with self._changed:
+            if self.failed or self.sealed:
+                raise PackFailed(
+                    f"cannot write to {self.path.name}", "an earlier write to this pack failed"
+                )
+            offset = self.end
+            if offset + length > max(layout.PACK_CAP_BYTES, layout.PACK_SEAL_BYTES + length):
+                raise OperationFailed(f"cannot write to {self.path.name}", "the pack is full")
+            self._reserve(offset + length + _TAIL_BYTES)
+            self.end += length
+            self._writing += 1
+            self._records += 1
+        try:
+            header = records.encode_header(
+                self.uuid, offset, kind, encoding, identity, logical, refs, len(payload), check
+            )
+            files.write_vector(self._descriptor, [header, memoryview(payload)], offset, self.path)
+        except BaseException:
+            with self._changed:
+                self.failed = True
+            raise
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
+        return Record(kind, encoding, identity, logical, len(payload), refs, check, offset)
+
+    def _reserve(self, end: int) -> None:
+        if end <= self._reserved:
+            return
+        # Grow by doubling up to 4 MiB, so that a save of a few bytes reserves little.
+        step = min(_RESERVE_BYTES, max(_TAIL_BYTES, end))
+        target = end + step
+        try:
+            files.reserve(self._descriptor, self.end, target - self.end, self.path)
+        except CasckptError:
+            # Nothing was written yet: the pack stays good, the save fails here.
+            self.release_reserved()
+            raise
+        self._reserved = target
+
+    def release_reserved(self) -> None:
+        """Give back the space reserved past the end (the lock is held, or nobody else writes)."""
+        with self._changed:
+            while self._writing:
+                self._changed.wait()
+            if self._reserved > self.end and not self.failed and not self.sealed:
+                files.truncate(self._descriptor, self.end, self.path)
+            self._reserved = self.end
+
+    def sync(self) -> int:
+        """Make every record appended before the call durable; return the synced length."""
+        with self._changed:
+            target = self.end
+            if self.synced >= target and not self.failed:
+                return self.synced
+            while self._writing:
+                self._changed.wait()
+            if self.failed:
+                raise PackFailed(
+                    f"cannot flush {self.path.name}", "an earlier write to this pack failed"
+                )
+            end = self.end
+        try:
+            files.sync_data(self._descriptor, self.path)
+        except BaseException:
+            # The kernel forgets a failed write-back: a second fdatasync would say "ok".
+            with self._changed:
+                self.failed = True
+            raise
+        with self._changed:
+            self.synced = max(self.synced, end)
+            return self.synced
+
+    def seal(self) -> int:
+        """End the pack: footer, sync, close. Return the end of its records, all durable.
+
+        After a failure the pack is closed without a footer; a missing footer is no error.
+        """
+        with self._changed:
+            if self.sealed:
+                return self.synced
+            while self._writing:
+                self._changed.wait()
+            self.sealed = True
+            end = self.end
+        try:
+            if not self.failed:
+                files.sync_data(self._descriptor, self.path)
+                self.synced = end
+                footer = records.encode_footer(end, self._records)
+                files.write_at(self._descriptor, footer, end, self.path)
+                files.truncate(self._descriptor, end + len(footer), self.path)
+        except CasckptError:
+            if self.synced < end:
+                self.failed = True
+                raise
+        finally:
+            files.close_file(self._descriptor)
+        return self.synced
+
+    def abandon(self) -> None:
+        """Close the descriptor and nothing else: for the child of a fork."""
+        self.sealed = True
+        files.close_file(self._descriptor)
+
+
+class PackFiles:
+    """Open packs for reading, at most 128 at a time. Thread safe."""
+
+    def __init__(self, store: Path, store_uuid: bytes) -> None:
+        self._store = store
+        self._store_uuid = store_uuid
+        self._lock = threading.Lock()
+        self._open: OrderedDict[bytes, _OpenPack] = OrderedDict()
+
+    def borrow(self, uuid: bytes) -> _OpenPack:
+        """Return an open pack; call `release` on it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            Corrupt: its header is not that of this pack of this store.
+        """
+        with self._lock:
+            entry = self._open.get(uuid)
+            if entry is not None:
+                self._open.move_to_end(uuid)
+                entry.users += 1
+                return entry
+        path = pack_path(self._store, uuid)
+        descriptor = files.open_file(path, os.O_RDONLY)
+        try:
+            head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, path)
+            pack, store, _ = records.decode_pack_header(head)
+            if pack != uuid or store != self._store_uuid:
+                raise Corrupt(f"{path.name} is another pack", "its header names another pack or store")
+        except BaseException:
+            files.close_file(descriptor)
+            raise
+        with self._lock:
+            entry = self._open.get(uuid)
+            if entry is None:
+                entry = self._open[uuid] = _OpenPack(self, descriptor, path)
+            else:
+                files.close_file(descriptor)
+            entry.users += 1
+            self._evict()
+            return entry
+
+    def _evict(self) -> None:
+        for uuid in list(self._open):
+            if len(self._open) <= _OPEN_PACKS:
+                return
+            if self._open[uuid].users == 0:
+                files.close_file(self._open.pop(uuid).descriptor)
+
+    def release(self, entry: _OpenPack) -> None:
+        """Give back what `borrow` returned."""
+        with self._lock:
+            entry.users -= 1
+            if entry.closing and entry.users == 0:
+                files.close_file(entry.descriptor)
+
+    def close(self) -> None:
+        """Close all descriptors; those in use close when they are released."""
+        with self._lock:
+            for entry in self._open.values():
+                entry.closing = True
+                if entry.users == 0:
+                    files.close_file(entry.descriptor)
+            self._open.clear()
+
+
+class _OpenPack:
+    """A descriptor with a count of its users."""
+
+    __slots__ = ("_owner", "closing", "descriptor", "path", "users")
+
+    def __init__(self, owner: PackFiles, descriptor: int, path: Path) -> None:
+        self._owner = owner
+        self.descriptor = descriptor
+        self.path = path
+        self.users = 0
+        self.closing = False
+
+    def __enter__(self) -> _OpenPack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owner.release(self)
+
+
+def read_header(descriptor: int, path: Path, pack: bytes, offset: int) -> Record:
+    """Return the header of the record at `offset`, checked."""
+    fixed = files.read_at(descriptor, 512, offset, path)
+    length = records.header_length(fixed)
+    if len(fixed) < length:
+        fixed = files.read_at(descriptor, length, offset, path)
+    return records.decode_header(fixed[:length], pack, offset)
+
+
+def read_payload(descriptor: int, path: Path, record: Record) -> bytes:
+    """Return the stored bytes of a record, checked against its header."""
+    payload = files.read_at(descriptor, record.stored, record.offset + record.header_bytes, path)
+    records.check_payload(record, payload)
+    return payload
+
+
+def scan_pack(
+    descriptor: int,
+    path: Path,
+    pack: bytes,
+    start: int = layout.PACK_HEADER_BYTES,
+    *,
+    problems: list[tuple[int, str]] | None = None,
+) -> Iterator[Record]:
+    """Yield every record whose header is whole, from `start` on; payloads are not read.
+
+    Where no whole header stands, the scan goes on at the next magic, and the gap is added to
+    `problems` as (offset, message), unless it is the footer or the end of the file.
+    """
+    size = os.fstat(descriptor).st_size
+    offset = start
+    while offset < size:
+        try:
+            record = read_header(descriptor, path, pack, offset)
+            if offset + record.total_bytes > size:
+                raise Corrupt("bad record", "its payload is cut off")
+        except (Corrupt, NewerFormat) as exc:
+            following = _next_magic(descriptor, path, offset + 1, size)
+            if problems is not None and not _is_footer(descriptor, path, offset, size):
+                problems.append((offset, exc.why or exc.what))
+            if following is None:
+                return
+            offset = following
+            continue
+        yield record
+        offset += record.total_bytes
+
+
+def _is_footer(descriptor: int, path: Path, offset: int, size: int) -> bool:
+    footer = files.read_at(descriptor, records.FOOTER_BYTES + 1, offset, path)
+    return len(footer) == size - offset and footer.startswith(layout.FOOTER_MAGIC)
+
+
+def _next_magic(descriptor: int, path: Path, offset: int, size: int) -> int | None:
+    keep = len(layout.RECORD_MAGIC) - 1
+    while offset < size:
+        window = files.read_at(descriptor, _SCAN_BYTES, offset, path)
+        found = window.find(layout.RECORD_MAGIC)
+        if found >= 0:
+            return offset + found
+        if len(window) <= keep:
+            return None
+        offset += len(window) - keep
+    return None

@@ -1,0 +1,279 @@
+"""Reading objects: resolve, read, check, decode, in parallel, into the caller's buffers.
+
+Locations are resolved in one read transaction, the files are read after it has ended. What then
+is not there, or fails its check, is resolved again from the top, three times: a collector may have
+moved it meanwhile. Only then is it Deleted or Corrupt (docs/protocol.md, READ).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from casckpt.errors import CasckptError, Corrupt, Deleted, NewerFormat
+from casckpt.store import codec, files, layout, lists, packs, records, rows
+from casckpt.store.sharing import SharedStore
+
+_ATTEMPTS = 3
+_UNIT_BYTES = 4 * layout.MIB
+_UNIT_PIECES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRead:
+    """A wish to fill `dest` with the logical bytes of a blob from `offset` on.
+
+    `length` is the blob's whole logical length, as its manifest says.
+    """
+
+    id: bytes
+    length: int
+    offset: int
+    dest: memoryview | bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A chunk, or a piece of one, and where it goes: dest[...] = chunk[skip : skip + len(dest)]."""
+
+    blob: bytes
+    id: bytes
+    length: int
+    skip: int
+    dest: memoryview
+
+
+Chain = list[tuple[bytes, rows.ObjectRow, rows.PackRow]]
+
+
+class Reader:
+    """Reads objects of one open store. Thread safe."""
+
+    def __init__(self, shared: SharedStore, pool: ThreadPoolExecutor) -> None:
+        self._shared = shared
+        self._pool = pool
+
+    # ---- objects that are refs and a body
+
+    def read_object(self, identity: bytes, kind: int) -> tuple[tuple[bytes, ...], bytes]:
+        """Return (refs, body) of a list or manifest, its id checked.
+
+        Raises:
+            Deleted: the index does not know it.
+            Corrupt: its bytes are damaged, or it is an object of another kind.
+        """
+        problem: CasckptError | None = None
+        for _ in range(_ATTEMPTS):
+            chain = self._resolve([identity])[0]
+            if chain is None:
+                problem = problem or Deleted(
+                    f"no {layout.TYPE_NAMES[kind]} {identity.hex()[:10]}", "it was removed"
+                )
+                continue
+            try:
+                return self._read_object(identity, kind, chain)
+            except (Corrupt, FileNotFoundError) as exc:
+                problem = _as_corrupt(exc, identity)
+        assert problem is not None
+        raise problem
+
+    def _read_object(self, identity: bytes, kind: int, chain: Chain) -> tuple[tuple[bytes, ...], bytes]:
+        _, row, pack = chain[0]
+        if row.kind != kind:
+            raise Corrupt(
+                f"object {identity.hex()[:10]} is a {layout.TYPE_NAMES.get(row.kind, 'thing')}",
+                f"a {layout.TYPE_NAMES[kind]} was expected",
+            )
+        with self._shared.packs.borrow(pack.uuid) as file:
+            record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
+            payload = packs.read_payload(file.descriptor, file.path, record)
+        body = codec.decode_body(record.encoding, payload, record.logical)
+        if records.object_id(kind, record.refs, body) != identity:
+            raise Corrupt(
+                f"damaged {layout.TYPE_NAMES[kind]} {identity.hex()[:10]}", "its bytes have another id"
+            )
+        return record.refs, body
+
+    def _resolve(self, ids: Sequence[bytes]) -> list[Chain | None]:
+        with self._shared.environment.read() as tx:
+            return [tx.chain(identity) for identity in ids]
+
+    # ---- blobs
+
+    def read_blobs(self, wishes: Sequence[BlobRead], *, verify: bool = True) -> None:
+        """Fill the destinations, in parallel; every chunk is checked against its id.
+
+        With `verify=False` the hash of raw chunks is skipped; encoded ones are always decoded
+        and length-checked.
+
+        Raises:
+            Corrupt: with `blob_ids`, the set of ids of the blobs that could not be read whole.
+            Deleted: a blob is gone.
+        """
+        damaged: dict[bytes, CasckptError] = {}
+        lock = threading.Lock()
+
+        def work(unit: list[_Part]) -> None:
+            for part, problem in self._read_parts(unit, verify):
+                with lock:
+                    damaged.setdefault(part.blob, problem)
+
+        futures = []
+        try:
+            for unit in self._units(wishes, damaged):
+                futures.append(self._pool.submit(work, unit))
+        finally:
+            problems = [future.exception() for future in futures]
+        for error in problems:
+            if error is not None:
+                raise error
+        if damaged:
+            first = next(iter(damaged.values()))
+            if isinstance(first, NewerFormat) or all(isinstance(e, Deleted) for e in damaged.values()):
+                raise first
+            raise Corrupt(
+                f"{len(damaged)} blob(s) cannot be read whole, first {first.what}",
+                first.why,
+                blob_ids=frozenset(damaged),
+            )
+
+    def _units(
+        self, wishes: Sequence[BlobRead], damaged: dict[bytes, CasckptError]
+    ) -> Iterator[list[_Part]]:
+        unit: list[_Part] = []
+        size = 0
+        for wish in wishes:
+            dest = memoryview(wish.dest).cast("B")
+            if wish.offset < 0 or wish.offset + len(dest) > wish.length:
+                damaged[wish.id] = Corrupt(
+                    f"blob {wish.id.hex()[:10]} is shorter than what is asked of it",
+                    f"{wish.length} bytes, asked for {wish.offset}..{wish.offset + len(dest)}",
+                )
+                continue
+            try:
+                parts = list(self._parts(wish, wish.id, wish.length, wish.offset, dest, 0))
+            except (Corrupt, Deleted, NewerFormat) as exc:
+                damaged[wish.id] = exc
+                continue
+            for part in parts:
+                unit.append(part)
+                size += part.length
+                if size >= _UNIT_BYTES or len(unit) >= _UNIT_PIECES:
+                    yield unit
+                    unit, size = [], 0
+        if unit:
+            yield unit
+
+    def _parts(
+        self, wish: BlobRead, identity: bytes, length: int, offset: int, dest: memoryview, depth: int
+    ) -> Iterator[_Part]:
+        """Yield the chunks that hold [offset, offset + len(dest)) of an object of `length` bytes."""
+        if length <= layout.CHUNK_MAX_BYTES and self._kind(identity) != layout.TYPE_LIST:
+            yield _Part(wish.id, identity, length, offset, dest)
+            return
+        if depth > layout.LIST_MAX_LEVELS:
+            raise Corrupt(f"damaged list {identity.hex()[:10]}", "lists are nested too deep")
+        refs, body = self.read_object(identity, layout.TYPE_LIST)
+        members = lists.decode_list(body, len(refs))
+        if sum(members.lengths) != length:
+            raise Corrupt(
+                f"damaged list {identity.hex()[:10]}",
+                f"its members have {sum(members.lengths)} bytes, the blob {length}",
+            )
+        start = 0
+        for ref, size in zip(refs, members.lengths, strict=True):
+            low, high = max(offset, start), min(offset + len(dest), start + size)
+            if low < high or (length == 0 and size == 0):
+                piece = dest[low - offset : high - offset]
+                if members.level == 1:
+                    yield _Part(wish.id, ref, size, low - start, piece)
+                else:
+                    yield from self._parts(wish, ref, size, low - start, piece, depth + 1)
+            start += size
+
+    def _kind(self, identity: bytes) -> int | None:
+        with self._shared.environment.read() as tx:
+            row = tx.object(identity)
+        return None if row is None else row.kind
+
+    def _read_parts(self, unit: list[_Part], verify: bool) -> Iterator[tuple[_Part, CasckptError]]:
+        """Read a unit; yield the parts that three attempts could not read. Runs on a worker."""
+        left = unit
+        problems: dict[int, CasckptError] = {}
+        for _ in range(_ATTEMPTS):
+            chains = self._resolve([part.id for part in left])
+            again = []
+            for part, chain in zip(left, chains, strict=True):
+                try:
+                    if chain is None:
+                        raise Deleted(f"no chunk {part.id.hex()[:10]}", "it was removed")
+                    self._read_part(part, chain, verify)
+                except (Corrupt, Deleted, NewerFormat, FileNotFoundError) as exc:
+                    problems[id(part)] = _as_corrupt(exc, part.id)
+                    again.append(part)
+            left = again
+            if not left:
+                return
+        for part in left:
+            yield part, problems[id(part)]
+
+    def _read_part(self, part: _Part, chain: Chain, verify: bool) -> None:
+        if part.skip == 0 and len(part.dest) == part.length:
+            self._read_chunk(chain, part.id, part.dest, verify)
+            return
+        whole = codec.scratch("whole chunk", part.length)
+        self._read_chunk(chain, part.id, whole, verify)
+        part.dest[:] = whole[part.skip : part.skip + len(part.dest)]
+
+    def _read_chunk(self, chain: Chain, identity: bytes, dest: memoryview, verify: bool) -> None:
+        """Decode a chunk and the chain below it into `dest`, keyframe first."""
+        base: memoryview | None = None
+        for link, row, pack in reversed(chain):
+            last = link == identity
+            if row.kind != layout.TYPE_CHUNK or row.logical != len(dest):
+                raise Corrupt(
+                    f"chunk {link.hex()[:10]} has another length",
+                    f"{row.logical} bytes, {len(dest)} were expected",
+                )
+            out = dest if last else memoryview(bytearray(len(dest)))
+            self._read_link(link, row, pack, out, base, verify or not last)
+            base = out
+
+    def _read_link(
+        self,
+        identity: bytes,
+        row: rows.ObjectRow,
+        pack: rows.PackRow,
+        dest: memoryview,
+        base: memoryview | None,
+        verify: bool,
+    ) -> None:
+        with self._shared.packs.borrow(pack.uuid) as file:
+            header = records.OVERHEAD_BYTES + 32 * row.ref_count
+            if row.encoding == layout.ENCODING_RAW and row.stored == len(dest):
+                # Straight into the destination: no copy, and the id is the check.
+                head = files.read_at(file.descriptor, header, row.offset, file.path)
+                record = records.decode_header(head, pack.uuid, row.offset)
+                count = files.read_into(file.descriptor, dest, row.offset + header, file.path)
+                if record.encoding != row.encoding or count != len(dest):
+                    raise Corrupt(f"damaged chunk {identity.hex()[:10]}", "it is cut off")
+            else:
+                data = files.read_at(file.descriptor, header + row.stored, row.offset, file.path)
+                record = records.decode_header(data[:header], pack.uuid, row.offset)
+                if len(data) != header + record.stored or record.logical != len(dest):
+                    raise Corrupt(f"damaged chunk {identity.hex()[:10]}", "it is cut off")
+                codec.decode_chunk(record.encoding, memoryview(data)[header:], dest, base)
+        if record.id != identity or (verify and records.chunk_context().hash(dest) != identity):
+            raise Corrupt(
+                f"damaged chunk {identity.hex()[:10]}",
+                f"the bytes at offset {row.offset} of {file.path.name} are not what was written",
+            )
+
+
+def _as_corrupt(error: Exception, identity: bytes) -> CasckptError:
+    if isinstance(error, FileNotFoundError):
+        return Corrupt(f"object {identity.hex()[:10]} is lost", f"its pack is missing: {error.filename}")
+    assert isinstance(error, CasckptError)
+    return error

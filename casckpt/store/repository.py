@@ -1,0 +1,313 @@
+"""The store as the floors above see it: one handle, from which saves, reads and rows are had."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from casckpt.errors import BadRequest, NotFound, OperationFailed, PermissionRefused
+from casckpt.store import creation, layout, rows, sharing
+from casckpt.store.environment import Transaction
+from casckpt.store.rows import CheckpointRow, RowState
+from casckpt.store.sharing import SharedStore
+
+if TYPE_CHECKING:
+    from casckpt.store.collection import GcReport, SpacePlan
+    from casckpt.store.reading import BlobRead
+    from casckpt.store.rebuilding import RebuildReport
+    from casckpt.store.saving import Saver
+    from casckpt.store.usage import StoreSizes
+    from casckpt.store.verification import VerifyReport
+
+Mode = Literal["a", "r"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How a store is used by this process; nothing here changes what is on disk for others.
+
+    `level`: fast, balanced or small. `memory_bytes`: bound above the state being saved or
+    restored. `workers`: threads that code and read; None for one a core.
+    """
+
+    level: str = "balanced"
+    memory_bytes: int = 256 * layout.MIB
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if self.level not in ("fast", "balanced", "small"):
+            raise BadRequest(f"bad level {self.level!r}", "", "use fast, balanced or small")
+        if self.memory_bytes < 16 * layout.MIB:
+            raise BadRequest("memory_bytes is too small", "", "give at least 16 MiB")
+        if self.workers is not None and self.workers < 1:
+            raise BadRequest("workers is too small", "", "give at least 1, or None")
+
+
+class Repository:
+    """A handle on an open store. Thread safe; after a fork it opens the store again by itself."""
+
+    def __init__(self, path: Path, mode: Mode, options: StoreOptions) -> None:
+        self.path = Path(path).resolve()
+        self.mode = mode
+        self.options = options
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pool: ThreadPoolExecutor | None = None
+        self._shared_store: SharedStore | None = sharing.acquire(self.path, writable=mode == "a")
+
+    @staticmethod
+    def init(path: Path | str) -> None:
+        """Make an empty store at `path`."""
+        creation.create_store(Path(path))
+
+    @staticmethod
+    def open(
+        path: Path | str, mode: Mode = "a", options: StoreOptions | None = None
+    ) -> Repository:
+        """Open the store at `path`.
+
+        Raises:
+            NoStore, FileSystemRefused, PermissionRefused: it cannot be used as a store.
+            NewerFormat: it needs a newer casckpt.
+            Corrupt: the index is missing, empty, damaged, another store's, or older than the packs.
+            StoreBusy: it is held exclusively.
+        """
+        if mode not in ("a", "r"):
+            raise BadRequest(f"bad mode {mode!r}", "", "use 'a' to save and read, 'r' to read only")
+        return Repository(Path(path), mode, options or StoreOptions())
+
+    def close(self) -> None:
+        """Give the store back; the last handle of the process closes it. Not an error twice."""
+        with self._lock:
+            self._closed = True
+            shared, self._shared_store = self._shared_store, None
+            pool, self._pool = self._pool, None
+        if pool is not None and (shared is None or shared.pid == os.getpid()):
+            pool.shutdown()
+        if shared is not None:
+            sharing.release(shared)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def uuid(self) -> bytes:
+        """16 bytes that name the store."""
+        return self._shared().format.uuid
+
+    def _shared(self, *, write: bool = False) -> SharedStore:
+        """Return the open store, opened anew in the child of a fork."""
+        if write and self.mode == "r":
+            raise PermissionRefused(
+                f"cannot write to {self.path}", "it was opened with mode 'r'", "open it with mode 'a'"
+            )
+        with self._lock:
+            if self._closed:
+                raise OperationFailed("the store is closed", "it was used after close()", "open it again")
+            shared = self._shared_store
+            if shared is None or shared.pid != os.getpid():
+                shared = sharing.acquire(self.path, writable=self.mode == "a")
+                self._shared_store, self._pool = shared, None
+            return shared
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                count = self.options.workers or os.cpu_count() or 1
+                self._pool = ThreadPoolExecutor(count, thread_name_prefix="casckpt-work")
+            return self._pool
+
+    # ---- saving and reading
+
+    def saver(self, level: str | None = None) -> Saver:
+        """Return a save to be used as a context; leaving it uncommitted leaves nothing behind."""
+        from casckpt.store.saving import Saver
+
+        shared = self._shared(write=True)
+        level = StoreOptions(level=level).level if level else self.options.level
+        return Saver(shared, self._workers(), level, self.options.memory_bytes)
+
+    def read_manifest(self, manifest_id: bytes) -> tuple[list[bytes], bytes]:
+        """Return (ids of its blobs, body) of a manifest, checked against its id."""
+        from casckpt.store.reading import Reader
+
+        refs, body = Reader(self._shared(), self._workers()).read_object(
+            manifest_id, layout.TYPE_MANIFEST
+        )
+        return list(refs), body
+
+    def read_blobs(self, wishes: Sequence[BlobRead], *, verify: bool = True) -> None:
+        """Fill the destinations of `wishes`; see `Reader.read_blobs`."""
+        from casckpt.store.reading import Reader
+
+        Reader(self._shared(), self._workers()).read_blobs(wishes, verify=verify)
+
+    # ---- rows
+
+    def checkpoint_rows(
+        self, run: str | None = None, *, states: Collection[RowState] = ("live",)
+    ) -> list[CheckpointRow]:
+        """Return the checkpoints of one run or of all, ordered by run and commit."""
+        prefix = b"" if run is None else rows.run_prefix(run)
+        with self._shared().environment.read() as tx:
+            found = [rows.decode_checkpoint(key, value) for key, value in tx.scan("checkpoints", prefix)]
+        return [row for row in found if row.state in states]
+
+    def find_manifest(self, hex_prefix: str) -> list[CheckpointRow]:
+        """Return the live checkpoints whose manifest id begins with `hex_prefix`."""
+        return [
+            row for row in self.checkpoint_rows() if row.manifest_id.hex().startswith(hex_prefix.lower())
+        ]
+
+    def head(self, run: str, line: int) -> int | None:
+        """Return the commit seq at the largest step of a line, or None."""
+        from casckpt.store.saving import line_head
+
+        with self._shared().environment.read() as tx:
+            return line_head(tx, run, line)
+
+    def edit_checkpoint(self, run: str, seq: int, edit: Callable[[bytes], bytes]) -> bytes:
+        """Replace the payload of a checkpoint by `edit` of it; durable when this returns.
+
+        `edit` runs outside the transaction and may run again if another writer was faster.
+        """
+        key = rows.checkpoint_key(run, seq)
+
+        def change(old: bytes | None) -> tuple[bytes, bytes]:
+            row = None if old is None else rows.Row.decode(old)
+            if row is None or row.state == "tombstone" or old is None:
+                raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed")
+            payload = edit(rows.decode_checkpoint(key, old).payload)
+            return rows.with_checkpoint_payload(row, payload).encode(), payload
+
+        return self._edit("checkpoints", key, change)
+
+    def edit_run(self, run: str, edit: Callable[[bytes | None], bytes]) -> bytes:
+        """Replace the payload of a run's row, None if there is none yet, by `edit` of it."""
+
+        def change(old: bytes | None) -> tuple[bytes, bytes]:
+            payload = edit(None if old is None else _named(rows.Row.decode(old).payload)[1])
+            return rows.Row("live", (), _with_name(run, payload)).encode(), payload
+
+        return self._edit("runs", rows.name_part(run), change)
+
+    def _edit(
+        self, table: str, key: bytes, change: Callable[[bytes | None], tuple[bytes, bytes]]
+    ) -> bytes:
+        shared = self._shared(write=True)
+        while True:
+            with shared.environment.read() as tx:
+                old = tx.get(table, key)
+            new, payload = change(old)
+
+            def swap(tx: Transaction, old: bytes | None = old, new: bytes = new) -> bool:
+                if tx.get(table, key) != old:
+                    return False
+                if new != old:
+                    tx.put(table, key, new)
+                return True
+
+            if shared.writer.run(swap):
+                return payload
+
+    def run_rows(self, prefix: str = "") -> list[tuple[str, bytes]]:
+        """Return (run, payload) of the rows of `runs` whose name begins with `prefix`."""
+        with self._shared().environment.read() as tx:
+            found = [_named(rows.Row.decode(value).payload) for _, value in tx.scan("runs")]
+        return sorted((name, payload) for name, payload in found if name.startswith(prefix))
+
+    def trash(self, checkpoints: Sequence[tuple[str, int]]) -> None:
+        """Put live checkpoints, given as (run, commit seq), into the trash, all or none."""
+        from casckpt.store.saving import trash_checkpoint
+
+        def move(tx: Transaction) -> None:
+            for run, seq in checkpoints:
+                trash_checkpoint(tx, run, seq)
+
+        self._shared(write=True).writer.run(move, row_count=len(checkpoints))
+
+    def untrash(self, run: str, seq: int) -> None:
+        """Bring a checkpoint back from the trash; NotFound when it is not there any more."""
+        key = rows.checkpoint_key(run, seq)
+
+        def bring_back(tx: Transaction) -> None:
+            value = tx.get("checkpoints", key)
+            row = None if value is None else rows.Row.decode(value)
+            if row is None or row.state != "trash":
+                raise NotFound(
+                    f"no checkpoint {run} with commit {seq} in the trash", "its grace is over"
+                )
+            tx.put("checkpoints", key, rows.Row("live", row.roots, row.payload).encode())
+
+        self._shared(write=True).writer.run(bring_back)
+
+    # ---- space and trust
+
+    def plan_gc(self, drop: Collection[tuple[str, int]]) -> SpacePlan:
+        """Return what `gc(now=True)` would free if the checkpoints in `drop` were gone."""
+        from casckpt.store import collection
+
+        return collection.plan(self._shared(), drop)
+
+    def gc(self, *, now: bool = False, force: bool = False) -> GcReport:
+        """Free what nothing reaches; trash whose grace is over first, or all of it with `now`."""
+        from casckpt.store import collection
+
+        return collection.collect(self._shared(write=True), now=now, force=force)
+
+    def sizes(self) -> StoreSizes:
+        """Return what the store takes on disk."""
+        from casckpt.store import usage
+
+        return usage.sizes(self._shared())
+
+    def closure(self, manifest_ids: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Return every object reachable from manifests: id -> (logical bytes, stored bytes)."""
+        from casckpt.store import usage
+
+        return usage.closure(self._shared(), manifest_ids)
+
+    def verify(
+        self, level: str = "bytes", progress: Callable[[int, int], None] | None = None
+    ) -> VerifyReport:
+        """Check the store and change nothing; see `verification.verify`."""
+        from casckpt.store import verification
+
+        return verification.verify(self._shared(), self._workers(), level, progress)
+
+    @staticmethod
+    def rebuild_index(path: Path | str, progress: Callable[[int, int], None] | None = None) -> RebuildReport:
+        """Make a new index from the packs alone; see `rebuilding.rebuild`."""
+        from casckpt.store import rebuilding
+
+        return rebuilding.rebuild(Path(path).resolve(), progress)
+
+    def accept_rebuild(self) -> None:
+        """Allow retention and gc again after a rebuild: what was recovered is what is wanted."""
+        self._shared(write=True).writer.run(
+            lambda tx: tx.set_number("rebuilt", 0), facts=False
+        )
+
+
+def _with_name(name: str, payload: bytes) -> bytes:
+    return bytes([len(name)]) + name.encode() + payload
+
+
+def _named(payload: bytes) -> tuple[str, bytes]:
+    length = payload[0]
+    return payload[1 : 1 + length].decode("ascii", "replace"), payload[1 + length :]

@@ -1,0 +1,270 @@
+"""The rows of the index: keys and values of every table, as bytes and back.
+
+docs/format.md, section 8, has the byte tables. Everything decoded here is bounds-checked: a value
+that does not decode is Corrupt, never a guess.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from casckpt.errors import Corrupt
+from casckpt.ids import ID_BYTES
+from casckpt.store import layout
+
+RowState = Literal["live", "trash", "tombstone"]
+_STATES: Final[tuple[RowState, ...]] = ("live", "trash", "tombstone")
+_ROW_VERSION = 1
+
+_OBJECT = struct.Struct("<BBHIQQQQ")
+_PACK = struct.Struct("<16s16sBBHIQQQ")
+_ROW = struct.Struct("<BBHI")
+_TRASH = struct.Struct("<QQ16s")
+_PLACE = struct.Struct("<IIQQ")
+_U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
+
+LIVE, CONDEMNED, DROPPED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """Where an object is: a row of `objects`.
+
+    `stored` is the payload's length; `depth` counts the links of the base chain below it.
+    """
+
+    kind: int
+    encoding: int
+    depth: int
+    ref_count: int
+    pack: int
+    offset: int
+    stored: int
+    logical: int
+    base: bytes = b""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole record in its pack."""
+        from casckpt.store import records
+
+        return records.OVERHEAD_BYTES + ID_BYTES * self.ref_count + self.stored
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return (
+            _OBJECT.pack(
+                self.kind,
+                self.encoding,
+                self.depth,
+                self.ref_count,
+                self.pack,
+                self.offset,
+                self.stored,
+                self.logical,
+            )
+            + self.base
+        )
+
+    @staticmethod
+    def decode(value: bytes) -> ObjectRow:
+        """Return the row of a value; Corrupt if it has another length."""
+        if len(value) not in (_OBJECT.size, _OBJECT.size + ID_BYTES):
+            raise Corrupt("damaged index", f"an objects row of {len(value)} bytes")
+        return ObjectRow(*_OBJECT.unpack_from(value), value[_OBJECT.size :])
+
+
+@dataclass(frozen=True, slots=True)
+class PackRow:
+    """One pack: whose it is, how far it is registered, and its state.
+
+    `size` is the registered end in bytes; `highest_fact` the seq of its newest fact or snapshot;
+    `epoch` counts only while the state is condemned.
+    """
+
+    uuid: bytes
+    session: bytes
+    state: int = LIVE
+    sealed: bool = False
+    epoch: int = 0
+    size: int = 0
+    highest_fact: int = 0
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        return _PACK.pack(
+            self.uuid,
+            self.session,
+            self.state,
+            int(self.sealed),
+            0,
+            0,
+            self.epoch,
+            self.size,
+            self.highest_fact,
+        )
+
+    @staticmethod
+    def decode(value: bytes) -> PackRow:
+        """Return the row of a value; Corrupt if it has another length or state."""
+        if len(value) != _PACK.size:
+            raise Corrupt("damaged index", f"a packs row of {len(value)} bytes")
+        uuid, session, state, sealed, _, _, epoch, size, fact = _PACK.unpack(value)
+        if state not in (LIVE, CONDEMNED, DROPPED):
+            raise Corrupt("damaged index", f"a pack in state {state}")
+        return PackRow(uuid, session, state, bool(sealed), epoch, size, fact)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of checkpoints, runs, history, progress or cache: head, rooted ids, opaque payload."""
+
+    state: RowState
+    roots: tuple[bytes, ...]
+    payload: bytes
+    trashed_at_ns: int = 0
+    trashed_boot_ns: int = 0
+    trashed_boot: bytes = bytes(16)
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        head = _ROW.pack(_ROW_VERSION, _STATES.index(self.state), 0, len(self.roots))
+        if self.state == "trash":
+            head += _TRASH.pack(self.trashed_at_ns, self.trashed_boot_ns, self.trashed_boot)
+        return head + b"".join(self.roots) + self.payload
+
+    @staticmethod
+    def decode(value: bytes) -> Row:
+        """Return the row of a value; Corrupt if it is cut off or of an unknown state."""
+        if len(value) < _ROW.size:
+            raise Corrupt("damaged index", f"a row of {len(value)} bytes")
+        version, state, _, count = _ROW.unpack_from(value)
+        if version != _ROW_VERSION or state >= len(_STATES):
+            raise Corrupt("damaged index", f"a row of version {version} in state {state}")
+        at = _ROW.size
+        trash: tuple[int, int, bytes] = (0, 0, bytes(16))
+        if state == 1:
+            if len(value) < at + _TRASH.size:
+                raise Corrupt("damaged index", "a trash row is cut off")
+            trash = _TRASH.unpack_from(value, at)
+            at += _TRASH.size
+        end = at + ID_BYTES * count
+        if len(value) < end:
+            raise Corrupt("damaged index", "a row's ids are cut off")
+        roots = tuple(value[i : i + ID_BYTES] for i in range(at, end, ID_BYTES))
+        return Row(_STATES[state], roots, value[end:], *trash)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether what it names must be kept: live and trash rows, not tombstones."""
+        return self.state != "tombstone"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A row of `checkpoints`: a committed manifest at its place in a run.
+
+    `seq` is the commit's number in the store; `payload` belongs to the floor above.
+    """
+
+    run: str
+    seq: int
+    manifest_id: bytes
+    line: int
+    step: int
+    batch: int
+    state: RowState
+    trashed_at_ns: int
+    payload: bytes
+
+
+def name_part(name: str) -> bytes:
+    """Return a key part for a name: itself, or its hash when it is long (keys end at 511 B)."""
+    raw = name.encode()
+    if len(raw) <= layout.KEY_PART_MAX_BYTES:
+        return raw
+    from casckpt import native
+
+    return b"\x01" + native.blake3(raw)
+
+
+def checkpoint_key(run: str, seq: int) -> bytes:
+    """Return the key of a row of `checkpoints`."""
+    return name_part(run) + b"\0" + _U64.pack(seq)
+
+
+def run_prefix(run: str) -> bytes:
+    """Return the prefix of all keys of one run in `checkpoints`."""
+    return name_part(run) + b"\0"
+
+
+def step_key(run: str, line: int, step: int, batch: int) -> bytes:
+    """Return the key of a row of `steps`."""
+    return line_prefix(run, line) + _U64.pack(step) + _U64.pack(batch)
+
+
+def line_prefix(run: str, line: int) -> bytes:
+    """Return the prefix of all keys of one line in `steps`."""
+    return name_part(run) + b"\0" + _U32.pack(line)
+
+
+def u64(number: int) -> bytes:
+    """Return an unsigned 64-bit integer as it stands in keys and in `meta` (big-endian)."""
+    return _U64.pack(number)
+
+
+def read_u64(value: bytes | None) -> int:
+    """Return the integer of `u64`; 0 for a missing value."""
+    if value is None:
+        return 0
+    if len(value) != 8:
+        raise Corrupt("damaged index", "a number of another length")
+    return int(_U64.unpack(value)[0])
+
+
+def pack_key(number: int) -> bytes:
+    """Return the key of a row of `packs`."""
+    return _U64.pack(number)
+
+
+def encode_checkpoint(
+    run: str, line: int, step: int, batch: int, manifest_id: bytes, payload: bytes
+) -> Row:
+    """Return the live row of a new checkpoint."""
+    name = run.encode()
+    head = _PLACE.pack(line, len(name), step, batch) + name
+    return Row("live", (manifest_id,), head + payload)
+
+
+def decode_checkpoint(key: bytes, value: bytes) -> CheckpointRow:
+    """Return a row of `checkpoints`; Corrupt if it does not decode."""
+    row = Row.decode(value)
+    payload = row.payload
+    if len(payload) < _PLACE.size or len(row.roots) != 1 or len(key) < 9:
+        raise Corrupt("damaged index", "a checkpoints row is cut off")
+    line, length, step, batch = _PLACE.unpack_from(payload)
+    name = payload[_PLACE.size : _PLACE.size + length]
+    try:
+        run = name.decode("ascii")
+    except UnicodeDecodeError as exc:
+        raise Corrupt("damaged index", "a run name that is no name") from exc
+    (seq,) = _U64.unpack_from(key, len(key) - 8)
+    return CheckpointRow(
+        run,
+        seq,
+        row.roots[0],
+        line,
+        step,
+        batch,
+        row.state,
+        row.trashed_at_ns,
+        payload[_PLACE.size + length :],
+    )
+
+
+def with_checkpoint_payload(row: Row, payload: bytes) -> Row:
+    """Return the row with another payload of the floor above, its place kept."""
+    _, length, _, _ = _PLACE.unpack_from(row.payload)
+    return replace(row, payload=row.payload[: _PLACE.size + length] + payload)

@@ -1,0 +1,492 @@
+"""One save: lease, chunks, lists, manifest, commit (docs/protocol.md, SAVE 1 to 7)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from casckpt import native
+from casckpt.errors import Busy, Corrupt, NoSpace, NotFound, RunMoved
+from casckpt.store import clock, codec, creation, files, layout, lists, records, rows
+from casckpt.store.environment import Transaction
+from casckpt.store.own_packs import register_ends
+from casckpt.store.packs import PackFailed, PackWriter
+from casckpt.store.sharing import SharedStore
+
+# Pieces handed to a worker at a time: enough to make the hand-over cheap, few enough that all
+# workers are busy in a small save.
+_UNIT_BYTES = 4 * layout.MIB
+_UNIT_PIECES = 256
+
+# Opaque bytes: cut sizes by blob length (boosters and studies change in small places)
+_CDC_SMALL = (2 * layout.KIB, 8 * layout.KIB, 32 * layout.KIB)
+_CDC_LARGE = (64 * layout.KIB, 256 * layout.KIB, layout.MIB)
+_CDC_SMALL_BELOW = 64 * layout.MIB
+
+
+class SaveAgain(Busy):
+    """The save met a collector or a failed pack halfway: nothing was committed, begin it anew."""
+
+    default_hint = "save again; what is already stored is not written twice"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSource:
+    """The bytes of one blob: `buffers` one after the other, unchanged until `put_blobs` returns.
+
+    `item_size` is the bytes per item of the array they come from (1, 2, 4, 8 or 16); opaque
+    bytes are cut by content, arrays on a grid of 1 MiB.
+    """
+
+    buffers: Sequence[bytes | bytearray | memoryview]
+    item_size: int = 1
+    opaque: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A stored blob. `new_bytes`: logical bytes this save had to write; `stored_bytes`: their disk."""
+
+    id: bytes
+    length: int
+    new_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """What a commit makes exist: a manifest at a place in a run, if the line's head is as expected.
+
+    `replace_seq` names a row that goes to trash in the same transaction.
+    """
+
+    run: str
+    line: int
+    step: int
+    batch: int
+    manifest_id: bytes
+    payload: bytes
+    expect_head: int | None
+    replace_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    blob: int
+    view: memoryview
+    item_size: int
+
+
+@dataclass(slots=True)
+class _Stored:
+    """What became of one piece."""
+
+    id: bytes
+    length: int
+    new_bytes: int = 0
+    stored_bytes: int = 0
+
+
+class Saver:
+    """One save in flight; made by `Repository.saver`. Its methods are called from one thread."""
+
+    def __init__(
+        self, shared: SharedStore, pool: ThreadPoolExecutor, level: str, memory_bytes: int
+    ) -> None:
+        self._shared = shared
+        self._pool = pool
+        self._level = level
+        self._window_bytes = max(memory_bytes // 4, 2 * _UNIT_BYTES)
+        self._lock = threading.Lock()
+        self._known: set[bytes] = set()
+        self._placed: dict[bytes, tuple[PackWriter, records.Record]] = {}
+        self._written: dict[int, PackWriter] = {}
+        self._committed = False
+        self.new_bytes = 0
+        self.stored_bytes = 0
+
+    def __enter__(self) -> Self:
+        _require_ballast(self._shared)
+        # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it
+        with self._shared.session().taking_lease() as lease, self._shared.environment.read() as tx:
+            lease.epoch = tx.number("gc_epoch")
+        self._lease = lease
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if os.getpid() != self._shared.pid:
+            return
+        self._shared.session().end_lease(self._lease)
+        if self._committed:
+            self._shared.own.release_reserved()
+        else:
+            # What was written is garbage now; sealed, the next gc takes it.
+            self._shared.own.seal_all()
+
+    # ---- chunks
+
+    def put_blobs(self, sources: Iterable[BlobSource]) -> list[BlobInfo]:
+        """Store blobs, each chunk once, and return what names them, in order.
+
+        Sources are taken one by one, and at most a quarter of the memory limit is under way.
+
+        Raises:
+            NoSpace, OperationFailed: as the disk says; nothing was committed.
+            SaveAgain: another thread's write failed; begin the save anew.
+        """
+        finished: list[list[_Stored]] = []
+        under_way: deque[tuple[int, Future[list[tuple[int, _Stored]]]]] = deque()
+        window = 0
+        try:
+            for unit, size, count in self._units(sources):
+                while len(finished) < count:
+                    finished.append([])
+                under_way.append((size, self._pool.submit(self._store_unit, unit)))
+                window += size
+                while window > self._window_bytes:
+                    window -= self._collect(under_way, finished)
+            while under_way:
+                self._collect(under_way, finished)
+        except PackFailed as exc:
+            raise SaveAgain("the save was interrupted", str(exc)) from exc
+        finally:
+            # Workers hold the caller's buffers: nobody may still read them after the return.
+            for _, future in under_way:
+                if not future.cancel():
+                    future.exception()
+        return [self._name(pieces) for pieces in finished]
+
+    @staticmethod
+    def _collect(
+        under_way: deque[tuple[int, Future[list[tuple[int, _Stored]]]]],
+        finished: list[list[_Stored]],
+    ) -> int:
+        size, future = under_way[0]
+        stored = future.result()
+        under_way.popleft()
+        for blob, piece in stored:
+            finished[blob].append(piece)
+        return size
+
+    def _units(self, sources: Iterable[BlobSource]) -> Iterator[tuple[list[_Piece], int, int]]:
+        """Yield (pieces for one worker, their bytes, blobs begun so far)."""
+        unit: list[_Piece] = []
+        size = count = 0
+        for blob, source in enumerate(sources):
+            count = blob + 1
+            for view in _pieces(source):
+                unit.append(_Piece(blob, view, source.item_size))
+                size += len(view)
+                if size >= _UNIT_BYTES or len(unit) >= _UNIT_PIECES:
+                    yield unit, size, count
+                    unit, size = [], 0
+        if unit or count:
+            yield unit, size, count
+
+    def _store_unit(self, unit: list[_Piece]) -> list[tuple[int, _Stored]]:
+        """Hash the pieces, look them up, store what is missing. Runs on a worker."""
+        ids = records.chunk_context().hash_many([piece.view for piece in unit])
+        missing = self._claim_missing(ids)
+        stored = []
+        for identity, piece in zip(ids, unit, strict=True):
+            outcome = _Stored(identity, len(piece.view))
+            if identity in missing:
+                missing.discard(identity)
+                record = self._store_chunk(identity, piece)
+                outcome.new_bytes = len(piece.view)
+                outcome.stored_bytes = record.total_bytes
+            stored.append((piece.blob, outcome))
+        return stored
+
+    def _claim_missing(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Return those of `ids` that this caller must store; the others are or will be there."""
+        with self._lock:
+            mine = {identity for identity in ids if identity not in self._known}
+            self._known |= mine
+        if not mine:
+            return mine
+        cold: list[bytes] = []
+        missing: set[bytes] = set()
+        with self._shared.environment.read() as tx:
+            for identity in mine:
+                chain = tx.chain(identity)
+                if chain is None:
+                    missing.add(identity)
+                elif any(pack.state == rows.CONDEMNED for _, _, pack in chain):
+                    cold.append(identity)
+        if cold:
+            # The bytes are there, in a pack that waits to be swept: bring the whole chain back.
+            missing |= self._shared.writer.run(lambda tx: revive(tx, cold), facts=False)
+        return missing
+
+    def _store_chunk(self, identity: bytes, piece: _Piece) -> records.Record:
+        encoded = codec.encode_chunk(piece.view, piece.item_size, self._level)
+        if encoded.encoding != layout.ENCODING_RAW:
+            self._prove(identity, encoded, piece.view)
+        return self._append(
+            layout.TYPE_CHUNK, encoded.encoding, identity, len(piece.view), (), encoded.payload
+        )
+
+    @staticmethod
+    def _prove(identity: bytes, encoded: codec.Encoded, view: memoryview) -> None:
+        """Decode what was encoded and compare: compressors have corrupted data before."""
+        decoded = codec.scratch("proof", len(view))
+        codec.decode_chunk(encoded.encoding, encoded.payload, decoded)
+        if not native.equal_and_hash(records.chunk_context(), view, decoded)[0]:
+            raise Corrupt(
+                f"chunk {identity.hex()[:10]} does not decode to what was encoded",
+                "a fault of this machine or of a compressor, or the state changed while it was saved",
+                "save again; nothing was committed",
+            )
+
+    def _append(
+        self,
+        kind: int,
+        encoding: int,
+        identity: bytes,
+        logical: int,
+        refs: tuple[bytes, ...],
+        payload: records.Buffer,
+    ) -> records.Record:
+        pack, record = self._shared.own.append(kind, encoding, identity, logical, refs, payload)
+        with self._lock:
+            self._placed[identity] = (pack, record)
+            self._written[pack.number] = pack
+            self.stored_bytes += record.total_bytes
+            if kind == layout.TYPE_CHUNK:
+                self.new_bytes += logical
+        return record
+
+    # ---- lists and manifests
+
+    def _name(self, pieces: list[_Stored]) -> BlobInfo:
+        before = self.stored_bytes
+        identity = lists.build(
+            [piece.id for piece in pieces],
+            [piece.length for piece in pieces],
+            lambda refs, body: self._put_object(layout.TYPE_LIST, tuple(refs), body),
+        )
+        return BlobInfo(
+            identity,
+            sum(piece.length for piece in pieces),
+            sum(piece.new_bytes for piece in pieces),
+            sum(piece.stored_bytes for piece in pieces) + self.stored_bytes - before,
+        )
+
+    def _put_object(self, kind: int, refs: tuple[bytes, ...], body: bytes) -> bytes:
+        identity = records.object_id(kind, refs, body)
+        if self._claim_missing([identity]):
+            encoded = codec.encode_body(body)
+            self._append(kind, encoded.encoding, identity, len(body), refs, encoded.payload)
+        return identity
+
+    def put_manifest(self, refs: Sequence[bytes], body: bytes) -> BlobInfo:
+        """Store a manifest; its refs are ids that `put_blobs` of this save returned."""
+        stranger = next((ref for ref in refs if ref not in self._known), None)
+        if stranger is not None:
+            raise ValueError(f"blob {stranger.hex()} was not put by this save")
+        before = self.stored_bytes
+        try:
+            identity = self._put_object(layout.TYPE_MANIFEST, tuple(refs), body)
+        except PackFailed as exc:
+            raise SaveAgain("the save was interrupted", str(exc)) from exc
+        stored = self.stored_bytes - before
+        return BlobInfo(identity, len(body), len(body) if stored else 0, stored)
+
+    # ---- commit
+
+    def commit(self, request: CommitRequest) -> int:
+        """Make the checkpoint exist; durable when this returns. Return its commit seq.
+
+        Raises:
+            RunMoved: the line's head is not `expect_head`; nothing was committed.
+            SaveAgain: a collector took something this save relies on; begin it anew.
+        """
+        try:
+            # ORDER: bytes durable, then rows that name them, then the row that makes them roots
+            self._shared.own.sync(self._written.values())
+        except PackFailed as exc:
+            raise SaveAgain("the save was interrupted", str(exc)) from exc
+        files.crash_point("records durable")
+        placed = list(self._placed.items())
+        step = layout.ONE_TRANSACTION_ROWS
+        while len(placed) > step:
+            batch, placed = placed[:step], placed[step:]
+            self._shared.writer.run(
+                lambda tx, batch=batch: self._index(tx, batch), row_count=step, facts=False
+            )
+        seq = self._shared.writer.run(
+            lambda tx: self._commit(tx, placed, request), row_count=len(placed) + 3
+        )
+        self._committed = True
+        return seq
+
+    def _index(self, tx: Transaction, placed: list[tuple[bytes, tuple[PackWriter, records.Record]]]) -> None:
+        """Register records, each only where no usable one is registered (protocol, SAVE 5)."""
+        for number in self._written:
+            row = tx.pack(number)
+            if row is None or row.state == rows.DROPPED:
+                raise SaveAgain("the save was interrupted", "a collector took its pack for abandoned")
+            set_live(tx, number, row)
+        register_ends(tx, self._written.values())
+        for identity, (pack, record) in placed:
+            if keep_usable(tx, identity):
+                continue
+            tx.put(
+                "objects",
+                identity,
+                rows.ObjectRow(
+                    record.kind,
+                    record.encoding,
+                    0,
+                    len(record.refs),
+                    pack.number,
+                    record.offset,
+                    record.stored,
+                    record.logical,
+                ).encode(),
+            )
+
+    def _commit(
+        self,
+        tx: Transaction,
+        placed: list[tuple[bytes, tuple[PackWriter, records.Record]]],
+        request: CommitRequest,
+    ) -> int:
+        self._index(tx, placed)
+        if tx.number("gc_epoch") != self._lease.epoch:
+            # A collector condemned packs since this save began: look at everything once more.
+            for identity in self._known:
+                if not keep_usable(tx, identity):
+                    raise SaveAgain(
+                        "the save was interrupted", "a collector freed a chunk that it had found"
+                    )
+        return insert_checkpoint(tx, request)
+
+
+# ---- steps that other transactions share
+
+
+def set_live(tx: Transaction, number: int, row: rows.PackRow) -> None:
+    """Set a pack live; not an error if it is."""
+    if row.state != rows.LIVE:
+        tx.put("packs", rows.pack_key(number), replace(row, state=rows.LIVE, epoch=0).encode())
+
+
+def keep_usable(tx: Transaction, identity: bytes) -> bool:
+    """Set all packs of an object's chain live; return False if the chain is not usable."""
+    chain = tx.chain(identity)
+    if chain is None:
+        return False
+    for _, row, pack in chain:
+        set_live(tx, row.pack, pack)
+    return True
+
+
+def revive(tx: Transaction, ids: Iterable[bytes]) -> set[bytes]:
+    """Bring condemned chains back; return the ids for which that is too late."""
+    return {identity for identity in ids if not keep_usable(tx, identity)}
+
+
+def line_head(tx: Transaction, run: str, line: int) -> int | None:
+    """Return the commit seq at the largest (step, batch) of a line, or None."""
+    last = tx.last("steps", rows.line_prefix(run, line))
+    return None if last is None else rows.read_u64(last[1])
+
+
+def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
+    """Insert the row of a checkpoint, and trash the one it replaces; return its commit seq."""
+    head = line_head(tx, request.run, request.line)
+    if head != request.expect_head:
+        raise RunMoved(
+            f"run {request.run} has moved",
+            "another writer has saved to it since it was looked at",
+            run=request.run,
+        )
+    # The seq that the writer will give this transaction; jobs that share it share the number, so
+    # rows of one transaction are told apart by their run.
+    seq = tx.number("seq") + 1
+    while tx.get("checkpoints", rows.checkpoint_key(request.run, seq)) is not None:
+        seq += 1
+    row = rows.encode_checkpoint(
+        request.run,
+        request.line,
+        request.step,
+        request.batch,
+        request.manifest_id,
+        request.payload,
+    )
+    tx.put("checkpoints", rows.checkpoint_key(request.run, seq), row.encode())
+    tx.put(
+        "steps",
+        rows.step_key(request.run, request.line, request.step, request.batch),
+        rows.u64(seq),
+    )
+    if request.replace_seq is not None:
+        trash_checkpoint(tx, request.run, request.replace_seq)
+    return seq
+
+
+def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
+    """Put a live checkpoint into the trash; NotFound if it is not live."""
+    import time
+
+    key = rows.checkpoint_key(run, seq)
+    value = tx.get("checkpoints", key)
+    row = None if value is None else rows.Row.decode(value)
+    if row is None or row.state != "live":
+        raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed meanwhile")
+    changed = replace(
+        row,
+        state="trash",
+        trashed_at_ns=time.time_ns(),
+        trashed_boot_ns=clock.boot_ns(),
+        trashed_boot=clock.boot_id(),
+    )
+    tx.put("checkpoints", key, changed.encode())
+
+
+def _pieces(source: BlobSource) -> Iterator[memoryview]:
+    views = [memoryview(buffer).cast("B") for buffer in source.buffers if len(memoryview(buffer).cast("B"))]
+    if not views:
+        yield memoryview(b"")
+        return
+    whole = views[0] if len(views) == 1 else memoryview(b"".join(views))
+    if source.opaque:
+        small = len(whole) < _CDC_SMALL_BELOW
+        least, average, most = _CDC_SMALL if small else _CDC_LARGE
+        start = 0
+        for end in native.cut_points(whole, min_bytes=least, avg_bytes=average, max_bytes=most):
+            yield whole[start:end]
+            start = end
+        return
+    for start in range(0, len(whole), layout.GRID_BYTES):
+        yield whole[start : start + layout.GRID_BYTES]
+
+
+def _require_ballast(shared: SharedStore) -> None:
+    """Fail as full, before anything is reserved, while the ballast cannot be made again."""
+    if (shared.path / layout.BALLAST_FILE).exists():
+        return
+    descriptor = files.open_file(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        if files.try_lock(descriptor, exclusive=True) and not creation.make_ballast(shared.path):
+            raise NoSpace(
+                "cannot save: the disk is full",
+                f"{files.free_bytes(shared.path)} bytes are free, not enough even for the ballast",
+            )
+    finally:
+        files.close_file(descriptor)
+
+

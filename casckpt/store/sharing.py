@@ -1,0 +1,208 @@
+"""One open store per process and path, shared and counted; and what happens to it at a fork.
+
+Before a fork the gate is taken, so no transaction is open. The child closes every lock descriptor
+without unlocking, then the inherited environment, and forgets the rest; its next use opens anew.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from pathlib import Path
+
+from casckpt.errors import CasckptError
+from casckpt.store import creation, environment, files, layout, opening
+from casckpt.store.environment import Environment
+from casckpt.store.index_writer import IndexWriter
+from casckpt.store.own_packs import OwnPacks
+from casckpt.store.packs import PackFiles
+from casckpt.store.sessions import Session
+
+_registry_lock = threading.RLock()
+_open: dict[tuple[int, int], SharedStore] = {}
+_all: weakref.WeakSet[SharedStore] = weakref.WeakSet()
+
+
+class SharedStore:
+    """The index, locks, writer thread and session of one store in this process."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self.pid = os.getpid()
+        self.users = 0
+        self.writable = writable
+        self.format = opening.read_format(path)
+        if writable:
+            opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
+        files.refuse_remote(path)
+        self._session: Session | None = None
+        self._session_lock = threading.Lock()
+        self._written = False
+        self._lock, alone = opening.take_store_lock(path, readonly=not writable)
+        try:
+            self.index = opening.current_index(path)
+            self._open_index(alone)
+        except BaseException:
+            files.close_file(self._lock)
+            raise
+        self.packs = PackFiles(path, self.format.uuid)
+        self.own = OwnPacks(path, self.format.uuid, self.session)
+        self.writer = IndexWriter(self.environment, path, self.own)
+        self.writer.before_first_write = self._before_first_write
+        self.own.writer = self.writer
+        _all.add(self)
+
+    def _open_index(self, alone: bool) -> None:
+        fits = opening.stamp_fits(self.index)
+        if alone and not fits:
+            opening.walk_index(self.index)
+        self.environment = Environment(self.index, readonly=not self.writable)
+        try:
+            creation.check_index(self.environment, self.format.uuid)
+            if alone and not fits and self.writable:
+                opening.refuse_old_index(self.path, self.format.uuid, self.environment)
+        except BaseException:
+            self.environment.close()
+            raise
+        if alone:
+            opening.share_lock(self._lock)
+
+    def _before_first_write(self) -> None:
+        # ORDER: the stamp goes before the first write it would be wrong about
+        opening.remove_stamp(self.index)
+        self._written = True
+
+    def reopen_writable(self) -> None:
+        """Turn a store that only readers have open into one that can be written."""
+        opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
+        self.environment.close()
+        files.close_file(self._lock)
+        self.writable = True
+        self._lock, alone = opening.take_store_lock(self.path, readonly=False)
+        self._open_index(alone)
+        self.writer.environment = self.environment
+
+    def session(self) -> Session:
+        """Return this process's session, begun at its first use."""
+        with self._session_lock:
+            if self._session is None:
+                self._session = self._begin_session()
+            return self._session
+
+    def _begin_session(self) -> Session:
+        try:
+            return Session(self.path)
+        except CasckptError as exc:
+            if exc.exit_code != 16:
+                raise
+            # No room even for the session file of a process that may want to free some.
+            creation.free_ballast(self.path)
+            return Session(self.path)
+
+    def close(self) -> None:
+        """Finish what waits, seal, and leave the index stamped if nobody else has it open."""
+        with contextlib.suppress(CasckptError):
+            self.own.close()
+        self.writer.close()
+        self.packs.close()
+        transaction = self.environment.last_transaction()
+        self.environment.close()
+        if self._session is not None:
+            self._session.close()
+        if (
+            self.writable
+            and self._lock >= 0
+            and files.try_lock(self._lock, exclusive=True)
+            and not (self.index / layout.CLEAN_FILE).exists()
+        ):
+            with contextlib.suppress(CasckptError):
+                opening.write_stamp(self.index, transaction)
+        files.close_file(self._lock)
+        _all.discard(self)
+
+    def abandon(self) -> None:
+        """Let go in the child of a fork: close descriptors, unlock nothing."""
+        files.close_file(self._lock)
+        if self._session is not None:
+            self._session.abandon()
+        self.own.abandon()
+        self.writer.abandon()
+        self.packs.close()
+        self.environment.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def acquire(path: Path, *, writable: bool) -> SharedStore:
+    """Return the open store of `path`, opening it if nobody in this process has; call `release`."""
+    with _registry_lock:
+        key = _identity(path)
+        shared = None if key is None else _open.get(key)
+        if shared is not None and writable and not shared.writable:
+            # Only readers have it: open it again for writing, behind the gate.
+            with environment.gate:
+                shared.reopen_writable()
+        if shared is None:
+            shared = SharedStore(path, writable=writable)
+            key = _identity(path)
+            assert key is not None
+            _open[key] = shared
+        shared.users += 1
+        return shared
+
+
+def release(shared: SharedStore) -> None:
+    """Give back a store; the last one closes it."""
+    with _registry_lock:
+        if shared.pid != os.getpid():
+            return
+        shared.users -= 1
+        if shared.users <= 0:
+            for key, value in list(_open.items()):
+                if value is shared:
+                    del _open[key]
+            shared.close()
+
+
+def _before_fork() -> None:
+    _registry_lock.acquire()
+    environment.gate.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    environment.gate.release()
+    _registry_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for shared in list(_all):
+        with contextlib.suppress(Exception):
+            shared.abandon()
+    _all.clear()
+    _open.clear()
+    environment.gate.release()
+    _registry_lock.release()
+
+
+def _at_exit() -> None:
+    for shared in list(_all):
+        if shared.pid == os.getpid():
+            with contextlib.suppress(Exception):
+                shared.close()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+atexit.register(_at_exit)
