@@ -1,0 +1,110 @@
+"""`casckpt du` and `stats`: where the bytes are, and what was saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casckpt.cli import completers, formatting, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Column, Output
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.stats import Stats
+
+_HELP = """Show where the bytes are, of RUN or of all runs, and what was saved.
+
+    LOGICAL is what restoring everything would write. UNIQUE is what only that run holds: bytes on
+    disk that no other run shares. STORED is what is on disk: of the store all its files, of a run
+    all it reaches, so runs that share do not add up. SAVED is 1 - stored/logical.
+    """
+
+_EXAMPLES = ("casckpt du", "casckpt du 'bpm/*' --json")
+
+
+def _show(output: Output, run: str | None) -> None:
+    name = str(click.get_current_context().info_name)
+    pattern = stores.split(output.settings, run)[0] if run else "*"
+    with stores.opened(output.settings) as store:
+        found = store.stats(pattern)
+    if output.json:
+        output.document(name, **_record(found))
+    elif output.quiet:
+        output.lines(each.run for each in found.runs)
+    else:
+        _table(output, found, whole=run is None)
+
+
+def _record(found: Stats) -> dict[str, Any]:
+    """Return the sizes as JSON holds them."""
+    return {
+        "checkpoint_count": found.checkpoint_count,
+        "trash_count": found.trash_count,
+        "logical_bytes": found.logical_bytes,
+        "unique_bytes": found.unique_bytes,
+        "stored_bytes": found.stored_bytes,
+        "saved": found.saved,
+        "runs": [
+            {
+                "run": each.run,
+                "checkpoint_count": each.checkpoint_count,
+                "logical_bytes": each.logical_bytes,
+                "unique_bytes": each.unique_bytes,
+                "stored_bytes": each.stored_bytes,
+                "saved": each.saved,
+            }
+            for each in found.runs
+        ],
+    }
+
+
+def _table(output: Output, found: Stats, *, whole: bool) -> None:
+    """Write one line per run and the sum."""
+    size = formatting.size
+    rows = [
+        (
+            each.run,
+            f"{each.checkpoint_count:,}",
+            size(each.logical_bytes),
+            size(each.unique_bytes),
+            size(each.stored_bytes),
+            formatting.saved(each.stored_bytes, each.logical_bytes),
+        )
+        for each in found.runs
+    ]
+    rows.append(
+        (
+            "whole store" if whole else "together",
+            f"{found.checkpoint_count:,}",
+            size(found.logical_bytes),
+            size(found.unique_bytes),
+            size(found.stored_bytes),
+            formatting.saved(found.stored_bytes, found.logical_bytes),
+        )
+    )
+    columns = [
+        Column("RUN"),
+        Column("CHECKPOINTS", right=True, rank=1),
+        Column("LOGICAL", right=True),
+        Column("UNIQUE", right=True, rank=2),
+        Column("STORED", right=True),
+        Column("SAVED", right=True, color="green"),
+    ]
+    output.table(columns, rows, bold_rows=frozenset({len(rows) - 1}))
+    if found.trash_count:
+        trash = formatting.count(found.trash_count, "checkpoint")
+        output.note(f"{trash} in the trash still take space; `casckpt gc --now` frees it.")
+
+
+def _make(name: str) -> Any:
+    def show(output: Output, run: str | None) -> None:
+        _show(output, run)
+
+    show.__doc__ = _HELP
+    argument = click.argument("run", required=False, shell_complete=completers.runs)
+    return command(name, examples=_EXAMPLES)(argument(show))
+
+
+du = _make("du")
+stats = _make("stats")

@@ -1,0 +1,94 @@
+"""The one place that turns an error into an exit code and three lines."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import click
+
+from casckpt.cli.output import SCHEMA, wants_color
+from casckpt.errors import CasckptError, NoSpace, OperationFailed
+
+USAGE = 2
+INTERNAL = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""128 + SIGPIPE, what a shell reports of any program whose reader left."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """An error as it is shown: its name in `docs/errors.md`, its exit code, its three lines."""
+
+    error: str
+    exit_code: int
+    what: str
+    why: str
+    hint: str
+
+
+def report(error: BaseException) -> Report:
+    """Return what to show of an error.
+
+    A `CasckptError` brings its own text and code. Usage errors of the parser are 2, operating
+    system errors 3 (16 for a full disk), and anything else is a bug: 70.
+    """
+    if isinstance(error, CasckptError):
+        return Report(type(error).__name__, error.exit_code, error.what, error.why, error.hint)
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "casckpt"
+        what, _, remedy = error.format_message().partition("\n")
+        why = ""
+        if isinstance(error, click.BadParameter) and ": " in what:
+            what, _, why = what.partition(": ")
+        name = command.removeprefix("casckpt").strip()
+        what = f"{name}: {what}" if name else what
+        return Report("Usage", USAGE, what, why, remedy or f"see `{command} --help`")
+    if isinstance(error, click.ClickException):
+        return Report("Usage", USAGE, error.format_message(), "", "see `casckpt --help`")
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mapped = NoSpace if full else OperationFailed
+        where = f": {error.filename}" if error.filename else ""
+        return Report(
+            mapped.__name__,
+            mapped.exit_code,
+            f"the operating system refused{where}",
+            error.strerror or str(error),
+            mapped.default_hint,
+        )
+    return Report(
+        type(error).__name__,
+        INTERNAL,
+        "internal error in casckpt",
+        f"{type(error).__name__}: {error}".strip().splitlines()[0],
+        "run it again with --debug, and report what that prints",
+    )
+
+
+def show(error: BaseException, *, as_json: bool, debug: bool, color: str) -> int:
+    """Write the error to stderr and return its exit code.
+
+    Three lines for a person; one line of JSON with --json; the traceback before either with
+    --debug only.
+    """
+    if debug:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    shown = report(error)
+    if as_json:
+        document = {"schema": SCHEMA, **asdict(shown)}
+        print(json.dumps(document, ensure_ascii=False), file=sys.stderr)
+        return shown.exit_code
+    prefix = "casckpt: "
+    if wants_color(color, sys.stderr):
+        prefix = click.style(prefix, fg="red", bold=True)
+    print(prefix + shown.what, file=sys.stderr)
+    for label, text in (("why", shown.why), ("try", shown.hint)):
+        if text:
+            print(f"    {label}: {text}", file=sys.stderr)
+    return shown.exit_code

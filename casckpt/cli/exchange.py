@@ -1,0 +1,90 @@
+"""`casckpt export` and `import`: checkpoints from and to the formats of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from casckpt.cli import checkpoints as views
+from casckpt.cli import completers, formatting, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Output
+
+FORMATS = ("safetensors", "torch", "npz", "json")
+
+
+@command(
+    "export",
+    examples=(
+        "casckpt export bpm/nn --format torch -o nn.pt",
+        "casckpt export bpm/nn@best:val_loss:min --format safetensors -o nn.safetensors",
+    ),
+)
+@click.argument("ref", shell_complete=completers.refs)
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True)
+@click.option(
+    "-o",
+    "--output",
+    "destination",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The file; default: RUN-STEP and the format's suffix, here.",
+)
+def export(output: Output, ref: str, format_: str, destination: Path | None) -> None:
+    """Write a checkpoint as one file that other programs read."""
+    (target,) = stores.split(output.settings, ref)
+    with stores.opened(output.settings) as store:
+        checkpoint = store.get(target)
+        path = destination or Path(_default_name(checkpoint.run, checkpoint.step, format_))
+        written = store.export(checkpoint, path, format=format_)
+    if output.json:
+        output.document(
+            "export",
+            checkpoint=views.record(checkpoint),
+            format=format_,
+            files=[str(file) for file in written],
+        )
+    else:
+        output.lines(
+            str(file) if output.quiet else f"{file}  {formatting.size(Path(file).stat().st_size)}"
+            for file in written
+        )
+
+
+def _default_name(run: str, step: int, format_: str) -> str:
+    suffix = {"torch": "pt"}.get(format_, format_)
+    return f"{run.replace('/', '-')}-{step}.{suffix}"
+
+
+@command(
+    "import",
+    examples=(
+        "casckpt import best.pt --run bpm/nn --step 60",
+        "casckpt import epoch_*.pt --run bpm/nn   steps from the numbers in the names",
+    ),
+)
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
+)
+@click.option("--run", required=True, shell_complete=completers.runs, help="The run they go to.")
+@click.option("--step", type=click.IntRange(min=0), metavar="N", help="Step of the first file.")
+def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None) -> None:
+    """Take files in as checkpoints of a run: safetensors, torch, npz, json.
+
+    Pickles inside .pt and .pkl files go through an unpickler that builds tensors and plain values
+    and refuses everything else; no code of a file is run.
+    """
+    (name,) = stores.split(output.settings, run)
+    with stores.opened(output.settings, "a") as store:
+        made = store.import_files(name, *files, step=step)
+    if output.json:
+        output.document("import", checkpoints=[views.record(checkpoint) for checkpoint in made])
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in made)
+    else:
+        output.lines(
+            f"{checkpoint.ref}  {formatting.size(checkpoint.logical_bytes)} logical, "
+            f"{formatting.size(checkpoint.new_bytes)} new"
+            for checkpoint in made
+        )

@@ -1,0 +1,208 @@
+"""`casckpt gc`: a plan with reasons and the bytes it really frees, a question, then the deed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casckpt.cli import checkpoints as views
+from casckpt.cli import completers, formatting, quantities, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Column, Output
+from casckpt.cli.prompts import agreed
+from casckpt.ids import ABBREVIATION
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.plans import GcPlan
+    from casckpt.checkpoint.policies import Policy
+    from casckpt.checkpoint.records import Checkpoint
+    from casckpt.checkpoint.refs import Mode
+
+FOLDED_ABOVE = 30
+"""Dropped checkpoints listed on a terminal before the rest is counted: one screen."""
+
+
+@command(
+    "gc",
+    examples=(
+        "casckpt gc --keep-last 3                plan, ask, drop",
+        "casckpt gc --keep-last 3 -n             only the plan",
+        "casckpt gc 'bpm/*' --keep-last 1 --keep-best val_loss:min:2 --yes",
+        "casckpt gc --keep-newer-than 7d --max-bytes 50G --yes --now",
+        "casckpt gc                              drop nothing; free what nothing reaches",
+    ),
+)
+@click.argument("run", required=False, shell_complete=completers.runs)
+@click.option("--keep-last", callback=quantities.count, metavar="N", help="The newest N.")
+@click.option(
+    "--keep-best",
+    callback=quantities.best,
+    metavar="METRIC[:min|max][:N]",
+    multiple=True,
+    shell_complete=completers.metrics,
+    help="The best N (1) by a metric; may be given more than once.",
+)
+@click.option("--keep-every", callback=quantities.count, metavar="N", help="Steps divisible by N.")
+@click.option("--keep-newer-than", metavar="AGE", help="Saved within: 12h, 7d, 2w.")
+@click.option(
+    "--max-bytes", callback=quantities.size, metavar="SIZE", help="Drop the oldest above: 50G."
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--now", is_flag=True, help="Free the bytes at once: no undelete.")
+@click.option("--force", is_flag=True, help="Collect although a guard advises against it.")
+def gc(
+    output: Output,
+    run: str | None,
+    keep_last: int | None,
+    keep_best: list[tuple[str, Mode | None, int]],
+    keep_every: int | None,
+    keep_newer_than: str | None,
+    max_bytes: int | None,
+    dry_run: bool,
+    yes: bool,
+    now: bool,
+    force: bool,
+) -> None:
+    """Drop checkpoints by policy, of RUN or of all runs, and free the disk.
+
+    Policies count per line of a run, and a checkpoint stays if any of them keeps it. The newest
+    of a line, pinned and tagged ones always stay. What is dropped goes to the trash, where
+    `undelete` finds it for an hour; a gc after that, or --now, frees its bytes. Without a policy
+    nothing is dropped.
+    """
+    pattern = stores.split(output.settings, run)[0] if run else "*"
+    policy = _policy(keep_last, keep_best, keep_every, keep_newer_than)
+    with stores.opened(output.settings, "r" if dry_run else "a") as store:
+        plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
+        if not output.json and not output.quiet:
+            _show(output, plan, now)
+        if dry_run:
+            _dry(output, plan)
+            return
+        if plan.drop and not agreed(output, _question(plan, now), yes=yes, command="gc"):
+            output.note("Nothing was changed.")
+            return
+        done = store.gc(plan, now=now, force=force)
+    _report(output, plan, done.freed_bytes, now)
+
+
+def _policy(
+    keep_last: int | None,
+    keep_best: list[tuple[str, Mode | None, int]],
+    keep_every: int | None,
+    keep_newer_than: str | None,
+) -> Policy | None:
+    """Return the policy that keeps what any of the options keeps, or None without one."""
+    from casckpt.checkpoint.policies import KeepBest, KeepEvery, KeepLast, KeepNewerThan
+
+    chosen: list[Policy] = []
+    if keep_last is not None:
+        chosen.append(KeepLast(keep_last))
+    chosen += [KeepBest(metric, mode, number) for metric, mode, number in keep_best]
+    if keep_every is not None:
+        chosen.append(KeepEvery(keep_every))
+    if keep_newer_than is not None:
+        chosen.append(KeepNewerThan(keep_newer_than))
+    if not chosen:
+        return None
+    policy = chosen[0]
+    for other in chosen[1:]:
+        policy = policy | other
+    return policy
+
+
+def _show(output: Output, plan: GcPlan, now: bool) -> None:
+    """Write the plan: what stays and why, what goes, and what that frees."""
+    entries = [("keep", checkpoint) for checkpoint in plan.keep]
+    dropped = list(plan.drop)
+    folded = max(0, len(dropped) - FOLDED_ABOVE) if output.is_terminal else 0
+    entries += [("drop", checkpoint) for checkpoint in dropped[folded:]]
+    entries.sort(key=lambda entry: (entry[1].run, entry[1].line, entry[1].position))
+    rows = [
+        (
+            verb,
+            checkpoint.id[:ABBREVIATION],
+            views.run_name(checkpoint),
+            views.step(checkpoint),
+            formatting.local_time(checkpoint.created),
+            formatting.size(checkpoint.logical_bytes),
+            ", ".join(_reasons(plan, checkpoint)),
+        )
+        for verb, checkpoint in entries
+    ]
+    columns = [
+        Column("PLAN"),
+        Column("ID", color="yellow"),
+        Column("RUN"),
+        Column("STEP", right=True),
+        Column("SAVED AT", rank=1),
+        Column("SIZE", right=True),
+        Column("BECAUSE", color="cyan"),
+    ]
+    dropped_rows = frozenset(i for i, row in enumerate(rows) if row[0] == "drop")
+    output.table(columns, rows, dim_rows=dropped_rows)
+    if folded:
+        output.note(f"... and {folded:,} more to drop; `casckpt gc ... -n | less` shows all")
+    if rows:
+        output.line()
+    drops = formatting.count(len(dropped), "checkpoint")
+    output.line(
+        f"keeps {len(plan.keep):,}, drops {drops}; "
+        f"frees {formatting.size(plan.freed_bytes)} ({formatting.exact(plan.freed_bytes)})"
+    )
+
+
+def _reasons(plan: GcPlan, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return why a checkpoint is kept or dropped."""
+    return tuple(plan.reasons.get(checkpoint.ref, ()))
+
+
+def _plan_record(plan: GcPlan) -> dict[str, Any]:
+    """Return the plan as JSON holds it."""
+    return {
+        "keep": [
+            {**views.record(checkpoint), "reasons": list(_reasons(plan, checkpoint))}
+            for checkpoint in plan.keep
+        ],
+        "drop": [views.record(checkpoint) for checkpoint in plan.drop],
+    }
+
+
+def _dry(output: Output, plan: GcPlan) -> None:
+    """Finish a dry run."""
+    if output.json:
+        output.document("gc", **_plan_record(plan), freed_bytes=plan.freed_bytes, dry_run=True)
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in plan.drop)
+    else:
+        output.note("Dry run: nothing was changed.")
+
+
+def _question(plan: GcPlan, now: bool) -> str:
+    """Return what is asked before acting."""
+    drops = formatting.count(len(plan.drop), "checkpoint")
+    if now:
+        return f"Drop {drops} for good and free {formatting.size(plan.freed_bytes)}?"
+    return f"Move {drops} to the trash?"
+
+
+def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool) -> None:
+    """Say what was done."""
+    if output.json:
+        output.document("gc", **_plan_record(plan), freed_bytes=freed_bytes, dry_run=False)
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in plan.drop)
+    else:
+        if plan.drop and not now:
+            output.line(
+                f"moved {formatting.count(len(plan.drop), 'checkpoint')} to the trash; "
+                f"freed {formatting.size(freed_bytes)}"
+            )
+            output.note(
+                "`casckpt undelete REF` brings one back within an hour; "
+                "`casckpt gc --now` frees the bytes at once."
+            )
+        else:
+            output.line(f"freed {formatting.size(freed_bytes)} ({formatting.exact(freed_bytes)})")

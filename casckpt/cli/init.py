@@ -1,0 +1,43 @@
+"""`casckpt init`: make a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from casckpt.cli import stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Output
+from casckpt.errors import BadRequest
+
+
+@command(
+    "init",
+    examples=(
+        "casckpt init                            ./.casckpt, found from every folder below",
+        "casckpt init /data/ckpts                then: export CASCKPT_STORE=/data/ckpts",
+    ),
+)
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+def init(output: Output, path: Path | None) -> None:
+    """Make a store at PATH; without PATH at --store or CASCKPT_STORE, else in ./.casckpt."""
+    chosen = path or stores.named(output.settings) or Path(stores.FOLDER)
+    if (chosen / "format.json").exists():
+        raise BadRequest(
+            f"there is a store already at {chosen}",
+            "init never touches an existing store",
+            f"use it: `casckpt ls --store {chosen}`",
+        )
+    from casckpt.api import Store
+
+    Store(chosen, mode="a").close()
+    place = str(chosen.absolute())
+    if output.json:
+        output.document("init", store=place)
+    elif output.quiet:
+        output.line(place)
+    else:
+        output.line(f"store made at {place}")
+        if path is not None and path.name != stores.FOLDER:
+            output.note(f"Commands find it with --store {path}, or export CASCKPT_STORE={place}")

@@ -1,0 +1,255 @@
+"""`casckpt ls`: checkpoints in columns, ranked by a metric if asked."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from casckpt.cli import checkpoints as views
+from casckpt.cli import completers, formatting, quantities, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Column, Output
+from casckpt.errors import BadRequest, NotFound
+from casckpt.ids import ABBREVIATION
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+    from casckpt.checkpoint.records import Checkpoint
+
+METRICS_SHOWN = 3
+"""Metric columns of a list; the others are in `show` and `history`. More would wrap 100 columns."""
+
+_FIELDS = ("run", "step", "created", "size", "new")
+
+
+@command(
+    "ls",
+    examples=(
+        "casckpt ls                              all checkpoints, run by run",
+        "casckpt ls --best val_loss              the lowest val_loss first",
+        "casckpt ls bpm/nn --best corr --mode max --limit 5",
+        "casckpt ls -q --tag paper-v1            ids for scripts",
+    ),
+)
+@click.argument("run", required=False, shell_complete=completers.runs)
+@click.option(
+    "--best",
+    metavar="METRIC",
+    shell_complete=completers.metrics,
+    help="Rank by a metric, NaN last.",
+)
+@click.option(
+    "--mode", type=click.Choice(["min", "max"]), help="Which end of --best METRIC is good."
+)
+@click.option("--limit", callback=quantities.count, metavar="N", help="Show N checkpoints.")
+@click.option(
+    "--sort",
+    metavar="FIELD",
+    help="Sort by run, step, created, size, new or a metric; -FIELD turns it round.",
+)
+@click.option(
+    "--tag", metavar="TAG", shell_complete=completers.tags, help="Only checkpoints with this tag."
+)
+@click.option("--trash", is_flag=True, help="What `undelete` can bring back, instead.")
+def ls(
+    output: Output,
+    run: str | None,
+    best: str | None,
+    mode: str | None,
+    limit: int | None,
+    sort: str | None,
+    tag: str | None,
+    trash: bool,
+) -> None:
+    """List checkpoints, of RUN or of all runs.
+
+    RUN may be a pattern such as 'bpm/*'. Without --best and --sort the order is run, line, step,
+    and --limit shows the newest N.
+    """
+    if best and sort:
+        raise BadRequest("ls takes --best or --sort, not both", "each of them sets the order")
+    if mode and not best:
+        raise BadRequest("--mode without --best", "", "name the metric: --best METRIC --mode max")
+    pattern = stores.split(output.settings, run)[0] if run else "*"
+    with stores.opened(output.settings) as store:
+        found = store.checkpoints(pattern, trash=trash)
+        if not found:
+            _explain_nothing(output, store, run and pattern, trash)
+    everything = found
+    if tag:
+        found = [checkpoint for checkpoint in found if tag in checkpoint.tags]
+    if best:
+        found = _ranked(output, found, best, mode)
+    elif sort:
+        found = _sorted(found, sort)
+    if limit:
+        found = found[:limit] if best or sort else _newest(found, limit)
+    if output.json:
+        output.document("ls", checkpoints=[views.record(checkpoint) for checkpoint in found])
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in found)
+    else:
+        _table(output, found, everything, best)
+        _sum(output, found, everything)
+
+
+def _explain_nothing(output: Output, store: Store, run: str | None, trash: bool) -> None:
+    """Say why the list is empty; a run that does not exist is an error."""
+    if run and not trash and not any(character in run for character in "*?["):
+        names = [info.name for info in store.runs()]
+        if run.partition("~")[0] not in names:
+            import difflib
+
+            near = difflib.get_close_matches(run, names, n=3)
+            raise NotFound(
+                f"no run {run!r}",
+                f"{stores.locate(output.settings)} has {formatting.count(len(names), 'run')}",
+                f"did you mean {' or '.join(near)}?" if near else "see `casckpt tree`",
+            )
+    if not output.json:
+        what = "The trash is empty." if trash else "No checkpoints yet."
+        output.note(what)
+
+
+def _ranked(
+    output: Output, found: Sequence[Checkpoint], metric: str, mode: str | None
+) -> list[Checkpoint]:
+    """Return the checkpoints best first: then NaN and infinities, then those without the metric."""
+    if found and not any(metric in checkpoint.metrics for checkpoint in found):
+        names = sorted({name for checkpoint in found for name in checkpoint.metrics})
+        raise NotFound(
+            f"no checkpoint has a metric {metric!r}",
+            f"metrics here: {', '.join(names)}" if names else "no metrics were saved here",
+            "name one of these, or add it with store.attach_metrics",
+        )
+    if mode is None:
+        output.note(f"{metric}: lowest first. Highest first: --mode max")
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(checkpoint: Checkpoint) -> tuple[int, float]:
+        value = checkpoint.metrics.get(metric)
+        if value is None:
+            return (2, 0.0)
+        return (0, sign * value) if math.isfinite(value) else (1, 0.0)
+
+    return sorted(found, key=key)
+
+
+def _sorted(found: Sequence[Checkpoint], field: str) -> list[Checkpoint]:
+    """Return the checkpoints in the order of a field or metric; those without it come last."""
+    name = field.removeprefix("-")
+    if name not in _FIELDS and not any(name in checkpoint.metrics for checkpoint in found):
+        raise BadRequest(
+            f"cannot sort by {name!r}",
+            f"fields are {', '.join(_FIELDS)}; and no checkpoint here has a metric of that name",
+        )
+
+    def value(checkpoint: Checkpoint) -> tuple[object, ...] | None:
+        if name == "run":
+            return (checkpoint.run, checkpoint.line, checkpoint.step, checkpoint.batch)
+        if name == "step":
+            return (checkpoint.step, checkpoint.batch)
+        if name == "created":
+            return (checkpoint.created,)
+        if name == "size":
+            return (checkpoint.logical_bytes,)
+        if name == "new":
+            return (checkpoint.new_bytes,)
+        metric = checkpoint.metrics.get(name)
+        return None if metric is None or math.isnan(metric) else (metric,)
+
+    present = [checkpoint for checkpoint in found if value(checkpoint) is not None]
+    absent = [checkpoint for checkpoint in found if value(checkpoint) is None]
+    return sorted(present, key=value, reverse=field.startswith("-")) + absent  # type: ignore[arg-type]
+
+
+def _newest(found: Sequence[Checkpoint], limit: int) -> list[Checkpoint]:
+    """Return the `limit` newest checkpoints, in the order they stand in."""
+    chosen = sorted(range(len(found)), key=lambda i: found[i].created)[-limit:]
+    return [found[i] for i in sorted(chosen)]
+
+
+def _table(
+    output: Output, found: Sequence[Checkpoint], everything: Sequence[Checkpoint], best: str | None
+) -> None:
+    """Write one line per checkpoint; `*` marks the best of the ranking."""
+    frequency = Counter(name for checkpoint in found for name in checkpoint.metrics)
+    frequency.pop(best or "", None)
+    others = [name for name, _ in sorted(frequency.items(), key=lambda item: (-item[1], item[0]))]
+    shown = ([best] if best else []) + others
+    shown = shown[:METRICS_SHOWN]
+    ranked = best is not None and bool(found) and math.isfinite(found[0].metrics[best])
+    latest = views.newest(everything)
+    best_of_run: dict[str, str] = {}
+    if best:
+        for checkpoint in found:
+            if math.isfinite(checkpoint.metrics.get(best, math.nan)):
+                best_of_run.setdefault(checkpoint.run, checkpoint.id)
+
+    def notes(checkpoint: Checkpoint) -> str:
+        words = ["best"] if best_of_run.get(checkpoint.run) == checkpoint.id else []
+        words += ["latest"] if checkpoint.id in latest else []
+        words += ["pinned"] if checkpoint.pinned else []
+        return ", ".join((*words, *checkpoint.tags))
+
+    metric_cells = [
+        formatting.numbers(checkpoint.metrics.get(name) for checkpoint in found) for name in shown
+    ]
+    times = _local_times(found)
+    columns = [
+        *([Column("")] if best else []),
+        Column("ID", color="yellow"),
+        Column("RUN"),
+        Column("STEP", right=True),
+        Column("SAVED AT", rank=1),
+        *(Column(name, right=True, rank=0 if name == best else 2) for name in shown),
+        Column("SIZE", right=True),
+        Column("NEW", right=True, rank=3),
+        Column("NOTES", color="cyan"),
+    ]
+    marks = [["*" if ranked and i == 0 else ""] if best else [] for i in range(len(found))]
+    size = formatting.size
+    rows = [
+        (
+            *mark,
+            checkpoint.id[:ABBREVIATION],
+            views.run_name(checkpoint),
+            views.step(checkpoint),
+            moment,
+            *metrics,
+            size(checkpoint.logical_bytes),
+            size(checkpoint.new_bytes),
+            notes(checkpoint),
+        )
+        for mark, checkpoint, moment, *metrics in zip(
+            marks, found, times, *metric_cells, strict=True
+        )
+    ]
+    output.table(columns, rows, bold_rows=frozenset({0}) if ranked else frozenset())
+
+
+def _local_times(found: Sequence[Checkpoint]) -> list[str]:
+    """Return when each was saved, in local time."""
+    local = formatting.local_time
+    return [local(checkpoint.created) for checkpoint in found]
+
+
+def _sum(output: Output, found: Sequence[Checkpoint], everything: Sequence[Checkpoint]) -> None:
+    """Say what the list amounts to, on stderr."""
+    if not everything:
+        return
+    logical_bytes = sum(checkpoint.logical_bytes for checkpoint in everything)
+    new_bytes = sum(checkpoint.new_bytes for checkpoint in everything)
+    shown = (
+        formatting.count(len(found), "checkpoint")
+        if len(found) == len(everything)
+        else f"{len(found):,} of {formatting.count(len(everything), 'checkpoint')} shown"
+    )
+    output.note(
+        f"{shown}. {formatting.size(logical_bytes)} logical, of which "
+        f"{formatting.size(new_bytes)} had to be written. `casckpt du` shows the disk."
+    )

@@ -1,0 +1,86 @@
+"""`casckpt tag`, `untag`, `pin`, `unpin`: what a person says about a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from casckpt.cli import completers, stores
+from casckpt.cli.checkpoints import record
+from casckpt.cli.options import command
+from casckpt.cli.output import Output
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+    from casckpt.checkpoint.records import Checkpoint
+
+
+def _change(
+    output: Output,
+    refs: Sequence[str],
+    change: Callable[[Store, str], None],
+    done: Callable[[Checkpoint], str],
+) -> None:
+    """Change each checkpoint, then show them as they are now.
+
+    Every REF is resolved before the first change, so that a mistyped one changes nothing.
+    """
+    name = str(click.get_current_context().info_name)
+    plain_refs = stores.split(output.settings, *refs)
+    with stores.opened(output.settings, "a") as store:
+        targets = [store.get(ref).ref for ref in plain_refs]
+        for ref in targets:
+            change(store, ref)
+        changed = [store.get(ref) for ref in targets]
+    if output.json:
+        output.document(name, checkpoints=[record(checkpoint) for checkpoint in changed])
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in changed)
+    else:
+        output.lines(done(checkpoint) for checkpoint in changed)
+
+
+def _tags(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.ref}  tags: {', '.join(checkpoint.tags) or 'none'}"
+
+
+@command("tag", examples=("casckpt tag bpm/nn@60 paper-v1",))
+@click.argument("ref", shell_complete=completers.refs)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def tag(output: Output, ref: str, names: tuple[str, ...]) -> None:
+    """Give a checkpoint names: it can be reached as RUN@NAME, and no policy drops it."""
+    _change(output, [ref], lambda store, target: store.tag(target, *names), _tags)
+
+
+@command("untag", examples=("casckpt untag bpm/nn@60 paper-v1",))
+@click.argument("ref", shell_complete=completers.refs)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completers.tags)
+def untag(output: Output, ref: str, names: tuple[str, ...]) -> None:
+    """Take names away from a checkpoint."""
+    _change(output, [ref], lambda store, target: store.untag(target, *names), _tags)
+
+
+@command("pin", examples=("casckpt pin bpm/nn@best:val_loss:min",))
+@click.argument("refs", nargs=-1, required=True, metavar="REF...", shell_complete=completers.refs)
+def pin(output: Output, refs: tuple[str, ...]) -> None:
+    """Keep checkpoints whatever a policy says."""
+    _change(
+        output,
+        refs,
+        lambda store, target: store.pin(target),
+        lambda checkpoint: f"{checkpoint.ref}  pinned",
+    )
+
+
+@command("unpin", examples=("casckpt unpin bpm/nn@60",))
+@click.argument("refs", nargs=-1, required=True, metavar="REF...", shell_complete=completers.refs)
+def unpin(output: Output, refs: tuple[str, ...]) -> None:
+    """Let policies decide about checkpoints again."""
+    _change(
+        output,
+        refs,
+        lambda store, target: store.pin(target, on=False),
+        lambda checkpoint: f"{checkpoint.ref}  not pinned",
+    )

@@ -1,0 +1,65 @@
+"""Option values with parts: counts, sizes, and the best N by a metric.
+
+Each function is the `callback` of an option: it gets the text and returns the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.refs import Mode
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
+
+
+def count(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Return a whole number from 1 on."""
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise _refused(context, parameter, f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Return bytes; K, M, G, T and P are powers of 1024: `50G`, `1.5T`, `800M`."""
+    if text is None:
+        return None
+    match = _SIZE.match(text)
+    if match is None:
+        raise _refused(context, parameter, f"{text!r} is no size\nwrite bytes, or 50G, 1.5T, 800M")
+    return int(float(match[1]) * 1024 ** " KMGTP".index(match[2].upper() or " "))
+
+
+def best(
+    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> list[tuple[str, Mode | None, int]]:
+    """Return metric, mode (or None) and number of each: `val_loss`, `corr:max`, `corr:max:3`."""
+    values = []
+    for text in texts:
+        # From the right: the name of a metric may itself hold colons.
+        rest, number = text, 1
+        mode: Mode | None = None
+        head, colon, tail = rest.rpartition(":")
+        if colon and tail.isdecimal():
+            rest, number = head, int(tail)
+        head, colon, tail = rest.rpartition(":")
+        if colon and tail in ("min", "max"):
+            rest, mode = head, "min" if tail == "min" else "max"
+        if not rest or number < 1:
+            raise _refused(
+                context, parameter, f"{text!r} names no metric\nwrite METRIC:min or METRIC:max:3"
+            )
+        values.append((rest, mode, number))
+    return values
+
+
+def _refused(
+    context: click.Context, parameter: click.Parameter, message: str
+) -> click.BadParameter:
+    return click.BadParameter(message, ctx=context, param=parameter)

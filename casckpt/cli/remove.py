@@ -1,0 +1,81 @@
+"""`casckpt rm` and `undelete`: into the trash and out of it."""
+
+from __future__ import annotations
+
+import click
+
+from casckpt.cli import checkpoints as views
+from casckpt.cli import completers, formatting, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Output
+from casckpt.cli.prompts import agreed
+from casckpt.errors import NotFound
+
+
+@command(
+    "rm",
+    examples=(
+        "casckpt rm bpm/nn@40                    one checkpoint",
+        "casckpt rm bpm/nn --yes                 all of a run",
+    ),
+)
+@click.argument("ref", metavar="REF|RUN", shell_complete=completers.refs)
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would go, change nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(output: Output, ref: str, dry_run: bool, yes: bool) -> None:
+    """Move a checkpoint, or all checkpoints of a run, to the trash.
+
+    `undelete` brings them back for an hour; `gc` frees their bytes after that, `gc --now` at once.
+    A whole run is asked about first.
+    """
+    (target,) = stores.split(output.settings, ref)
+    with stores.opened(output.settings, "r" if dry_run else "a") as store:
+        if "@" in target or target.startswith("id:"):
+            chosen = [store.get(target)]
+        else:
+            # The bare name of a run means all its lines here, as in store.delete.
+            all_lines = "~" in target or any(letter in target for letter in "*?[")
+            chosen = store.checkpoints(target if all_lines else f"{target}~*")
+        if not chosen:
+            raise NotFound(f"no run matches {target!r}", "", "see `casckpt tree`")
+        if not output.json and not output.quiet:
+            output.lines(
+                f"{checkpoint.ref}  {formatting.size(checkpoint.logical_bytes)}"
+                for checkpoint in chosen
+            )
+        if not dry_run:
+            what = formatting.count(len(chosen), "checkpoint")
+            if len(chosen) > 1 and not agreed(
+                output, f"Move {what} to the trash?", yes=yes, command="rm"
+            ):
+                output.note("Nothing was changed.")
+                return
+            store.delete(target)
+    if output.json:
+        output.document(
+            "rm", drop=[views.record(checkpoint) for checkpoint in chosen], dry_run=dry_run
+        )
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in chosen)
+    elif dry_run:
+        output.note("Dry run: nothing was changed.")
+    else:
+        output.note(
+            f"Moved to the trash. `casckpt undelete {chosen[0].ref}` brings it back within an "
+            "hour; `casckpt gc --now` frees the bytes at once."
+        )
+
+
+@command("undelete", examples=("casckpt ls --trash", "casckpt undelete bpm/nn@40"))
+@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+def undelete(output: Output, refs: tuple[str, ...]) -> None:
+    """Bring checkpoints back from the trash."""
+    targets = stores.split(output.settings, *refs)
+    with stores.opened(output.settings, "a") as store:
+        back = [store.undelete(target) for target in targets]
+    if output.json:
+        output.document("undelete", checkpoints=[views.record(checkpoint) for checkpoint in back])
+    elif output.quiet:
+        output.ids(checkpoint.id for checkpoint in back)
+    else:
+        output.lines(f"{checkpoint.ref}  is back" for checkpoint in back)

@@ -1,0 +1,52 @@
+"""`casckpt restore`: write a checkpoint out as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from casckpt.cli import checkpoints as views
+from casckpt.cli import completers, formatting, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Output
+
+
+@command(
+    "restore",
+    examples=(
+        "casckpt restore bpm/nn -o newest/",
+        "casckpt restore bpm/nn@best:val_loss:min -o best/",
+    ),
+)
+@click.argument("ref", shell_complete=completers.refs)
+@click.option(
+    "-o",
+    "--output",
+    "destination",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder to write into.",
+)
+def restore(output: Output, ref: str, destination: Path) -> None:
+    """Write a checkpoint into a folder, every byte verified.
+
+    A state tree becomes DIR/state.safetensors and DIR/tree.json.
+    """
+    (target,) = stores.split(output.settings, ref)
+    with stores.opened(output.settings) as store:
+        checkpoint = store.get(target)
+        written = store.export(checkpoint, destination, format="safetensors")
+    files = [Path(path) for path in written]
+    if output.json:
+        output.document(
+            "restore",
+            checkpoint=views.record(checkpoint),
+            files=[str(path) for path in files],
+        )
+    else:
+        output.lines(
+            str(path) if output.quiet else f"{path}  {formatting.size(path.stat().st_size)}"
+            for path in files
+        )

@@ -1,0 +1,100 @@
+"""The command `casckpt`: its commands by name, and how a run of it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from casckpt.cli import errors
+from casckpt.cli.options import LazyGroup, global_options
+from casckpt.cli.output import Settings
+
+_COMMANDS = {
+    "init": ("casckpt.cli.init:init", "Make a store."),
+    "ls": ("casckpt.cli.ls:ls", "List checkpoints; rank them by a metric."),
+    "show": ("casckpt.cli.show:show", "Show one checkpoint: metrics, sizes, what is in it."),
+    "history": ("casckpt.cli.history:history", "Show a run's metrics over its steps."),
+    "diff": ("casckpt.cli.diff:diff", "Show what differs between two checkpoints."),
+    "tree": ("casckpt.cli.tree:tree", "Show the runs, and where each began."),
+    "tag": ("casckpt.cli.names:tag", "Give a checkpoint a name."),
+    "untag": ("casckpt.cli.names:untag", "Take a name away."),
+    "pin": ("casckpt.cli.names:pin", "Keep a checkpoint whatever a policy says."),
+    "unpin": ("casckpt.cli.names:unpin", "Let policies decide again."),
+    "rm": ("casckpt.cli.remove:rm", "Move a checkpoint, or a run, to the trash."),
+    "undelete": ("casckpt.cli.remove:undelete", "Bring a checkpoint back from the trash."),
+    "gc": ("casckpt.cli.gc:gc", "Drop checkpoints by policy and free the disk."),
+    "du": ("casckpt.cli.du:du", "Show where the bytes are, and what was saved."),
+    "stats": ("casckpt.cli.du:stats", "The same as du."),
+    "verify": ("casckpt.cli.verify:verify", "Check that everything stored is whole."),
+    "repair": ("casckpt.cli.repair:repair", "Rebuild what can be rebuilt."),
+    "restore": ("casckpt.cli.restore:restore", "Write a checkpoint out as files."),
+    "export": ("casckpt.cli.exchange:export", "Write a checkpoint in another format."),
+    "import": ("casckpt.cli.exchange:import_", "Take files in as checkpoints."),
+    "completion": ("casckpt.cli.completion:completion", "Print a shell completion script."),
+    "demo": ("casckpt.cli.demo:demo", "Train, kill, resume and compare, in under a minute."),
+}
+
+_SECTIONS = (
+    ("Look", ("ls", "show", "history", "diff", "tree", "du", "stats")),
+    ("Name and protect", ("tag", "untag", "pin", "unpin")),
+    ("Free the disk", ("gc", "rm", "undelete")),
+    ("In and out", ("restore", "export", "import")),
+    ("Trust", ("verify", "repair")),
+    ("Begin", ("init", "demo", "completion")),
+)
+
+_EXAMPLES = (
+    "casckpt ls --best val_loss              the best checkpoints first",
+    "casckpt gc --keep-last 3                plan, ask, free",
+    "casckpt restore bpm/nn@best:val_loss:min -o best/",
+)
+
+
+@click.group(
+    "casckpt",
+    cls=LazyGroup,
+    table=_COMMANDS,
+    sections=_SECTIONS,
+    examples=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    subcommand_metavar="COMMAND ...",
+)
+@click.version_option(None, "--version", package_name="casckpt", prog_name="casckpt")
+@global_options
+def casckpt() -> None:
+    """A content-addressed checkpoint store for machine-learning training.
+
+    A checkpoint is named by a REF: RUN (its newest), RUN@STEP, RUN@best:METRIC:min, RUN@TAG, or
+    id:HEX with four digits or more; STORE:: before it names the store.
+    """
+
+
+def run(words: list[str]) -> int:
+    """Run one command line and return its exit code; no error leaves this function.
+
+    Args:
+        words: what follows the program's name.
+    """
+    settings = Settings()
+    try:
+        try:
+            code = casckpt.main(
+                words or ["--help"], prog_name="casckpt", standalone_mode=False, obj=settings
+            )
+            sys.stdout.flush()
+        finally:
+            # Options after a mistake are not read by the parser any more.
+            settings.json = settings.json or "--json" in words
+            settings.debug = settings.debug or "--debug" in words
+    except (KeyboardInterrupt, click.Abort):
+        print("casckpt: interrupted", file=sys.stderr)
+        return errors.INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) left. Nothing may be written when the streams are closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.BROKEN_PIPE
+    except Exception as error:
+        return errors.show(error, as_json=settings.json, debug=settings.debug, color=settings.color)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,95 @@
+"""Which store a command works on, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from casckpt.cli.output import Settings
+from casckpt.errors import BadRef, NoStore
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+
+FOLDER = ".casckpt"
+"""Name of a store that is found from the folders below it."""
+
+ENVIRONMENT = "CASCKPT_STORE"
+
+
+def named(settings: Settings) -> Path | None:
+    """Return the store that --store or CASCKPT_STORE names, or None."""
+    name = settings.store or os.environ.get(ENVIRONMENT)
+    return Path(name).expanduser() if name else None
+
+
+def locate(settings: Settings) -> Path:
+    """Return the store: --store, else CASCKPT_STORE, else the nearest `.casckpt` upward.
+
+    Raises:
+        NoStore: if none of the three names one. That it is a store is for the store to say.
+    """
+    path = named(settings)
+    if path is not None:
+        return path / FOLDER if (path / FOLDER).is_dir() else path
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / FOLDER).is_dir():
+            return folder / FOLDER
+    raise NoStore(
+        "no store named, and none found",
+        f"no --store, no {ENVIRONMENT}, and no {FOLDER} in {here} or above it",
+        "make one here with `casckpt init`, or name one: --store PATH",
+    )
+
+
+def split(settings: Settings, *refs: str) -> list[str]:
+    """Return the REFs without `STORE::`, which becomes the store of this command.
+
+    Raises:
+        BadRef: if they name different stores.
+    """
+    from casckpt.checkpoint.refs import split_store
+
+    parts = [split_store(ref) for ref in refs]
+    stores = {store for store, _ in parts if store is not None}
+    if len(stores) > 1:
+        raise BadRef(
+            f"two stores in one command: {' and '.join(sorted(stores))}",
+            "a command works on one store",
+            "leave STORE:: out and name the store with --store",
+        )
+    if stores:
+        settings.store = stores.pop()
+    return [ref for _, ref in parts]
+
+
+@contextmanager
+def opened(settings: Settings, mode: Literal["r", "a"] = "r") -> Iterator[Store]:
+    """Open the store for the length of a `with`; never makes one.
+
+    Args:
+        settings: the global options.
+        mode: "r" to read only, "a" for commands that change something.
+
+    Raises:
+        NoStore: if there is none at the place that was named.
+    """
+    path = locate(settings)
+    if not (path / "format.json").exists():
+        # Mode "a" would make a store here; a mistyped path must not.
+        raise NoStore(
+            f"no store at {path}",
+            "the folder is empty or something else" if path.is_dir() else "no such folder",
+            f"make one with `casckpt init {path}`, or name another with --store",
+        )
+    from casckpt.api import Store
+
+    store = Store(path, mode=mode)
+    try:
+        yield store
+    finally:
+        store.close()

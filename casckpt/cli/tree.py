@@ -1,0 +1,107 @@
+"""`casckpt tree`: the runs, nested as their names are, and where each line began."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casckpt.cli import completers, formatting, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import Output
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.records import Checkpoint
+
+
+@dataclass
+class Node:
+    """A part of a run name: the lines of the run that ends here, and the parts below."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, Node] = field(default_factory=dict)
+
+
+@command("tree", examples=("casckpt tree", "casckpt tree 'bpm/*'"))
+@click.argument("pattern", default="*", shell_complete=completers.runs)
+def tree(output: Output, pattern: str) -> None:
+    """Show the runs that match PATTERN, and for each line of a run its steps and its parent."""
+    (pattern,) = stores.split(output.settings, pattern)
+    with stores.opened(output.settings) as store:
+        found = store.checkpoints(pattern)
+        everywhere = {checkpoint.id: checkpoint.ref for checkpoint in store.checkpoints()}
+    lines: dict[tuple[str, int], list[Checkpoint]] = defaultdict(list)
+    for checkpoint in found:
+        lines[checkpoint.run, checkpoint.line].append(checkpoint)
+    runs = [_facts(name, line, group, everywhere) for (name, line), group in lines.items()]
+    runs.sort(key=lambda facts: (facts["run"].split("/"), facts["line"]))
+    if output.json:
+        output.document("tree", runs=runs)
+    elif output.quiet:
+        output.lines(f"{facts['run']}~{facts['line']}" for facts in runs)
+    else:
+        root = Node()
+        for facts in runs:
+            node = root
+            for part in facts["run"].split("/"):
+                node = node.parts.setdefault(part, Node())
+            node.lines.append(facts)
+        rows = list(_draw(root))
+        width = max((len(label) for label, _ in rows), default=0)
+        output.lines(
+            f"{label.ljust(width)}  {output.style(facts, dim=True)}" if facts else label
+            for label, facts in rows
+        )
+        if not rows:
+            output.note("No checkpoints yet.")
+
+
+def _facts(
+    name: str, line: int, group: list[Checkpoint], everywhere: dict[str, str]
+) -> dict[str, Any]:
+    """Return what is said of one line of a run."""
+    first, last = group[0], group[-1]
+    parent = everywhere.get(first.parent or "", "")
+    # Within a line the parent of the first one left is an older step, or is gone.
+    began = parent if parent and parent.partition("@")[0] != first.ref.partition("@")[0] else None
+    return {
+        "run": name,
+        "line": line,
+        "checkpoints": len(group),
+        "first_step": first.step,
+        "last_step": last.step,
+        "last_created": formatting.rfc3339(last.created),
+        "parent": began,
+        "logical_bytes": sum(checkpoint.logical_bytes for checkpoint in group),
+        "new_bytes": sum(checkpoint.new_bytes for checkpoint in group),
+    }
+
+
+def _sentence(facts: dict[str, Any]) -> str:
+    """Return the facts of a line in words."""
+    if facts["checkpoints"] == 1:
+        steps = f"step {facts['last_step']}"
+    else:
+        steps = f"steps {facts['first_step']} to {facts['last_step']}"
+    words = [
+        formatting.count(facts["checkpoints"], "checkpoint"),
+        steps,
+        f"{formatting.size(facts['logical_bytes'])} logical",
+    ]
+    if facts["parent"]:
+        words.append(f"from {facts['parent']}")
+    return ", ".join(words)
+
+
+def _draw(node: Node, indent: str = "", *, top: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield a label and its facts for every part of a run name, and every further line of a run."""
+    items = [(f"~{facts['line']}", Node([facts])) for facts in node.lines[1:]]
+    items += list(node.parts.items())
+    for name, child in items:
+        last = name == items[-1][0]
+        branch, stem = ("", "") if top else ("└── ", "    ") if last else ("├── ", "│   ")
+        yield f"{indent}{branch}{name}", _sentence(child.lines[0]) if child.lines else ""
+        yield from _draw(child, indent + stem, top=False)
