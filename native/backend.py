@@ -1,7 +1,7 @@
 """In-tree PEP 517 backend: emit the cffi source, then let setuptools do the rest.
 
-setuptools reads the extension from pyproject.toml and needs its C file to exist. A `setup.py` with `cffi_modules`
-would do the same at the price of one more file at the top level.
+setuptools reads the extension from pyproject.toml and needs its C file to exist. A `setup.py` with
+`cffi_modules` would do the same at the price of one more file at the top level.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Describe the cffi API-mode extension `casckpt.native._core` and emit its C source.
 
-The declarations are taken from the public header as it stands, between its two `cffi` marks, so that header and
-binding cannot drift apart. API mode (not ABI mode): the compiler checks every call, and the GIL is released around each.
+The declarations are taken from the public header as it stands, between its two `cffi` marks, so
+that header and binding cannot drift apart. API mode (not ABI mode): the compiler checks every call,
+and the GIL is released around each.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def builder() -> cffi.FFI:
 
 
 def emit() -> Path:
-    """Write the extension's C source beside this file, only when it changed, and return its path."""
+    """Write the extension's C source beside this file if it changed, and return its path."""
     fresh = GENERATED.with_suffix(".c.new")
     builder().emit_c_code(str(fresh))
     if GENERATED.exists() and GENERATED.read_bytes() == fresh.read_bytes():

@@ -1,8 +1,9 @@
 """The Python face of the C core: bytes in, bytes out (floor 1).
 
-BLAKE3, content-defined chunking, plane and delta filters, byte statistics and the id set of gc mark. Inputs are any
-contiguous buffers, used without a copy; the GIL is released during each call into C. Nothing here knows files or objects
-of ours. `reference` holds the same functions in slow pure Python, as the oracle of the tests.
+BLAKE3, content-defined chunking, plane and delta filters, byte statistics and the id set of gc
+mark. Inputs are any contiguous buffers, used without a copy; the GIL is released during each call
+into C. Nothing here knows files or objects of ours. `reference` holds the same functions in slow
+pure Python, as the oracle of the tests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Content-defined chunking: cut bytes where their content says so.
 
-Equal stretches of two streams get equal chunks even when they stand at other offsets. Gear hash over a window of 64
-bytes, FastCDC's normalised chunking at level 2. The Gear table is derive_key("casckpt gear v1", b"") as 256
-little-endian 64-bit words, so anyone can rebuild it.
+Equal stretches of two streams get equal chunks even when they stand at other offsets. Gear hash
+over a window of 64 bytes, FastCDC's normalised chunking at level 2. The Gear table is
+derive_key("casckpt gear v1", b"") as 256 little-endian 64-bit words, so anyone can rebuild it.
 
 Source: Xia et al., "FastCDC", USENIX ATC 2016, sections 3.2 to 3.5.
 """
@@ -33,7 +33,8 @@ def gear_table() -> list[int]:
 class Chunker:
     """Find the chunk ends of a stream that arrives in pieces.
 
-    The cuts depend on the stream alone, never on how it was split into `feed` calls. Not safe for use by two threads.
+    The cuts depend on the stream alone, never on how it was split into `feed` calls. Not safe for
+    use by two threads.
 
     Args:
         min_bytes: no chunk but the last is shorter; at least 64, the hash's window.

@@ -1,15 +1,16 @@
-"""Reversible filters that make arrays of numbers compressible, and the byte statistics to judge them.
+"""Reversible filters that make numbers compressible, and the byte statistics to judge them.
 
-Planes: items of `width` bytes (2, 4 or 8, little-endian) are written as `width` planes of floor(len / width) bytes.
-Plane 0 holds the most significant byte of every item. The len % width bytes that are no whole item follow the planes
-unchanged. With `rotate`, each item is first rotated left by one bit: the sign moves to the bottom, and the top byte of a
-bf16 or fp32 number is its whole exponent.
+Planes: items of `width` bytes (2, 4 or 8, little-endian) are written as `width` planes of floor(len
+/ width) bytes. Plane 0 holds the most significant byte of every item. The len % width bytes that
+are no whole item follow the planes unchanged. With `rotate`, each item is first rotated left by one
+bit: the sign moves to the bottom, and the top byte of a bf16 or fp32 number is its whole exponent.
 
-Against a base (same length, same rotation): `sub` takes the wrap-around difference of the bit patterns and folds its
-sign into the lowest bit (zigzag: 0 -1 1 -2 becomes 0 1 2 3); `xor` takes the exclusive or as it is. Both are bijections
-for every bit pattern, NaN and infinities included.
+Against a base (same length, same rotation): `sub` takes the wrap-around difference of the bit
+patterns and folds its sign into the lowest bit (zigzag: 0 -1 1 -2 becomes 0 1 2 3); `xor` takes the
+exclusive or as it is. Both are bijections for every bit pattern, NaN and infinities included.
 
-`out` is the caller's, writable, of the source's length, and shares no memory with the inputs; ValueError otherwise.
+`out` is the caller's, writable, of the source's length, and shares no memory with the inputs;
+ValueError otherwise.
 """
 
 from __future__ import annotations

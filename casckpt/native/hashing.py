@@ -1,7 +1,7 @@
 """BLAKE3: the id of everything casckpt stores.
 
-One-shot functions, a streaming `Hasher`, and `IdContext` for many ids of one kind. All accept any contiguous buffer and
-run without the GIL.
+One-shot functions, a streaming `Hasher`, and `IdContext` for many ids of one kind. All accept any
+contiguous buffer and run without the GIL.
 
 Source: O'Connor, Aumasson, Neves, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere" (2020).
 """
@@ -9,7 +9,7 @@ Source: O'Connor, Aumasson, Neves, Wilcox-O'Hearn, "BLAKE3: one function, fast e
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from casckpt.native._binding import check, ffi, lib, readable, words
 
@@ -167,7 +167,9 @@ class IdContext:
             ValueError: when `ends` descends or leaves `data`.
         """
         view = readable(data)
-        cuts = words(array("Q", ends) if isinstance(ends, (list, tuple, range)) else ends)  # type: ignore[arg-type]
+        if isinstance(ends, (list, tuple, range)):
+            ends = array("Q", ends)
+        cuts = words(cast("Buffer", ends))
         out = ffi.new("uint8_t[]", len(cuts) * ID_SIZE)
         call = lib.cas_hash_pieces
         status = call(*self.mode_and_key, view, len(view), cuts, len(cuts), out, len(out))

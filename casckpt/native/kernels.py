@@ -1,7 +1,8 @@
 """Which instruction set the C core uses.
 
-The best one the processor can run is chosen on first use. Choosing another is for tests and measurements: all give the
-same bytes, the portable one is the definition. The choice holds for all threads of the process.
+The best one the processor can run is chosen on first use. Choosing another is for tests and
+measurements: all give the same bytes, the portable one is the definition. The choice holds for all
+threads of the process.
 """
 
 from __future__ import annotations

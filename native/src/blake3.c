@@ -88,8 +88,8 @@ static void push_value(cas_hasher *hasher, const uint8_t value[CAS_B3_VALUE], ui
     hasher->chunk_index += chunks;
 }
 
-/* The chaining value of `chunks` (a power of two, at most CAS_B3_GROUP) whole chunks. */
-static void subtree_value(const cas_hasher *hasher, const uint8_t *data, size_t chunks, uint8_t out[CAS_B3_VALUE]) {
+/* Hash `chunks` (a power of two, at most CAS_B3_GROUP) whole chunks and reduce them to `wanted` (1 or 2) values. */
+static void subtree_values(const cas_hasher *hasher, const uint8_t *data, size_t chunks, size_t wanted, uint8_t *out) {
     const cas_b3_many_fn many = cas_kernels()->many;
     const uint8_t *inputs[CAS_B3_GROUP];
     uint64_t counters[CAS_B3_GROUP];
@@ -101,19 +101,17 @@ static void subtree_value(const cas_hasher *hasher, const uint8_t *data, size_t 
     many(inputs, counters, chunks, CAS_B3_CHUNK / CAS_B3_BLOCK, hasher->key, hasher->mode, CAS_B3_CHUNK_START,
          CAS_B3_CHUNK_END, values);
     memset(counters, 0, chunks * sizeof counters[0]);
-    for (size_t left = chunks / 2; left > 0; left /= 2) {
+    for (size_t left = chunks / 2; left >= wanted; left /= 2) {
         for (size_t i = 0; i < left; i++) inputs[i] = values + i * CAS_B3_BLOCK;
         many(inputs, counters, left, 1, hasher->key, hasher->mode | CAS_B3_PARENT, 0, 0, values);
     }
-    memcpy(out, values, CAS_B3_VALUE);
+    memcpy(out, values, wanted * CAS_B3_VALUE);
 }
 
-/* How many chunks to take as one subtree: a power of two that fits the input, the group and the stack's alignment.
- * At the very start the whole input must not become one value, as that would be the root. */
+/* How many chunks to take as one subtree: a power of two that fits the input, the group and the stack's alignment. */
 static size_t group_chunks(uint64_t chunk_index, size_t data_len) {
     size_t chunks = CAS_B3_GROUP;
     while (chunks > 1 && (chunks * CAS_B3_CHUNK > data_len || (chunk_index & (chunks - 1)) != 0)) chunks /= 2;
-    if (chunk_index == 0 && chunks > 1 && chunks * CAS_B3_CHUNK == data_len) chunks /= 2;
     return chunks;
 }
 
@@ -136,9 +134,12 @@ cas_status cas_hasher_update(cas_hasher *hasher, const uint8_t *data, size_t dat
     }
     while (data_len > CAS_B3_CHUNK) {
         const size_t chunks = group_chunks(hasher->chunk_index, data_len);
-        uint8_t value[CAS_B3_VALUE];
-        subtree_value(hasher, data, chunks, value);
-        push_value(hasher, value, chunks);
+        /* The first subtree may turn out to be the whole input. Its two halves stay apart, for their merge would need
+         * the ROOT flag then. */
+        const size_t wanted = hasher->chunk_index == 0 && chunks > 1 ? 2 : 1;
+        uint8_t values[2 * CAS_B3_VALUE];
+        subtree_values(hasher, data, chunks, wanted, values);
+        for (size_t i = 0; i < wanted; i++) push_value(hasher, values + i * CAS_B3_VALUE, chunks / wanted);
         data += chunks * CAS_B3_CHUNK;
         data_len -= chunks * CAS_B3_CHUNK;
     }

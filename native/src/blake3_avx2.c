@@ -11,11 +11,18 @@
 
 #define CAS_LANES 8
 #define CAS_MANY cas_b3_many_avx2
+#define CAS_RAGGED cas_b3_ragged_avx2
 
 typedef uint32_t lanes_t __attribute__((vector_size(32)));
 
 static inline lanes_t splat(uint32_t word) { return (lanes_t)_mm256_set1_epi32((int)word); }
-static inline lanes_t from_words(const uint32_t *words) { return (lanes_t)_mm256_loadu_si256((const void *)words); }
+static inline void split_counters(const uint64_t *counters, lanes_t *low, lanes_t *high) {
+    const __m256 a = _mm256_castsi256_ps(_mm256_loadu_si256((const void *)counters));
+    const __m256 b = _mm256_castsi256_ps(_mm256_loadu_si256((const void *)(counters + 4)));
+    /* The shuffle works inside 128-bit parts; the permutation puts the middle two quarters in order. */
+    *low = (lanes_t)_mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xD8);
+    *high = (lanes_t)_mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD)), 0xD8);
+}
 static inline lanes_t gather4(const uint8_t *const *p, size_t at) {
     const __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const void *)(p[0] + at)));
     return (lanes_t)_mm256_inserti128_si256(low, _mm_loadu_si128((const void *)(p[4] + at)), 1);

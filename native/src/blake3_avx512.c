@@ -11,11 +11,18 @@
 
 #define CAS_LANES 16
 #define CAS_MANY cas_b3_many_avx512
+#define CAS_RAGGED cas_b3_ragged_avx512
 
 typedef uint32_t lanes_t __attribute__((vector_size(64)));
 
 static inline lanes_t splat(uint32_t word) { return (lanes_t)_mm512_set1_epi32((int)word); }
-static inline lanes_t from_words(const uint32_t *words) { return (lanes_t)_mm512_loadu_si512((const void *)words); }
+static inline void split_counters(const uint64_t *counters, lanes_t *low, lanes_t *high) {
+    const __m512i a = _mm512_loadu_si512((const void *)counters);
+    const __m512i b = _mm512_loadu_si512((const void *)(counters + 8));
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    *low = (lanes_t)_mm512_permutex2var_epi32(a, even, b);
+    *high = (lanes_t)_mm512_permutex2var_epi32(a, _mm512_or_si512(even, _mm512_set1_epi32(1)), b);
+}
 static inline lanes_t gather4(const uint8_t *const *p, size_t at) {
     __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const void *)(p[0] + at)));
     v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(p[4] + at)), 1);

@@ -1,89 +1,119 @@
-/* blake3_batch.c: whole inputs, one or many per call. */
-#include "internal.h"
+/* blake3_batch.c: many inputs per call, gathered so that all lanes have work.
+ *
+ * Inputs of a few KiB leave most lanes idle when hashed one by one. So the chunks of several inputs are gathered until
+ * a batch is full, hashed together (whole chunks in one run, those cut short in another), and the trees are reduced
+ * together, level by level. Joining neighbours and carrying an odd last value up gives the tree of the specification,
+ * whose left subtree is always the largest power of two.
+ *
+ * Source: the BLAKE3 paper, sections 2.4 (tree) and 5.3 (SIMD over chunks).
+ */
+#include "batch.h"
 
-cas_status cas_hash(uint32_t mode, const uint8_t *key, size_t key_len, const uint8_t *data, size_t data_len,
-                    uint8_t *out, size_t out_len) {
-    cas_hasher hasher;
-    cas_status status = cas_hasher_init(&hasher, mode, key, key_len);
-    if (status == CAS_OK && out == NULL && out_len != 0) status = CAS_ERR_NULL;
-    if (status == CAS_OK) status = cas_hasher_update(&hasher, data, data_len);
-    if (status == CAS_OK) status = cas_hasher_finish(&hasher, out, out_len);
-    return status;
+void cas_batch_init(cas_batch *self, const cas_hasher *fresh) {
+    memcpy(self->key, fresh->key, sizeof self->key);
+    self->mode = fresh->mode;
+    self->kernels = cas_kernels();
+    self->slots_used = 0;
+    self->whole_count = 0;
+    self->short_count = 0;
+    self->trees_count = 0;
 }
 
-/* `count` ids of 32 bytes must fill `out_len` exactly. */
-static cas_status check_ids(const uint8_t *out, size_t out_len, size_t count) {
-    if (count > SIZE_MAX / CAS_B3_VALUE || out_len != count * CAS_B3_VALUE) return CAS_ERR_SIZE;
-    return out == NULL && count != 0 ? CAS_ERR_NULL : CAS_OK;
+/* Queue the chunk at `data` for slot or, when it is a whole input, for `root_out`. */
+static void queue_short(cas_batch *self, const uint8_t *data, size_t len, uint64_t counter, size_t slot,
+                        uint8_t *root_out) {
+    const size_t at = self->short_count++;
+    uint8_t *copy = self->short_data + at * CAS_B3_CHUNK;
+    const size_t padded = len == 0 ? CAS_B3_BLOCK : (len + CAS_B3_BLOCK - 1) / CAS_B3_BLOCK * CAS_B3_BLOCK;
+    if (len != 0) memcpy(copy, data, len);
+    memset(copy + len, 0, padded - len);
+    self->short_inputs[at] = copy;
+    self->short_lens[at] = (uint32_t)len;
+    self->short_counters[at] = counter;
+    self->short_roots[at] = root_out == NULL ? 0 : CAS_B3_ROOT;
+    self->short_outs[at] = root_out == NULL ? self->values + slot * CAS_B3_VALUE : root_out;
 }
 
-cas_status cas_hash_grid(uint32_t mode, const uint8_t *key, size_t key_len, const uint8_t *data, size_t data_len,
-                         size_t piece_len, uint8_t *out, size_t out_len) {
-    if (data == NULL && data_len != 0) return CAS_ERR_NULL;
-    if (piece_len == 0) return CAS_ERR_PARAMETER;
-    cas_status status = check_ids(out, out_len, data_len / piece_len + (data_len % piece_len != 0));
-    cas_hasher fresh;
-    if (status == CAS_OK) status = cas_hasher_init(&fresh, mode, key, key_len);
-    for (size_t at = 0; status == CAS_OK && at < data_len; out += CAS_B3_VALUE) {
-        const size_t take = data_len - at < piece_len ? data_len - at : piece_len;
-        status = cas_hash(mode, key, key_len, data + at, take, out, CAS_B3_VALUE);
-        at += take;
+static void hash_chunks(cas_batch *self) {
+    self->kernels->many(self->inputs, self->counters, self->whole_count, CAS_B3_CHUNK / CAS_B3_BLOCK, self->key,
+                        self->mode, CAS_B3_CHUNK_START, CAS_B3_CHUNK_END, self->scratch);
+    for (size_t i = 0; i < self->whole_count; i++) {
+        memcpy(self->values + self->whole_slots[i] * CAS_B3_VALUE, self->scratch + i * CAS_B3_VALUE, CAS_B3_VALUE);
     }
-    return status;
+    self->kernels->ragged(self->short_inputs, self->short_lens, self->short_counters, self->short_roots,
+                          self->short_count, self->key, self->mode, self->scratch);
+    for (size_t i = 0; i < self->short_count; i++) {
+        memcpy(self->short_outs[i], self->scratch + i * CAS_B3_VALUE, CAS_B3_VALUE);
+    }
 }
 
-cas_status cas_hash_pieces(uint32_t mode, const uint8_t *key, size_t key_len, const uint8_t *data, size_t data_len,
-                           const uint64_t *ends, size_t ends_count, uint8_t *out, size_t out_len) {
-    if ((data == NULL && data_len != 0) || (ends == NULL && ends_count != 0)) return CAS_ERR_NULL;
-    cas_status status = check_ids(out, out_len, ends_count);
-    cas_hasher fresh;
-    if (status == CAS_OK) status = cas_hasher_init(&fresh, mode, key, key_len);
-    uint64_t start = 0;
-    for (size_t i = 0; status == CAS_OK && i < ends_count; i++) {
-        if (ends[i] < start || ends[i] > data_len) status = CAS_ERR_SIZE;
-        start = ends[i];
+/* One level: parents of all trees that still have more than two values. False when there was none. */
+static bool reduce_level(cas_batch *self) {
+    size_t parents = 0;
+    for (size_t t = 0; t < self->trees_count; t++) {
+        const cas_batch_tree *tree = &self->trees[t];
+        for (size_t pair = 0; tree->count > 2 && pair < tree->count / 2; pair++) {
+            self->inputs[parents++] = self->values + (tree->first + 2 * pair) * CAS_B3_VALUE;
+        }
     }
-    start = 0;
-    for (size_t i = 0; status == CAS_OK && i < ends_count; i++) {
-        const uint8_t *piece = data == NULL ? NULL : data + start;
-        status = cas_hash(mode, key, key_len, piece, (size_t)(ends[i] - start), out + i * CAS_B3_VALUE, CAS_B3_VALUE);
-        start = ends[i];
+    if (parents == 0) return false;
+    self->kernels->many(self->inputs, self->counters, parents, 1, self->key, self->mode | CAS_B3_PARENT, 0, 0,
+                        self->scratch);
+    const uint8_t *next = self->scratch;
+    for (size_t t = 0; t < self->trees_count; t++) {
+        cas_batch_tree *tree = &self->trees[t];
+        if (tree->count <= 2) continue;
+        const size_t pairs = tree->count / 2;
+        uint8_t *values = self->values + tree->first * CAS_B3_VALUE;
+        if (tree->count % 2 == 1) {
+            memcpy(values + pairs * CAS_B3_VALUE, values + (tree->count - 1) * CAS_B3_VALUE, CAS_B3_VALUE);
+        }
+        memcpy(values, next, pairs * CAS_B3_VALUE);
+        next += pairs * CAS_B3_VALUE;
+        tree->count = pairs + tree->count % 2;
     }
-    return status;
+    return true;
 }
 
-cas_status cas_hash_many(uint32_t mode, const uint8_t *key, size_t key_len, const uint8_t *const *inputs,
-                         const size_t *lens, size_t count, uint8_t *out, size_t out_len) {
-    if ((inputs == NULL || lens == NULL) && count != 0) return CAS_ERR_NULL;
-    cas_status status = check_ids(out, out_len, count);
-    cas_hasher fresh;
-    if (status == CAS_OK) status = cas_hasher_init(&fresh, mode, key, key_len);
-    for (size_t i = 0; status == CAS_OK && i < count; i++) {
-        if (inputs[i] == NULL && lens[i] != 0) status = CAS_ERR_NULL;
+void cas_batch_flush(cas_batch *self) {
+    hash_chunks(self);
+    memset(self->counters, 0, sizeof self->counters); /* parents count from 0 */
+    while (reduce_level(self)) {
     }
-    for (size_t i = 0; status == CAS_OK && i < count; i++) {
-        status = cas_hash(mode, key, key_len, inputs[i], lens[i], out + i * CAS_B3_VALUE, CAS_B3_VALUE);
+    for (size_t t = 0; t < self->trees_count; t++) {
+        self->inputs[t] = self->values + self->trees[t].first * CAS_B3_VALUE;
     }
-    return status;
+    self->kernels->many(self->inputs, self->counters, self->trees_count, 1, self->key,
+                        self->mode | CAS_B3_PARENT | CAS_B3_ROOT, 0, 0, self->scratch);
+    for (size_t t = 0; t < self->trees_count; t++) {
+        memcpy(self->trees[t].out, self->scratch + t * CAS_B3_VALUE, CAS_B3_VALUE);
+    }
+    self->slots_used = 0;
+    self->whole_count = 0;
+    self->short_count = 0;
+    self->trees_count = 0;
 }
 
-/* Small enough that the second reader of a block finds it in L2 (256 KiB on older machines), large enough for whole
- * groups of the hash. */
-enum { BLOCK_LEN = 128 * 1024 };
+bool cas_batch_takes(size_t len) { return len <= (size_t)CAS_BATCH_CHUNKS_MAX * CAS_B3_CHUNK; }
 
-cas_status cas_equal_and_hash(uint32_t mode, const uint8_t *key, size_t key_len, const uint8_t *a, size_t a_len,
-                              const uint8_t *b, size_t b_len, int32_t *equal, uint8_t *out, size_t out_len) {
-    if ((a == NULL && a_len != 0) || (b == NULL && b_len != 0) || equal == NULL || out == NULL) return CAS_ERR_NULL;
-    if (out_len != CAS_B3_VALUE) return CAS_ERR_SIZE;
-    cas_hasher hasher;
-    cas_status status = cas_hasher_init(&hasher, mode, key, key_len);
-    bool same = a_len == b_len;
-    for (size_t at = 0; status == CAS_OK && at < a_len; at += BLOCK_LEN) {
-        const size_t take = a_len - at < BLOCK_LEN ? a_len - at : BLOCK_LEN;
-        if (same) same = memcmp(a + at, b + at, take) == 0;
-        status = cas_hasher_update(&hasher, a + at, take);
+void cas_batch_add(cas_batch *self, const uint8_t *data, size_t len, uint8_t *out) {
+    const size_t chunks = len == 0 ? 1 : (len + CAS_B3_CHUNK - 1) / CAS_B3_CHUNK;
+    if (self->slots_used + chunks > CAS_BATCH_SLOTS || self->short_count == CAS_BATCH_SHORT) cas_batch_flush(self);
+    if (chunks == 1) {
+        queue_short(self, data, len, 0, 0, out);
+        return;
     }
-    if (status == CAS_OK) status = cas_hasher_finish(&hasher, out, out_len);
-    if (status == CAS_OK) *equal = same ? 1 : 0;
-    return status;
+    const size_t first = self->slots_used;
+    self->slots_used += chunks;
+    self->trees[self->trees_count++] = (cas_batch_tree){.first = first, .count = chunks, .out = out};
+    const size_t whole = len / CAS_B3_CHUNK;
+    for (size_t i = 0; i < whole; i++) {
+        self->inputs[self->whole_count] = data + i * CAS_B3_CHUNK;
+        self->counters[self->whole_count] = i;
+        self->whole_slots[self->whole_count] = first + i;
+        self->whole_count++;
+    }
+    if (whole < chunks) {
+        queue_short(self, data + whole * CAS_B3_CHUNK, len - whole * CAS_B3_CHUNK, whole, first + whole, NULL);
+    }
 }

@@ -6,12 +6,17 @@
 
 #define CAS_LANES 4
 #define CAS_MANY cas_b3_many_neon
+#define CAS_RAGGED cas_b3_ragged_neon
 
 typedef uint32x4_t lanes_t;
 
 static inline lanes_t splat(uint32_t word) { return vdupq_n_u32(word); }
-static inline lanes_t from_words(const uint32_t *words) { return vld1q_u32(words); }
-/* Through bytes: inputs need not be aligned to words. */
+static inline void split_counters(const uint64_t *counters, lanes_t *low, lanes_t *high) {
+    const uint32x4_t a = vreinterpretq_u32_u64(vld1q_u64(counters));
+    const uint32x4_t b = vreinterpretq_u32_u64(vld1q_u64(counters + 2));
+    *low = vuzp1q_u32(a, b);
+    *high = vuzp2q_u32(a, b);
+}
 static inline lanes_t gather4(const uint8_t *const *p, size_t at) {
     return vreinterpretq_u32_u8(vld1q_u8(p[0] + at));
 }

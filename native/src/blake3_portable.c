@@ -77,3 +77,20 @@ void cas_b3_many_portable(const uint8_t *const *inputs, const uint64_t *counters
         memcpy(out + i * CAS_B3_VALUE, state, CAS_B3_VALUE);
     }
 }
+
+void cas_b3_ragged_portable(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                            const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t state[16];
+        memcpy(state, key, CAS_B3_VALUE);
+        const uint32_t last = lens[i] == 0 ? 0 : (lens[i] - 1) / CAS_B3_BLOCK;
+        for (uint32_t b = 0; b <= last; b++) {
+            const uint32_t edge = (b == 0 ? CAS_B3_CHUNK_START : 0u) | (b == last ? CAS_B3_CHUNK_END | roots[i] : 0u);
+            const uint32_t block_len = b == last ? lens[i] - b * CAS_B3_BLOCK : CAS_B3_BLOCK;
+            uint32_t next[16];
+            cas_b3_compress(state, chunks[i] + b * (size_t)CAS_B3_BLOCK, block_len, counters[i], flags | edge, next);
+            memcpy(state, next, CAS_B3_VALUE);
+        }
+        memcpy(out + i * CAS_B3_VALUE, state, CAS_B3_VALUE);
+    }
+}

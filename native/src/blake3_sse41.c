@@ -11,11 +11,17 @@
 
 #define CAS_LANES 4
 #define CAS_MANY cas_b3_many_sse41
+#define CAS_RAGGED cas_b3_ragged_sse41
 
 typedef uint32_t lanes_t __attribute__((vector_size(16)));
 
 static inline lanes_t splat(uint32_t word) { return (lanes_t)_mm_set1_epi32((int)word); }
-static inline lanes_t from_words(const uint32_t *words) { return (lanes_t)_mm_loadu_si128((const void *)words); }
+static inline void split_counters(const uint64_t *counters, lanes_t *low, lanes_t *high) {
+    const __m128 a = _mm_castsi128_ps(_mm_loadu_si128((const void *)counters));
+    const __m128 b = _mm_castsi128_ps(_mm_loadu_si128((const void *)(counters + 2)));
+    *low = (lanes_t)_mm_castps_si128(_mm_shuffle_ps(a, b, 0x88));
+    *high = (lanes_t)_mm_castps_si128(_mm_shuffle_ps(a, b, 0xDD));
+}
 static inline lanes_t gather4(const uint8_t *const *p, size_t at) {
     return (lanes_t)_mm_loadu_si128((const void *)(p[0] + at));
 }

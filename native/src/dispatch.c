@@ -13,14 +13,14 @@ static _Atomic int32_t active = UNDECIDED;
 /* The filters of SSE4.1 and NEON are the portable loops: the baseline of x86-64 and of 64-bit Arm already vectorises
  * them (SSE2, NEON). */
 static const cas_kernel_set kernels[CAS_KERNEL_COUNT] = {
-    [CAS_KERNEL_PORTABLE] = {cas_b3_many_portable, cas_split_portable, cas_join_portable},
+    [CAS_KERNEL_PORTABLE] = {cas_b3_many_portable, cas_b3_ragged_portable, cas_split_portable, cas_join_portable},
 #if CAS_X86
-    [CAS_KERNEL_SSE41] = {cas_b3_many_sse41, cas_split_portable, cas_join_portable},
-    [CAS_KERNEL_AVX2] = {cas_b3_many_avx2, cas_split_avx2, cas_join_avx2},
-    [CAS_KERNEL_AVX512] = {cas_b3_many_avx512, cas_split_avx512, cas_join_avx512},
+    [CAS_KERNEL_SSE41] = {cas_b3_many_sse41, cas_b3_ragged_sse41, cas_split_portable, cas_join_portable},
+    [CAS_KERNEL_AVX2] = {cas_b3_many_avx2, cas_b3_ragged_avx2, cas_split_avx2, cas_join_avx2},
+    [CAS_KERNEL_AVX512] = {cas_b3_many_avx512, cas_b3_ragged_avx512, cas_split_avx512, cas_join_avx512},
 #endif
 #if CAS_ARM
-    [CAS_KERNEL_NEON] = {cas_b3_many_neon, cas_split_portable, cas_join_portable},
+    [CAS_KERNEL_NEON] = {cas_b3_many_neon, cas_b3_ragged_neon, cas_split_portable, cas_join_portable},
 #endif
 };
 

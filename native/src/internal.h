@@ -75,6 +75,23 @@ void cas_b3_many_avx512(const uint8_t *const *inputs, const uint64_t *counters, 
 void cas_b3_many_neon(const uint8_t *const *inputs, const uint64_t *counters, size_t count, size_t blocks,
                       const uint32_t key[8], uint32_t flags, uint32_t first, uint32_t last, uint8_t *out);
 
+/* Hash `count` chunks of lens[i] <= 1024 bytes; each must be readable up to 1,024, and zero from its end to the end of
+ * its last block. roots[i] is CAS_B3_ROOT for a chunk that is the whole input, else 0. Writes 32 bytes per chunk. */
+typedef void (*cas_b3_ragged_fn)(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                                 const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags,
+                                 uint8_t *out);
+
+void cas_b3_ragged_portable(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                       const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out);
+void cas_b3_ragged_sse41(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                       const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out);
+void cas_b3_ragged_avx2(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                       const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out);
+void cas_b3_ragged_avx512(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                       const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out);
+void cas_b3_ragged_neon(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
+                       const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out);
+
 /* ---- filters ---- */
 
 /* Item loops over `items` whole items; parameters are already checked. `base` is unused for CAS_PREDICT_NONE. */
@@ -98,6 +115,7 @@ void cas_join_avx512(int32_t predictor, uint32_t width, int32_t rotate, const ui
 
 typedef struct {
     cas_b3_many_fn many;
+    cas_b3_ragged_fn ragged;
     cas_planes_fn split;
     cas_planes_fn join;
 } cas_kernel_set;
