@@ -1,0 +1,87 @@
+"""Tables, colours, and what goes where."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from casckpt.cli.output import Column, Output, Settings, layout, wants_color
+
+COLUMNS = [Column("NAME"), Column("SIZE", right=True, rank=2), Column("NOTES", color="cyan")]
+ROWS = [("a", "1 B", "latest"), ("longer", "12.5 MiB", "")]
+
+
+def test_columns_line_up_and_no_line_ends_in_spaces():
+    assert layout(COLUMNS, ROWS) == [
+        "NAME        SIZE  NOTES",
+        "a            1 B  latest",
+        "longer  12.5 MiB",
+    ]
+
+
+def test_a_narrow_terminal_loses_the_columns_of_the_highest_rank_first():
+    assert layout(COLUMNS, ROWS, width=20)[0] == "NAME    NOTES"
+    assert layout(COLUMNS, ROWS, width=5)[0] == "NAME    NOTES"
+
+
+def test_colour_changes_no_text():
+    import click
+
+    colored = layout(COLUMNS, ROWS, color=True, bold_rows=frozenset({0}))
+    assert any("\x1b[" in line for line in colored)
+    assert [click.unstyle(line).rstrip() for line in colored] == layout(COLUMNS, ROWS)
+
+
+def test_control_characters_in_cells_are_escaped_with_and_without_colour():
+    rows = [("\x1b[31mred", "1 B", "")]
+    assert "\x1b" not in "".join(layout(COLUMNS, rows))
+    assert "\x1b[31mred" not in "".join(layout(COLUMNS, rows, color=True))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("choice", "no_color", "stream", "expected"),
+    [
+        ("auto", "", Terminal(), True),
+        ("auto", "1", Terminal(), False),
+        ("auto", "", io.StringIO(), False),
+        ("always", "1", io.StringIO(), True),
+        ("never", "", Terminal(), False),
+    ],
+)
+def test_who_gets_colour(monkeypatch, choice, no_color, stream, expected):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    assert wants_color(choice, stream) is expected
+
+
+def test_a_dumb_terminal_gets_no_colour(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    assert wants_color("auto", Terminal()) is False
+
+
+def test_a_document_is_one_line_with_a_schema_number(capsys):
+    Output(Settings(json=True)).document("ls", checkpoints=[])
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    assert json.loads(captured.out) == {"schema": 1, "command": "ls", "checkpoints": []}
+
+
+def test_notes_go_to_stderr_and_not_at_all_with_quiet(capsys):
+    Output(Settings()).note("a remark")
+    Output(Settings(quiet=True)).note("no remark")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "a remark\n"
+
+
+def test_ids_are_refs(capsys):
+    Output(Settings(quiet=True)).ids(["ab" * 32])
+    assert capsys.readouterr().out == f"id:{'ab' * 32}\n"
