@@ -247,6 +247,11 @@ class PackFiles:
             if entry.closing and entry.users == 0:
                 files.close_file(entry.descriptor)
 
+    def abandon(self) -> None:
+        """Close all descriptors without the lock, which a thread of the parent may have held."""
+        for entry in self._open.values():
+            files.close_file(entry.descriptor)
+
     def close(self) -> None:
         """Close all descriptors; those in use close when they are released."""
         with self._lock:

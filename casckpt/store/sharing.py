@@ -92,6 +92,11 @@ class SharedStore:
                 self._session = self._begin_session()
             return self._session
 
+    @property
+    def has_session(self) -> bool:
+        """Whether this process has begun a session."""
+        return self._session is not None
+
     def _begin_session(self) -> Session:
         try:
             return Session(self.path)
@@ -130,7 +135,7 @@ class SharedStore:
             self._session.abandon()
         self.own.abandon()
         self.writer.abandon()
-        self.packs.close()
+        self.packs.abandon()
         self.environment.close()
 
 

@@ -1,0 +1,416 @@
+"""Collection: free what nothing reaches, beside savers and readers (docs/protocol.md, GC 0 to 8)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+from casckpt.errors import CasckptError, Corrupt, StoreBusy
+from casckpt.store import (
+    clock,
+    compaction,
+    creation,
+    files,
+    layout,
+    marking,
+    opening,
+    rows,
+    sessions,
+    snapshots,
+)
+from casckpt.store.environment import Transaction
+from casckpt.store.marking import Mark
+from casckpt.store.packs import pack_path
+from casckpt.store.sharing import SharedStore
+
+_log = logging.getLogger("casckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class SpacePlan:
+    """What a gc would free now: bytes freed, bytes dead but not worth a rewrite, bytes needed."""
+
+    freed_bytes: int
+    dead_bytes: int
+    live_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What a gc did. `expired` checkpoints left the trash for good; `waiting_packs` are condemned
+    and go with the next gc, since a save that began before is still under way.
+    """
+
+    freed_bytes: int
+    dead_bytes: int
+    live_bytes: int
+    dropped_packs: int
+    waiting_packs: int
+    expired: int
+
+
+def plan(shared: SharedStore, drop: Collection[tuple[str, int]]) -> SpacePlan:
+    """Return what `collect(now=True)` would free if the checkpoints `drop` were gone.
+
+    Checkpoints in the trash count as gone too: `now` empties it.
+    """
+    with shared.environment.read() as tx:
+        trashed = {
+            (row.run, row.seq)
+            for key, value in tx.scan("checkpoints")
+            if (row := rows.decode_checkpoint(key, value)).state == "trash"
+        }
+    mark = marking.mark(shared, without=set(drop) | trashed)
+    with shared.environment.read() as tx:
+        registered = {rows.read_u64(k): rows.PackRow.decode(v) for k, v in tx.scan("packs")}
+    busy = _open_packs(shared, registered, but=shared)
+    freed = dead = 0
+    for number, row in registered.items():
+        live = mark.live_bytes.get(number, 0)
+        if live == 0 and number not in busy:
+            freed += files.allocated_bytes(pack_path(shared.path, row.uuid))
+        elif number not in busy and compaction.worth_rewriting(row.size, live):
+            freed += row.size - live
+        else:
+            dead += max(row.size - live, 0)
+    return SpacePlan(freed, dead, mark.total_bytes)
+
+
+def collect(shared: SharedStore, *, now: bool = False, force: bool = False) -> GcReport:
+    """Free what nothing reaches; safe beside any number of savers and readers, and at any kill.
+
+    Args:
+        now: let checkpoints leave the trash although their grace is not over.
+        force: go on although most of the store is dead and no removal explains it.
+
+    Raises:
+        StoreBusy: another collector is at work.
+        Corrupt: something that a checkpoint needs cannot be read; nothing was freed.
+        NewerFormat: the store has a feature that collecting must know, and this version does not.
+    """
+    opening.require_features(shared.format.collect, layout.COLLECT_FEATURES, "collect")
+    with _gc_lock(shared):
+        if _disk_is_full(shared):
+            creation.free_ballast(shared.path)
+        try:
+            return _Collector(shared, now=now, force=force).run()
+        finally:
+            creation.make_ballast(shared.path)
+
+
+@contextlib.contextmanager
+def _gc_lock(shared: SharedStore) -> Iterator[None]:
+    descriptor = files.open_file(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        if not files.try_lock(descriptor, exclusive=True):
+            raise StoreBusy(f"cannot collect in {shared.path}", "another collector is at work")
+        yield
+    finally:
+        files.close_file(descriptor)
+
+
+def _disk_is_full(shared: SharedStore) -> bool:
+    return files.free_bytes(shared.path) < layout.BALLAST_MIN_BYTES
+
+
+def check_run(tx: Transaction, run: bytes) -> None:
+    """Raise StoreBusy unless the collector `run` is still the one (a lost gc.lock is no harm)."""
+    if tx.get("meta", b"gc_run") != run:
+        raise StoreBusy("this collection was overtaken", "another collector began meanwhile")
+
+
+def _open_packs(
+    shared: SharedStore, registered: dict[int, rows.PackRow], but: SharedStore | None = None
+) -> set[int]:
+    """Return the packs that live sessions append to; our own, which gc seals, can be left out."""
+    alive = {info.uuid for info in sessions.list_sessions(shared.path) if info.alive}
+    if but is not None and but.has_session:
+        alive.discard(but.session().uuid)
+    return {
+        number for number, row in registered.items() if not row.sealed and row.session in alive
+    }
+
+
+class _Collector:
+    """One collection; its methods are the protocol's steps."""
+
+    def __init__(self, shared: SharedStore, *, now: bool, force: bool) -> None:
+        self._shared = shared
+        self._now = now
+        self._force = force
+        self._run = os.urandom(16)
+        self._expired = 0
+
+    def run(self) -> GcReport:
+        self._begin()
+        with self._shared.environment.read() as tx:
+            rebuilt = bool(tx.number("rebuilt"))
+        if rebuilt:
+            # A lost tail shows no gap: until a person has looked, nothing may go.
+            _log.warning(
+                "the index was rebuilt: nothing is dropped until `casckpt repair --accept`"
+            )
+            mark = marking.mark(self._shared)
+        else:
+            self._expire()
+            mark = marking.mark(self._shared)
+            self._compact(mark)
+            self._condemn(mark)
+        self._sweep()
+        freed, dropped = self._purge()
+        self._forget_tombstones()
+        self._reap_sessions()
+        return self._report(mark, freed, dropped)
+
+    # ---- 0
+
+    def _begin(self) -> None:
+        self._shared.own.seal_all()
+        self._shared.writer.run(lambda tx: tx.put("meta", b"gc_run", self._run), facts=False)
+
+    # ---- 1: trash past its grace becomes a tombstone, in transactions of its own
+
+    def _expire(self) -> None:
+        with self._shared.environment.read() as tx:
+            keys = [
+                key
+                for key, value in tx.scan("checkpoints")
+                if (row := rows.Row.decode(value)).state == "trash" and self._is_over(row)
+            ]
+        for start in range(0, len(keys), layout.TRANSACTION_MAX_ROWS):
+            batch = keys[start : start + layout.TRANSACTION_MAX_ROWS]
+            self._expired += self._shared.writer.run(
+                lambda tx, batch=batch: self._bury(tx, batch), row_count=len(batch)
+            )
+
+    def _is_over(self, row: rows.Row) -> bool:
+        return self._now or clock.grace_is_over(
+            row.trashed_at_ns, row.trashed_boot_ns, row.trashed_boot, layout.GRACE_S
+        )
+
+    def _bury(self, tx: Transaction, keys: list[bytes]) -> int:
+        check_run(tx, self._run)
+        count = 0
+        for key in keys:
+            value = tx.get("checkpoints", key)
+            row = None if value is None else rows.Row.decode(value)
+            if row is not None and row.state == "trash":
+                row = rows.with_checkpoint_payload(row, b"")
+                tx.put("checkpoints", key, replace(row, state="tombstone").encode())
+                count += 1
+        tx.set_number("removed_roots", tx.number("removed_roots") + count)
+        return count
+
+    # ---- 3
+
+    def _registered(self) -> dict[int, rows.PackRow]:
+        with self._shared.environment.read() as tx:
+            return {rows.read_u64(k): rows.PackRow.decode(v) for k, v in tx.scan("packs")}
+
+    def _compact(self, mark: Mark) -> None:
+        registered = self._registered()
+        busy = _open_packs(self._shared, registered)
+        candidates = {
+            number: row
+            for number, row in registered.items()
+            if row.state == rows.LIVE and number not in busy and number in mark.known
+        }
+        chosen = compaction.choose(candidates, mark)
+        if chosen:
+            compaction.compact(self._shared, self._run, mark, chosen)
+
+    # ---- 4 and 5
+
+    def _condemn(self, mark: Mark) -> None:
+        registered = self._registered()
+        busy = _open_packs(self._shared, registered)
+        dead = {
+            number
+            for number, row in registered.items()
+            if row.state == rows.LIVE
+            and number in mark.known
+            and number not in busy
+            and mark.live_bytes.get(number, 0) <= 0
+        }
+        self._check_plausible(mark)
+        self._keep_facts(dead)
+        for attempt in range(3):
+            with self._shared.environment.read() as tx:
+                seq, now_roots = tx.number("root_seq"), None
+                if seq != mark.root_seq:
+                    now_roots = list(marking.roots(tx))
+            if now_roots is not None:
+                before = len(mark.reached)
+                marking.extend(self._shared, mark, now_roots)
+                mark.root_seq = seq
+                if len(mark.reached) != before:
+                    dead &= self._still_dead(mark, dead)
+            done = self._shared.writer.run(
+                lambda tx, last=attempt == 2: self._condemn_all(tx, mark, dead, last), facts=False
+            )
+            if done:
+                return
+
+    def _still_dead(self, mark: Mark, dead: set[int]) -> set[int]:
+        live = marking.live_bytes(self._shared, mark.reached)
+        return {number for number in dead if live.get(number, 0) == 0}
+
+    def _condemn_all(self, tx: Transaction, mark: Mark, dead: set[int], last: bool) -> bool:
+        check_run(tx, self._run)
+        if tx.number("root_seq") != mark.root_seq:
+            if not last:
+                return False
+            # The one exception to "only LMDB calls": saves come faster than marks.
+            kept = marking.reach_within(self._shared, tx, mark)
+            dead = {number for number in dead if number not in kept}
+        floor = tx.number("snapshot_seq")
+        keep = snapshots.snapshot_packs(tx)
+        epoch = tx.number("gc_epoch") + 1
+        condemned = 0
+        for number in sorted(dead):
+            row = tx.pack(number)
+            if row is None or row.state != rows.LIVE or number in keep:
+                continue
+            if row.highest_fact > max(floor, self._copied.get(number, 0)):
+                continue
+            changed = replace(row, state=rows.CONDEMNED, epoch=epoch)
+            tx.put("packs", rows.pack_key(number), changed.encode())
+            condemned += 1
+        if condemned:
+            tx.set_number("gc_epoch", epoch)
+        tx.set_number("marked_bytes", mark.total_bytes)
+        tx.set_number("removed_roots", 0)
+        return True
+
+    def _check_plausible(self, mark: Mark) -> None:
+        with self._shared.environment.read() as tx:
+            before, removed = tx.number("marked_bytes"), tx.number("removed_roots")
+        if mark.total_bytes * 2 < before and not removed and not self._force:
+            raise Corrupt(
+                "refused to free more than half of the store",
+                f"{mark.total_bytes} bytes are needed, {before} were at the last gc, "
+                "and no checkpoint was removed since",
+                "run `casckpt verify`; `gc --force` if it is right",
+            )
+
+    def _keep_facts(self, dead: set[int]) -> None:
+        """Make sure that no fact is in a pack that goes: copies, or a new snapshot."""
+        self._copied: dict[int, int] = {}
+        registered = self._registered()
+        with self._shared.environment.read() as tx:
+            floor, keep = tx.number("snapshot_seq"), snapshots.snapshot_packs(tx)
+        holding = {number for number in dead if registered[number].highest_fact > floor}
+        died = any(not info.alive for info in sessions.list_sessions(self._shared.path))
+        # A session that died may have committed without leaving the fact of it.
+        if died or dead & keep or snapshots.facts_outweigh(self._shared):
+            snapshots.write_snapshot(self._shared)
+        elif holding:
+            snapshots.copy_facts(self._shared, holding)
+            self._copied = {number: registered[number].highest_fact for number in holding}
+
+    # ---- 6 and 7
+
+    def _sweep(self) -> None:
+        floor: float = math.inf
+        for info in sessions.list_sessions(self._shared.path):
+            age_s = (time.time_ns() - info.heartbeat_ns) / 1e9
+            if info.alive and age_s < layout.HEARTBEAT_STALE_S:
+                floor = min(floor, info.epoch)
+
+        def drop(tx: Transaction) -> None:
+            check_run(tx, self._run)
+            for key, value in list(tx.scan("packs")):
+                row = rows.PackRow.decode(value)
+                if row.state == rows.CONDEMNED and row.epoch <= floor:
+                    tx.put("packs", key, replace(row, state=rows.DROPPED).encode())
+
+        self._shared.writer.run(drop, facts=False)
+
+    # ---- 8
+
+    def _purge(self) -> tuple[int, int]:
+        dropped = {n: row for n, row in self._registered().items() if row.state == rows.DROPPED}
+        if not dropped:
+            return 0, 0
+        for batch in marking.scan_objects(self._shared):
+            ids = [identity for identity, row in batch if row.pack in dropped]
+            for start in range(0, len(ids), layout.TRANSACTION_MAX_ROWS):
+                part = ids[start : start + layout.TRANSACTION_MAX_ROWS]
+                began = time.monotonic()
+                self._shared.writer.run(
+                    lambda tx, part=part: self._forget(tx, part, dropped),
+                    row_count=len(part),
+                    facts=False,
+                )
+                # Whoever waits for the index gets as long as we held it.
+                time.sleep(min(time.monotonic() - began, 0.2))
+        freed = 0
+        folders = set()
+        for row in dropped.values():
+            path = pack_path(self._shared.path, row.uuid)
+            freed += files.allocated_bytes(path)
+            # ORDER: the dropped row is durable before the file goes, the file before the row
+            files.unlink(path, missing_ok=True)
+            folders.add(path.parent)
+        for folder in folders:
+            if folder.is_dir():
+                files.sync_folder(folder)
+
+        def delete(tx: Transaction) -> None:
+            check_run(tx, self._run)
+            for number in dropped:
+                tx.delete("packs", rows.pack_key(number))
+
+        self._shared.writer.run(delete, facts=False)
+        return freed, len(dropped)
+
+    def _forget(self, tx: Transaction, ids: list[bytes], dropped: Collection[int]) -> None:
+        check_run(tx, self._run)
+        for identity in ids:
+            row = tx.object(identity)
+            if row is not None and row.pack in dropped:
+                tx.delete("objects", identity)
+
+    def _forget_tombstones(self) -> None:
+        """Delete the rows of removed checkpoints whose manifest is gone from the packs."""
+        with self._shared.environment.read() as tx:
+            gone = [
+                (key, value)
+                for key, value in tx.scan("checkpoints")
+                if (row := rows.Row.decode(value)).state == "tombstone"
+                and tx.object(row.roots[0]) is None
+            ]
+
+        def delete(tx: Transaction, batch: list[tuple[bytes, bytes]]) -> None:
+            check_run(tx, self._run)
+            for key, value in batch:
+                if tx.get("checkpoints", key) == value:
+                    row = rows.decode_checkpoint(key, value)
+                    step = rows.step_key(row.run, row.line, row.step, row.batch)
+                    if rows.read_u64(tx.get("steps", step)) == row.seq:
+                        tx.delete("steps", step)
+                    tx.delete("checkpoints", key)
+
+        for start in range(0, len(gone), layout.ONE_TRANSACTION_ROWS):
+            batch = gone[start : start + layout.ONE_TRANSACTION_ROWS]
+            self._shared.writer.run(lambda tx, batch=batch: delete(tx, batch), row_count=2 * len(batch))
+
+    def _reap_sessions(self) -> None:
+        """Remove the files of sessions that are over; their packs stay what their rows say."""
+        for info in sessions.list_sessions(self._shared.path):
+            if not info.alive:
+                with contextlib.suppress(CasckptError):
+                    files.unlink(info.path, missing_ok=True)
+
+    def _report(self, mark: Mark, freed: int, dropped: int) -> GcReport:
+        dead = waiting = 0
+        for number, row in self._registered().items():
+            waiting += row.state == rows.CONDEMNED
+            if number in mark.known:
+                dead += max(row.size - mark.live_bytes.get(number, 0), 0)
+        return GcReport(freed, dead, mark.total_bytes, dropped, waiting, self._expired)

@@ -1,0 +1,135 @@
+"""Compaction: copy what is still needed out of packs that are mostly dead (protocol, GC 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from casckpt.errors import Corrupt
+from casckpt.store import files, layout, packs, records, rows
+from casckpt.store.environment import Transaction
+from casckpt.store.marking import Mark, scan_objects
+from casckpt.store.packs import PackWriter
+from casckpt.store.saving import keep_usable, set_live
+from casckpt.store.sharing import SharedStore
+
+# A pack is worth rewriting when a quarter of it is dead; small ones are merged when many.
+DEAD_SHARE = 0.25
+SMALL_BYTES = 4 * layout.MIB
+SMALL_COUNT = 16
+
+Moved = tuple[bytes, rows.ObjectRow, PackWriter, records.Record]
+
+
+def worth_rewriting(size: int, live: int) -> bool:
+    """Tell whether a pack that something still needs is dead enough to be rewritten."""
+    return live > 0 and size - live >= DEAD_SHARE * size
+
+
+def choose(candidates: dict[int, rows.PackRow], mark: Mark) -> set[int]:
+    """Return the numbers of the packs to rewrite, of those that nobody appends to."""
+    chosen = {
+        number
+        for number, row in candidates.items()
+        if worth_rewriting(row.size, mark.live_bytes.get(number, 0))
+    }
+    small = {
+        number
+        for number, row in candidates.items()
+        if row.size < SMALL_BYTES and mark.live_bytes.get(number, 0) > 0
+    }
+    return chosen | (small if len(small) >= SMALL_COUNT else set())
+
+
+def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> None:
+    """Move the reached records of `numbers` into packs of this session; updates `mark`.
+
+    Each record is checked as it is read; a record that fails leaves its pack where it is.
+    """
+    for batch in _batches(shared, mark, numbers):
+        moved = []
+        for identity, row, uuid in batch:
+            copied = _copy(shared, identity, row, uuid)
+            if copied is not None:
+                moved.append((identity, row, *copied))
+        if not moved:
+            continue
+        written = {pack.number: pack for _, _, pack, _ in moved}
+        # ORDER: the copies are durable before a row names them
+        shared.own.sync(written.values())
+        files.crash_point("compacted records durable")
+        repointed = shared.writer.run(
+            lambda tx, moved=moved, written=written: _repoint(tx, run, moved, written),
+            row_count=len(moved),
+            facts=False,
+        )
+        for source, target, size in repointed:
+            mark.live_bytes[source] = mark.live_bytes.get(source, 0) - size
+            mark.live_bytes[target] = mark.live_bytes.get(target, 0) + size
+
+
+def _batches(
+    shared: SharedStore, mark: Mark, numbers: set[int]
+) -> Iterator[list[tuple[bytes, rows.ObjectRow, bytes]]]:
+    with shared.environment.read() as tx:
+        uuids = {number: row.uuid for number in numbers if (row := tx.pack(number)) is not None}
+    batch: list[tuple[bytes, rows.ObjectRow, bytes]] = []
+    size = 0
+    for scanned in scan_objects(shared):
+        flags = mark.reached.contains_many(b"".join(identity for identity, _ in scanned))
+        for (identity, row), flag in zip(scanned, flags, strict=True):
+            if flag and row.pack in uuids:
+                batch.append((identity, row, uuids[row.pack]))
+                size += row.total_bytes
+                if len(batch) == layout.ONE_TRANSACTION_ROWS or size >= layout.PACK_SEAL_BYTES:
+                    yield batch
+                    batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _copy(
+    shared: SharedStore, identity: bytes, row: rows.ObjectRow, uuid: bytes
+) -> tuple[PackWriter, records.Record] | None:
+    try:
+        with shared.packs.borrow(uuid) as file:
+            record = packs.read_header(file.descriptor, file.path, uuid, row.offset)
+            payload = packs.read_payload(file.descriptor, file.path, record)
+    except (Corrupt, FileNotFoundError):
+        return None
+    if record.id != identity:
+        return None
+    return shared.own.append(
+        record.kind, record.encoding, identity, record.logical, record.refs, payload
+    )
+
+
+def _repoint(
+    tx: Transaction, run: bytes, moved: Sequence[Moved], written: dict[int, PackWriter]
+) -> list[tuple[int, int, int]]:
+    """Let rows name the copies, where they still name the old place.
+
+    Return (old pack, new pack, bytes) of each row that was changed.
+    """
+    from casckpt.store.collection import check_run
+    from casckpt.store.own_packs import register_ends
+
+    check_run(tx, run)
+    for number in written:
+        pack = tx.pack(number)
+        if pack is None or pack.state == rows.DROPPED:
+            return []
+        set_live(tx, number, pack)
+    register_ends(tx, written.values())
+    left = []
+    for identity, old, writer, record in moved:
+        now = tx.object(identity)
+        if now is None or (now.pack, now.offset) != (old.pack, old.offset):
+            continue
+        # The copy has the base it had; the chain below must still be there, and stay.
+        if old.base and not keep_usable(tx, old.base):
+            continue
+        changed = replace(now, pack=writer.number, offset=record.offset)
+        tx.put("objects", identity, changed.encode())
+        left.append((old.pack, writer.number, old.total_bytes))
+    return left

@@ -1,0 +1,169 @@
+"""Mark: which objects the roots reach, and how many bytes of each pack that is (protocol, GC 2).
+
+Headers are enough: refs are never compressed, so a record type that this version does not know is
+followed like any other. Ids are kept as 64-bit prefixes in a C set; two ids with one prefix only
+keep garbage a little longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from casckpt.errors import CasckptError, Corrupt
+from casckpt.native import PrefixSet
+from casckpt.store import layout, packs, records, rows
+from casckpt.store.environment import Transaction
+from casckpt.store.index_writer import read_roots
+from casckpt.store.sharing import SharedStore
+
+_BATCH = 2000
+# A scan gives the gate back after this many rows, so that saves in this process go on.
+_SCAN_ROWS = 20_000
+
+
+@dataclass
+class Mark:
+    """What the roots reach, as of `root_seq`. `known` are the packs registered when it began."""
+
+    root_seq: int
+    known: frozenset[int]
+    reached: PrefixSet = field(default_factory=PrefixSet)
+    live_bytes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of records that something reaches."""
+        return sum(self.live_bytes.values())
+
+
+def roots(
+    tx: Transaction, without: Collection[tuple[str, int]] = frozenset()
+) -> Iterator[bytes]:
+    """Yield every id that a row of a root table names; `without` are checkpoints left out."""
+    for table in sorted(layout.ROOT_TABLES):
+        for key, value in tx.scan(table):
+            row = rows.Row.decode(value)
+            if not row.is_root:
+                continue
+            if without and table == "checkpoints":
+                found = rows.decode_checkpoint(key, value)
+                if (found.run, found.seq) in without:
+                    continue
+            yield from row.roots
+
+
+def check_roots(tx: Transaction) -> None:
+    """Raise Corrupt if rows of the root tables are missing or changed."""
+    count = total = 0
+    for table in layout.ROOT_TABLES:
+        for key, value in tx.scan(table):
+            if rows.Row.decode(value).is_root:
+                count += 1
+                total += records.row_hash(table, key, value)
+    if (count, total % 2**128) != read_roots(tx):
+        raise Corrupt(
+            "the index has lost checkpoints",
+            "the checksum of its root rows does not fit; nothing is freed",
+            "run `casckpt repair --rebuild-index`",
+        )
+
+
+def mark(shared: SharedStore, *, without: Collection[tuple[str, int]] = frozenset()) -> Mark:
+    """Return what the roots reach.
+
+    Raises Corrupt if anything that is reached cannot be read: then nothing may be freed.
+    """
+    with shared.environment.read() as tx:
+        check_roots(tx)
+        result = Mark(
+            tx.number("root_seq"),
+            frozenset(rows.read_u64(key) for key, _ in tx.scan("packs")),
+        )
+        first = list(roots(tx, without))
+    extend(shared, result, first)
+    result.live_bytes = live_bytes(shared, result.reached)
+    return result
+
+
+def extend(shared: SharedStore, result: Mark, ids: Iterable[bytes]) -> None:
+    """Add what `ids` reach to `result.reached` (not to its bytes)."""
+    frontier = list(ids)
+    while frontier:
+        batch = [identity for identity in frontier[-_BATCH:] if result.reached.add(identity)]
+        del frontier[-_BATCH:]
+        with shared.environment.read() as tx:
+            found = [(identity, tx.object(identity)) for identity in batch]
+            uuids = {row.pack: tx.pack(row.pack) for _, row in found if row is not None}
+        for identity, row in found:
+            pack = None if row is None else uuids[row.pack]
+            if row is None or pack is None or pack.state == rows.DROPPED:
+                raise Corrupt(
+                    f"object {identity.hex()[:10]} is missing",
+                    "a checkpoint needs it; nothing is freed",
+                )
+            if row.base:
+                frontier.append(row.base)
+            if row.kind != layout.TYPE_CHUNK:
+                frontier.extend(_refs(shared, identity, row, pack))
+
+
+def _refs(
+    shared: SharedStore, identity: bytes, row: rows.ObjectRow, pack: rows.PackRow
+) -> tuple[bytes, ...]:
+    try:
+        with shared.packs.borrow(pack.uuid) as file:
+            record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
+    except (FileNotFoundError, CasckptError) as exc:
+        raise Corrupt(
+            f"object {identity.hex()[:10]} cannot be read", f"{exc}; nothing is freed"
+        ) from exc
+    if record.id != identity:
+        raise Corrupt(f"object {identity.hex()[:10]} is not where it should be", "nothing is freed")
+    return record.refs
+
+
+def scan_objects(shared: SharedStore) -> Iterator[list[tuple[bytes, rows.ObjectRow]]]:
+    """Yield all rows of `objects` in batches, each read in a transaction of its own."""
+    start = b""
+    while True:
+        batch: list[tuple[bytes, rows.ObjectRow]] = []
+        with shared.environment.read() as tx:
+            for key, value in tx.scan("objects", start=start):
+                batch.append((key, rows.ObjectRow.decode(value)))
+                if len(batch) == _SCAN_ROWS:
+                    break
+        if batch:
+            yield batch
+        if len(batch) < _SCAN_ROWS:
+            return
+        start = batch[-1][0] + b"\0"
+
+
+def live_bytes(shared: SharedStore, reached: PrefixSet) -> dict[int, int]:
+    """Return the bytes of reached records by pack number."""
+    live: dict[int, int] = {}
+    for batch in scan_objects(shared):
+        flags = reached.contains_many(b"".join(identity for identity, _ in batch))
+        for (_, row), flag in zip(batch, flags, strict=True):
+            if flag:
+                live[row.pack] = live.get(row.pack, 0) + row.total_bytes
+    return live
+
+
+def reach_within(shared: SharedStore, tx: Transaction, result: Mark) -> set[int]:
+    """Return the packs that roots newer than the mark reach, looked up inside a transaction."""
+    kept: set[int] = set()
+    frontier = [identity for identity in roots(tx) if identity not in result.reached]
+    while frontier:
+        identity = frontier.pop()
+        row = tx.object(identity)
+        pack = None if row is None else tx.pack(row.pack)
+        if row is None or pack is None or not result.reached.add(identity):
+            continue
+        kept.add(row.pack)
+        if row.base:
+            frontier.append(row.base)
+        if row.kind != layout.TYPE_CHUNK:
+            frontier.extend(_refs(shared, identity, row, pack))
+    return kept
