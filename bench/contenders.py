@@ -19,6 +19,7 @@ class Contender:
     name = "?"
     module: str | None = None
     program: str | None = None
+    imports: tuple[str, ...] = ()  # loaded before a fresh process is timed
 
     def missing(self) -> str | None:
         """Return why this contender cannot run here, or None."""
@@ -48,6 +49,7 @@ class Casckpt(Contender):
     """The system under test: one store, one run, verified restores."""
 
     module = "casckpt.api"
+    imports = ("casckpt.api", "casckpt.torch")
 
     def __init__(self, level: str = "balanced") -> None:
         """Choose the level of every save."""

@@ -79,6 +79,7 @@ class Safetensors(Contender):
 
     name = "safetensors"
     module = "safetensors"
+    imports = ("safetensors.torch",)
 
     def save(self, step: int, state: Any) -> None:
         """Write both files and make them durable."""
@@ -135,6 +136,7 @@ class Orbax(Contender):
 
     name = "Orbax"
     module = "orbax.checkpoint"
+    imports = ("orbax.checkpoint",)
 
     def missing(self) -> str | None:
         """Return why Orbax cannot run here, or None; its root package is looked for first."""

@@ -116,6 +116,8 @@ def _cell(column: str, value: Any) -> str:
         return ", ".join(_cell(column, item) for item in value)
     if "bytes" in column or column in ("disk_before", "disk_after"):
         return f"{value / 1e6:,.1f} MB" if abs(value) >= 1e5 else f"{value / 1e3:,.1f} kB"
+    if column.endswith("_per_s"):
+        return _number(value)
     if column.endswith("_s") or column == "gc_s_per_checkpoint":
         return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
     return _number(value)
@@ -154,7 +156,7 @@ def _plot_input(document: Document, name: str, path: Path) -> Path:
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
     rows = [row for row in document["rows"] if row["input"] == name]
     unit, divisor = ("GB", 1e9) if rows[0]["logical_bytes"] > 5e8 else ("MB", 1e6)
-    ends = []
+    ends: list[tuple[float, str, Any]] = []
     for row in rows:
         used = [0.0] + [entry[2] / divisor for entry in row["disk"]]
         ours = row["name"].startswith("casckpt")
@@ -163,7 +165,7 @@ def _plot_input(document: Document, name: str, path: Path) -> Path:
             "linestyle": "-" if ours else "--",
         }
         (line,) = axes.plot(range(len(used)), used, **style)
-        ends.append((used[-1], f"{row['name']}  {row['ratio']:.3f}", str(line.get_color())))
+        ends.append((used[-1], f"{row['name']}  {row['ratio']:.3f}", line.get_color()))
     _label_ends(axes, ends, len(rows[0]["disk"]))
     axes.set_xlabel("checkpoints saved", color=INK)
     axes.set_ylabel(f"disk used, {unit}", color=INK)
@@ -177,7 +179,7 @@ def _plot_input(document: Document, name: str, path: Path) -> Path:
     return path
 
 
-def _label_ends(axes: Any, ends: list[tuple[float, str, str]], last: int) -> None:
+def _label_ends(axes: Any, ends: list[tuple[float, str, Any]], last: int) -> None:
     """Write each line's name at its end, pushed apart where they would overlap."""
     gap = max(value for value, _, _ in ends) * 0.055
     below = float("-inf")

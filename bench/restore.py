@@ -9,6 +9,7 @@ casckpt checks the BLAKE3 of every chunk in all of them; torch.load checks nothi
 from __future__ import annotations
 
 import copy
+import importlib
 import statistics
 import time
 from pathlib import Path
@@ -111,6 +112,8 @@ def _restore_all(context: Context, result: Result, name: str, recipe: trajectory
 def load_in_child(name: str, folder: str, step: int) -> float:
     """Load once in this process and return the seconds, imports and opening excluded."""
     contender = contender_named(name)
+    for module in contender.imports:
+        importlib.import_module(module)
     contender.open(Path(folder))
     start = time.perf_counter()
     state = contender.load(step)

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from bench import report
@@ -17,7 +18,7 @@ QUESTIONS = ("native", "size", "save", "restore", "unchanged", "stall", "gc", "c
 def main(arguments: list[str] | None = None) -> int:
     """Run the questions, write one result file each, print tables and draw plots.
 
-    Returns: 1 if a goal was missed, else 0.
+    Returns: 1 if a goal was missed or a question failed, else 0.
     """
     options = _parser().parse_args(arguments)
     if unknown := set(options.questions) - set(QUESTIONS):
@@ -25,13 +26,18 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     options.cache.mkdir(parents=True, exist_ok=True)
     work_root = options.work or options.cache
-    documents = []
+    documents, failed = [], []
     for question in options.questions or _available():
         module = importlib.import_module(f"bench.{question}")
         with tempfile.TemporaryDirectory(prefix="work-", dir=work_root) as work:
             context = Context(options.cache, Path(work), options.quick, options.rounds)
             start = time.monotonic()
-            path = module.run(context).write(options.out, machine_facts(Path(work)))
+            try:
+                path = module.run(context).write(options.out, machine_facts(Path(work)))
+            except Exception:  # the other questions still have answers
+                traceback.print_exc()
+                failed.append(question)
+                continue
         document = report.read(path)
         documents.append(document)
         print(report.as_text(document))
@@ -41,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     goals = [goal for document in documents for goal in document["goals"]]
     missed = [goal["name"] for goal in goals if not goal["met"]]
     print("all goals met" if not missed else "goals missed: " + "; ".join(missed))
-    return 1 if missed else 0
+    if failed:
+        print("questions failed: " + ", ".join(failed))
+    return 1 if missed or failed else 0
 
 
 def _available() -> list[str]:
