@@ -1,0 +1,1 @@
+"""One framework a file; `import casckpt` loads none of them."""

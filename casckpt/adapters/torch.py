@@ -1,0 +1,510 @@
+"""torch tensors as leaves of a state tree.
+
+A tensor saves what it shows. Tensors that share memory stay tied: the bytes are stored once, and
+on restore they view one memory again. Sparse tensors are stored by their parts. Bits that torch
+sets lazily (conjugate, negative) are kept as flags, so nothing is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from casckpt.checkpoint.arrays import check_view, sparse_part_names
+from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY
+from casckpt.checkpoint.leaves import (
+    ALIGNMENT,
+    Leaf,
+    RestoreOptions,
+    Slot,
+    Target,
+    Walker,
+    axes_of,
+    memory_order,
+    refused,
+)
+from casckpt.checkpoint.scalars import Node, malformed
+from casckpt.checkpoint.tree_paths import join
+from casckpt.errors import BadLeaf
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.manifest import Entry
+
+_QUANTIZED: Final = frozenset({"quint8", "qint8", "qint32", "quint4x2", "quint2x4"})
+_DTYPES: Final[dict[str, torch.dtype]] = {
+    name: dtype
+    for name, dtype in vars(torch).items()
+    if isinstance(dtype, torch.dtype)
+    and str(dtype) == f"torch.{name}"
+    and name not in _QUANTIZED
+    and dtype.itemsize in (1, 2, 4, 8, 16)
+}
+_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+_NUMPY_TO_TORCH: Final = {text: name for name, text in TORCH_TO_NUMPY.items()}
+# Same-width integers: every operation that moves bits knows them, not so float4 or complex32.
+_BITS: Final = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+    16: torch.complex128,
+}
+_LAYOUTS: Final = {
+    torch.sparse_coo: "coo",
+    torch.sparse_csr: "csr",
+    torch.sparse_csc: "csc",
+    torch.sparse_bsr: "bsr",
+    torch.sparse_bsc: "bsc",
+}
+_LAYOUT_OF: Final = {name: layout for layout, name in _LAYOUTS.items()}
+_PLAIN_CLASSES: Final = (torch.Tensor, torch.nn.Parameter)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """The bytes of a strided tensor, axes permuted so that dense memory is C-contiguous."""
+
+    tensor: torch.Tensor
+
+    def view(self) -> memoryview:
+        """Return the tensor's own memory, or a copy if it is elsewhere or not dense."""
+        return _memory_of(_bits(self.tensor).cpu().contiguous())
+
+    def copy_to(self, dest: memoryview) -> None:
+        """Copy with one pass; from a GPU it ends when the bytes are there."""
+        bits = _bits(self.tensor)
+        if bits.numel():
+            flat = torch.frombuffer(dest, dtype=torch.uint8)
+            flat.view(bits.dtype).view(bits.shape).copy_(bits)
+
+    @property
+    def memory_maker(self) -> Callable[[int], memoryview] | None:
+        """Return what makes page-locked memory if the tensor is on a CUDA device."""
+        return _pinned_memory if self.tensor.is_cuda else None
+
+
+@dataclass(slots=True)
+class TensorSlot:
+    """A tensor to be filled."""
+
+    entry: Entry
+    device: Any
+    dest: memoryview
+    _flat: torch.Tensor
+    temporary: bool
+    _value: Any = None
+
+    def finish(self) -> None:
+        """Move the bytes to the device asked for."""
+        if self.temporary:
+            self._flat = self._flat.to(self.device)
+            self.dest = memoryview(b"")
+
+    def value(self) -> Any:
+        """Return the tensor."""
+        if self._value is None:
+            axes = axes_of(self.entry.order, len(self.entry.shape)) or []
+            self._value = self._make(self.entry, _dense_stride(self.entry.shape, axes), 0)
+        return self._value
+
+    def view(self, entry: Entry) -> Any:
+        """Return a tensor over this one's memory."""
+        item_size = _entry_dtype(entry).itemsize
+        check_view(entry, item_size, self._flat.numel())
+        return self._make(entry, entry.stride or (), entry.offset // item_size)
+
+    def _make(self, entry: Entry, stride: Sequence[int], offset: int) -> torch.Tensor:
+        tensor = torch.empty(0, dtype=_entry_dtype(entry), device=self._flat.device)
+        if self._flat.numel():
+            # set_, not view: the result is no view of a byte tensor to autograd.
+            tensor.set_(self._flat.untyped_storage(), offset, entry.shape, tuple(stride))
+        else:
+            tensor = tensor.new_empty(entry.shape)
+        if "conj" in entry.flags:
+            tensor = torch.conj(tensor)
+        if "neg" in entry.flags:
+            tensor = torch._neg_view(tensor)
+        try:
+            if "parameter" in entry.flags:
+                return torch.nn.Parameter(tensor, "requires_grad" in entry.flags)
+            return tensor.requires_grad_() if "requires_grad" in entry.flags else tensor
+        except RuntimeError as exc:
+            raise malformed(f"{entry.path}: {entry.dtype} with a gradient") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTarget:
+    """A tensor of `into`."""
+
+    tensor: torch.Tensor
+    direct: memoryview | None
+
+    def assign(self, value: Any) -> None:
+        """Copy values of the same dtype and shape, from any device."""
+        with torch.no_grad():
+            mine = self.tensor.detach()
+            if mine.is_conj() or mine.is_neg() or value.is_conj() or value.is_neg():
+                mine.copy_(value)
+            else:
+                bits = _BITS[mine.element_size()]
+                mine.view(bits).copy_(value.detach().view(bits))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseTarget:
+    """A sparse tensor of `into`: its parts are replaced, since their sizes may differ."""
+
+    tensor: torch.Tensor
+    direct: None = None
+
+    def assign(self, value: Any) -> None:
+        """Let the tensor hold the restored parts."""
+        self.tensor.data = value.detach().to(self.tensor.device)
+
+
+@dataclass(slots=True)
+class _Span:
+    """Where a tensor's items lie, as bytes from `start` to before `end` on a device."""
+
+    device: str
+    start: int
+    end: int
+    leaf: Leaf
+    index: int
+    raw: torch.Tensor = field(repr=False)
+
+
+class TorchHandler:
+    """Tensors; and torch's sizes, dtypes and devices."""
+
+    def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
+        """Return the node of a tensor, size, dtype or device; None for modules and the like."""
+        if isinstance(value, torch.Tensor):
+            if type(value) not in _PLAIN_CLASSES:
+                raise refused(value, path, "subclasses of Tensor may hold more than their bytes")
+            if value.layout is torch.strided:
+                return walker.add(_leaf(value, path))
+            return _sparse(value, path, walker)
+        if isinstance(value, torch.Size):
+            return {"x": ["torch", "size"], "a": list(value), "v": []}
+        if isinstance(value, torch.dtype):
+            return {"x": ["torch", "dtype"], "a": str(value).removeprefix("torch."), "v": []}
+        if isinstance(value, torch.device):
+            return {"x": ["torch", "device"], "a": str(value), "v": []}
+        return None
+
+    def link(self, leaves: list[Leaf]) -> None:
+        """Turn tensors whose memory overlaps into views of one leaf."""
+        spans = []
+        for index, leaf in enumerate(leaves):
+            if leaf.kind == "tensor" and leaf.alias < 0 and leaf.length:
+                spans.append(_span(leaf, index))
+        for group in _overlapping(spans):
+            _tie(group, leaves)
+
+    def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
+        """Return the slot of a tensor, or of an array that becomes one."""
+        if entry.kind != "storage":
+            axes = axes_of(entry.order, len(entry.shape))
+            item_size = _entry_dtype(entry).itemsize
+            if axes is None or math.prod(entry.shape) * item_size != entry.length:
+                raise malformed(f"{entry.path}: shape, dtype and length do not agree")
+        if memory is not None:
+            flat = torch.frombuffer(memory, dtype=torch.uint8)
+        else:
+            flat = torch.empty(entry.length, dtype=torch.uint8)
+        device = torch.device("cpu" if options.device is None else options.device)
+        dest = _memory_of(flat)
+        return TensorSlot(entry, device, dest, flat, device.type != "cpu" and memory is None)
+
+    def build(
+        self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
+    ) -> Any:
+        """Return a sparse tensor from its parts, or a size, dtype or device."""
+        try:
+            if kind == "sparse" and all(isinstance(part, torch.Tensor) for part in children):
+                return _build_sparse(attributes, children)
+            if kind == "size":
+                return torch.Size(attributes)
+            if kind == "dtype" and attributes in _DTYPES:
+                return _DTYPES[attributes]
+            if kind == "device":
+                return torch.device(attributes)
+        except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as exc:
+            raise malformed(f"a {kind} that torch refuses: {str(exc)[:200]}") from exc
+        raise malformed(f"a value of the unknown kind {kind[:40]!r}")
+
+    def is_leaf(self, value: Any) -> bool:
+        """Return whether it is a tensor."""
+        return isinstance(value, torch.Tensor)
+
+    def bind(self, target: Any, entry: Entry) -> Target | str:
+        """Check a tensor of `into` against an entry."""
+        if target.layout is not torch.strided or target.device.type == "meta":
+            return f"a dense tensor in the checkpoint, {target.layout} on {target.device} in into"
+        if tuple(target.shape) != entry.shape:
+            return f"shape {entry.shape} in the checkpoint, {tuple(target.shape)} in into"
+        name = entry.dtype if entry.kind == "tensor" else _NUMPY_TO_TORCH.get(entry.dtype)
+        if _NAMES.get(target.dtype) != name:
+            return f"dtype {entry.dtype} in the checkpoint, {target.dtype} in into"
+        if any(
+            step == 0 and size > 1 for step, size in zip(target.stride(), target.shape, strict=True)
+        ):
+            return "the tensor in into is expanded, its items share memory"
+        raw = target.detach()
+        axes = axes_of(entry.order, len(entry.shape))
+        lazy = raw.is_conj() or raw.is_neg() or "conj" in entry.flags or "neg" in entry.flags
+        if axes is None or lazy or raw.device.type != "cpu" or not raw.numel():
+            return TensorTarget(target, None)
+        raw = raw.permute(axes)
+        return TensorTarget(target, _memory_of(_bits(raw)) if raw.is_contiguous() else None)
+
+    def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
+        """Check a sparse tensor of `into` against a node."""
+        if kind != "sparse" or type(attributes) is not dict:
+            return f"a {kind} in the checkpoint, a tensor in into"
+        if _LAYOUTS.get(target.layout) != attributes.get("layout"):
+            return f"layout {attributes.get('layout')} in the checkpoint, {target.layout} in into"
+        if list(target.shape) != attributes.get("shape"):
+            return (
+                f"shape {attributes.get('shape')} in the checkpoint, {list(target.shape)} in into"
+            )
+        if _NAMES.get(target.dtype) != attributes.get("dtype"):
+            return f"dtype {attributes.get('dtype')} in the checkpoint, {target.dtype} in into"
+        return SparseTarget(target)
+
+    def state_problems(self, target: Any, plain: Any) -> list[str] | None:
+        """Judge a state before `load_state_dict`; modules are matched tensor by tensor instead."""
+        if isinstance(target, torch.nn.Module):
+            return None
+        if isinstance(target, torch.optim.Optimizer):
+            return list(_optimizer_problems(target, plain))
+        return []
+
+
+def _pinned_memory(length: int) -> memoryview:
+    return _memory_of(torch.empty(length, dtype=torch.uint8, pin_memory=True))
+
+
+def _leaf(tensor: torch.Tensor, path: str) -> Leaf:
+    name = _NAMES.get(tensor.dtype)
+    if name is None:
+        raise refused(tensor, path, f"its dtype is {tensor.dtype}")
+    if tensor.device.type == "meta":
+        raise refused(tensor, path, "it is on the meta device, so it has no values")
+    if tensor.is_nested:
+        raise refused(tensor, path, "it is nested")
+    flags = []
+    raw = tensor.detach()
+    if raw.is_neg():
+        flags.append("neg")
+        raw = torch._neg_view(raw)
+    if raw.is_conj():
+        flags.append("conj")
+        raw = torch.conj(raw)
+    if type(tensor) is torch.nn.Parameter:
+        flags.append("parameter")
+    if tensor.requires_grad:
+        flags.append("requires_grad")
+    order = "C" if raw.is_contiguous() else memory_order(raw.shape, raw.stride())
+    axes = axes_of(order or "C", raw.dim())
+    item_size = raw.element_size()
+    return Leaf(
+        path,
+        "tensor",
+        name,
+        tuple(raw.shape),
+        order or "C",
+        tuple(sorted(flags)),
+        item_size // 2 if raw.is_complex() else item_size,
+        raw.numel() * item_size,
+        TensorSource(raw if order in (None, "C") else raw.permute(axes or [])),
+        value=tensor,
+    )
+
+
+def _sparse(tensor: torch.Tensor, path: str, walker: Walker) -> Node:
+    layout = _LAYOUTS.get(tensor.layout)
+    if layout is None:
+        raise refused(tensor, path, f"its layout is {tensor.layout}")
+    if tensor.device.type == "meta":
+        raise refused(tensor, path, "it is on the meta device, so it has no values")
+    flags = ["parameter"] if type(tensor) is torch.nn.Parameter else []
+    if tensor.requires_grad:
+        flags.append("requires_grad")
+    plain = tensor.detach()
+    if layout == "coo":
+        if plain.is_coalesced():
+            flags.append("coalesced")
+        parts = [plain._indices(), plain._values()]
+    elif layout in ("csr", "bsr"):
+        parts = [plain.crow_indices(), plain.col_indices(), plain.values()]
+    else:
+        parts = [plain.ccol_indices(), plain.row_indices(), plain.values()]
+    attributes = {
+        "layout": layout,
+        "shape": list(tensor.shape),
+        "dtype": _NAMES.get(tensor.dtype, ""),
+        "flags": sorted(flags),
+    }
+    names = sparse_part_names(layout)
+    nodes = [
+        walker.walk(part.detach(), join(path, name))
+        for name, part in zip(names, parts, strict=True)
+    ]
+    return {"x": ["torch", "sparse"], "a": attributes, "v": nodes}
+
+
+def _build_sparse(attributes: Node, parts: list[torch.Tensor]) -> torch.Tensor:
+    layout, shape, flags = attributes["layout"], attributes["shape"], attributes["flags"]
+    if layout == "coo":
+        indices, values = parts
+        tensor = torch.sparse_coo_tensor(
+            indices, values, shape, check_invariants=True, is_coalesced="coalesced" in flags
+        )
+    else:
+        compressed, plain, values = parts
+        tensor = torch.sparse_compressed_tensor(
+            compressed, plain, values, shape, layout=_LAYOUT_OF[layout], check_invariants=True
+        )
+    if "parameter" in flags:
+        return torch.nn.Parameter(tensor, "requires_grad" in flags)
+    return tensor.requires_grad_() if "requires_grad" in flags else tensor
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(_BITS[tensor.element_size()])
+
+
+def _memory_of(tensor: torch.Tensor) -> memoryview:
+    if tensor.numel() == 0:
+        return memoryview(bytearray())
+    array: np.ndarray[Any, Any] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return array.data.cast("B")
+
+
+def _entry_dtype(entry: Entry) -> torch.dtype:
+    name = entry.dtype if entry.kind == "tensor" else _NUMPY_TO_TORCH.get(entry.dtype, "")
+    try:
+        return _DTYPES[name]
+    except KeyError:
+        raise BadLeaf(
+            f"{entry.path}: this torch has no {entry.dtype[:40]}",
+            "the checkpoint was saved with a newer torch, or is malformed",
+            "restore it as_numpy=True, or leave it out with only=",
+        ) from None
+
+
+def _dense_stride(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    stride = [1] * len(shape)
+    step = 1
+    for axis in reversed(axes):
+        stride[axis] = step
+        step *= max(shape[axis], 1)
+    return stride
+
+
+def _span(leaf: Leaf, index: int) -> _Span:
+    assert isinstance(leaf.source, TensorSource)
+    raw = leaf.source.tensor
+    start = raw.data_ptr()
+    last = sum((size - 1) * step for size, step in zip(raw.shape, raw.stride(), strict=True))
+    return _Span(str(raw.device), start, start + (last + 1) * raw.element_size(), leaf, index, raw)
+
+
+def _overlapping(spans: list[_Span]) -> Iterator[list[_Span]]:
+    """Yield groups of two or more whose memory overlaps, directly or through others."""
+    group: list[_Span] = []
+    end = 0
+    for span in sorted(spans, key=lambda span: (span.device, span.start, span.index)):
+        if group and span.device == group[0].device and span.start < end:
+            end = max(end, span.end)
+            group.append(span)
+            continue
+        if len(group) > 1:
+            yield group
+        group, end = [span], span.end
+    if len(group) > 1:
+        yield group
+
+
+def _tie(group: list[_Span], leaves: list[Leaf]) -> None:
+    """Let all but one leaf view the memory of one; of a new one if none shows all of it."""
+    start, end = min(span.start for span in group), max(span.end for span in group)
+    whole = [
+        span
+        for span in group
+        if span.leaf.length == end - start
+        and span.raw.is_contiguous()
+        and all((other.start - start) % other.raw.element_size() == 0 for other in group)
+    ]
+    if whole:
+        base_index = min(span.index for span in whole)
+    else:
+        first = min(group, key=lambda span: span.index)
+        storage = first.raw.untyped_storage()
+        origin = storage.data_ptr()
+        if start < origin or end > origin + storage.nbytes():
+            return  # memory of several owners: values are kept, the tie is not
+        start = origin + (start - origin) // ALIGNMENT * ALIGNMENT
+        if any((span.start - start) % span.raw.element_size() for span in group):
+            return
+        flat = torch.empty(0, dtype=torch.uint8, device=first.raw.device)
+        flat.set_(storage, start - origin, (end - start,), (1,))
+        base_index = len(leaves)
+        width = min(span.leaf.item_size for span in group)
+        leaves.append(
+            Leaf(
+                f"{first.leaf.path}.(storage)",
+                "storage",
+                "uint8",
+                (end - start,),
+                item_size=width,
+                length=end - start,
+                source=TensorSource(flat),
+                value=flat,
+            )
+        )
+    for span in group:
+        if span.index == base_index:
+            continue
+        leaf = span.leaf
+        value = leaf.value.detach()
+        leaf.alias, leaf.offset = base_index, span.start - start
+        leaf.stride = tuple(value.stride())
+        leaf.source, leaf.length, leaf.order = None, 0, "C"
+
+
+def _optimizer_problems(optimizer: torch.optim.Optimizer, plain: Any) -> Iterator[str]:
+    groups = plain.get("param_groups") if isinstance(plain, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        yield "an optimizer in into, something else in the checkpoint"
+        return
+    mine = optimizer.param_groups
+    if len(groups) != len(mine):
+        yield f"{len(groups)} parameter groups in the checkpoint, {len(mine)} in into"
+        return
+    for number, (theirs, own) in enumerate(zip(groups, mine, strict=True)):
+        saved, here = len(theirs.get("params", ())), len(own["params"])
+        if saved != here:
+            yield f"group {number}: {saved} parameters in the checkpoint, {here} in into"
+            return
+    shapes = [tuple(parameter.shape) for group in mine for parameter in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    state = plain.get("state")
+    for number, shape in zip(numbers, shapes, strict=True):
+        parts = state.get(number) if isinstance(state, dict) else None
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"):
+            part = parts.get(name) if isinstance(parts, dict) else None
+            saved_shape = getattr(part, "shape", None)
+            if saved_shape is not None and tuple(saved_shape) != shape:
+                where = f"state.{number}.{name}"
+                yield f"{where}: shape {saved_shape} in the checkpoint, {shape} in into"
+
+
+HANDLER = TorchHandler()

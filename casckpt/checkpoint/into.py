@@ -1,0 +1,451 @@
+"""Restore into an existing tree: compared whole first, then filled.
+
+`IntoPlan.match` walks the saved tree and `into` side by side. It notes every difference, which
+array of `into` takes which entry, and returns what puts the result together after the read. Until
+`refuse` has passed, nothing of `into` has been touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from casckpt.checkpoint import leaves as leaf_module
+from casckpt.checkpoint import tree_classes
+from casckpt.checkpoint.leaves import VALUE_KINDS, Handler, RestoreOptions, Target
+from casckpt.checkpoint.manifest import Entry, Manifest
+from casckpt.checkpoint.scalars import SCALAR_TAGS, Node, encode_key, malformed
+from casckpt.checkpoint.tree import DEPTH_MAX
+from casckpt.checkpoint.tree_build import (
+    Builder,
+    children,
+    entry_index,
+    extension_parts,
+    selected_entries,
+    tag_of,
+)
+from casckpt.checkpoint.tree_paths import Selection, join
+from casckpt.errors import TreeMismatch
+
+_log = logging.getLogger("casckpt")
+
+LeafOf = Callable[[int], Any]
+Finish = Callable[[LeafOf], Any]
+"""Given the leaves that were read, returns the part of the result that stands here."""
+
+_LISTED_MAX: Final = 6
+_NAMES: Final = {
+    None: "a list",
+    "t": "a tuple",
+    "d": "a dict",
+    "n": "a namedtuple",
+    "D": "a dataclass",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An array of `into` and who handles it."""
+
+    target: Target
+    handler: Handler
+
+
+@dataclass
+class Differences:
+    """What keeps `into` from taking a checkpoint.
+
+    Attributes:
+        missing: paths of `into` that the checkpoint lacks.
+        extra: paths of the checkpoint that `into` lacks.
+        wrong: "path: what is different" where both have something.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return one text per kind of difference, long lists cut."""
+        kinds = (
+            ("missing in the checkpoint", self.missing),
+            ("extra in the checkpoint", self.extra),
+            ("different", self.wrong),
+        )
+        return [
+            f"{name}: {'; '.join(found[:_LISTED_MAX])}"
+            + (f" and {len(found) - _LISTED_MAX} more" if len(found) > _LISTED_MAX else "")
+            for name, found in kinds
+            if found
+        ]
+
+
+class IntoPlan:
+    """What goes where.
+
+    Attributes:
+        targets: entry → the array of `into` that takes it.
+        fresh: entries of which new values are needed.
+        differences: filled by `match`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        options: RestoreOptions,
+        selection: Selection | None,
+        strict: bool,
+    ) -> None:
+        self._tree = manifest.tree
+        self._entries = manifest.entries
+        self._options = options
+        self._selection = selection
+        self._strict = strict
+        self._depth = 0
+        self._direct: dict[int, memoryview] | None = None
+        self.targets: dict[int, Bound] = {}
+        self.fresh: set[int] = set()
+        self.differences = Differences()
+
+    def match(self, into: Any) -> Finish:
+        """Compare the whole tree; see the module."""
+        return self._match(self._tree, into, "", self._selection is None)
+
+    def refuse(self) -> None:
+        """Raise TreeMismatch if there are differences and they matter, else log them."""
+        found = self.differences
+        lines = found.lines()
+        if not lines:
+            return
+        if not self._strict:
+            _log.warning("restore takes what both have; %s", "; ".join(lines))
+            return
+        raise TreeMismatch(
+            f"into does not fit the checkpoint: {len(found.missing)} missing, "
+            f"{len(found.extra)} extra, {len(found.wrong)} different",
+            "; ".join(lines),
+            missing=found.missing,
+            extra=found.extra,
+            wrong=found.wrong,
+            shape=[text for text in found.wrong if ": shape " in text],
+            dtype=[text for text in found.wrong if ": dtype " in text],
+        )
+
+    def direct_memory(self, index: int) -> memoryview | None:
+        """Return the memory of `into` to read an entry to; None where two share memory."""
+        if self._direct is None:
+            self._direct = self._without_overlaps()
+        return self._direct.get(index)
+
+    def _without_overlaps(self) -> dict[int, memoryview]:
+        import numpy as np
+
+        spans = []
+        for index, bound in self.targets.items():
+            memory = bound.target.direct
+            if memory is not None and self._entries[index].alias is None:
+                start = np.frombuffer(memory, np.uint8).ctypes.data
+                spans.append((start, start + len(memory), index, memory))
+        direct: dict[int, memoryview] = {}
+        end_of_last = -1
+        for start, end, index, memory in sorted(spans, key=lambda span: span[:3]):
+            # Reads run in parallel: of two that overlap, one is copied after them.
+            if start >= end_of_last:
+                direct[index] = memory
+                end_of_last = end
+        return direct
+
+    def _match(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
+        whole = whole or (self._selection is not None and self._selection.matches(path))
+        self._depth += 1
+        if self._depth > DEPTH_MAX + 1:
+            raise malformed("a tree that is nested too deeply")
+        try:
+            tag = tag_of(node)
+            if _is_object(target):
+                return self._object(node, target, path, whole)
+            if target is None or tag == "e" or tag == "x":
+                if not whole:
+                    return self._selected_part(node, target, path)
+                if target is None:
+                    return self._new(node, path)
+                return self._leaf(node, tag, target, path)
+            if tag in SCALAR_TAGS or (tag is None and type(node) is not list):
+                return self._scalar(node, target, path) if whole else _keep(target)
+            return self._container(node, tag, target, path, whole)
+        finally:
+            self._depth -= 1
+
+    def _selected_part(self, node: Node, target: Any, path: str) -> Finish:
+        if self._has_selected(node, path):
+            self.differences.extra.append(path)
+        return _keep(target)
+
+    def _new(self, node: Node, path: str) -> Finish:
+        """Plan a new value, of all that is below a node."""
+        self.fresh.update(selected_entries(node, len(self._entries), None))
+
+        def finish(leaf: LeafOf) -> Any:
+            return Builder(leaf, len(self._entries), self._options).build(node, path)
+
+        return finish
+
+    def _scalar(self, node: Node, target: Any, path: str) -> Finish:
+        if _is_array(target) or (_child_kind(target) is not None and len(_items(target)) > 0):
+            return self._wrong(
+                path, f"a plain value in the checkpoint, {_type(target)} in into", target
+            )
+        return self._new(node, path)
+
+    def _leaf(self, node: Node, tag: str | None, target: Any, path: str) -> Finish:
+        if tag == "e":
+            index = entry_index(node, len(self._entries))
+            entry = self._described(index)
+            if entry.kind in VALUE_KINDS or "scalar" in entry.flags:
+                return self._scalar(node, target, path)
+        else:
+            _, kind, attributes, _ = extension_parts(node)
+            if kind != "sparse":
+                return self._scalar(node, target, path)
+        handler = leaf_module.handler_of(target)
+        if handler is None or not handler.is_leaf(target):
+            what = f"{entry.kind} {entry.shape}" if tag == "e" else "a sparse tensor"
+            return self._wrong(path, f"{what} in the checkpoint, {_type(target)} in into", target)
+        bound = (
+            handler.bind(target, entry)
+            if tag == "e"
+            else handler.bind_built(target, kind, attributes)
+        )
+        if isinstance(bound, str):
+            return self._wrong(path, bound, target)
+        if tag == "e":
+            self.targets[index] = Bound(bound, handler)
+            return _keep(target)
+        made = self._new(node, path)
+
+        def finish(leaf: LeafOf) -> Any:
+            bound.assign(made(leaf))
+            return target
+
+        return finish
+
+    def _described(self, index: int) -> Entry:
+        """Return the entry that says shape and dtype: an alias of an object has none itself."""
+        entry = self._entries[index]
+        while entry.alias is not None and entry.stride is None:
+            entry = self._entries[entry.alias]
+        return entry
+
+    def _container(
+        self, node: Node, tag: str | None, target: Any, path: str, whole: bool
+    ) -> Finish:
+        parts = dict(_keyed(tag, target, children(node, tag)))
+        kind = _child_kind(target)
+        if (
+            kind is None
+            or (kind == "dict") != (tag == "d")
+            or (kind == "fields" and tag == "D") != (tag == "D")
+        ):
+            if not whole and not self._has_selected(node, path):
+                return _keep(target)
+            return self._wrong(
+                path, f"{_NAMES[tag]} in the checkpoint, {_type(target)} in into", target
+            )
+        own = dict(_keyed(tag, target, _items(target)))
+        replaceable = not own if kind == "dict" else len(own) != len(parts)
+        if (
+            whole
+            and replaceable
+            and isinstance(target, dict | list)
+            and self._is_pure(node)
+            and _is_pure(target)
+        ):
+            return self._refill(node, target, path)
+        finishes: list[tuple[Any, Finish]] = []
+        for name, (key, child) in parts.items():
+            below = join(path, key)
+            if name in own:
+                finishes.append((own[name][0], self._match(child, own[name][1], below, whole)))
+            elif whole or self._has_selected(child, below):
+                self.differences.extra.append(below)
+        for name, (key, _) in own.items():
+            below = join(path, key)
+            if name not in parts and (
+                whole or (self._selection is not None and self._selection.matches(below))
+            ):
+                self.differences.missing.append(below)
+        return lambda leaf: _replace(target, [(key, finish(leaf)) for key, finish in finishes])
+
+    def _refill(self, node: Node, target: Any, path: str) -> Finish:
+        """Plan to replace all items of a list of plain values, or fill an empty dict."""
+        made = self._new(node, path)
+
+        def finish(leaf: LeafOf) -> Any:
+            if isinstance(target, dict):
+                target.update(made(leaf))
+            else:
+                target[:] = made(leaf)
+            return target
+
+        return finish
+
+    def _object(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
+        handler = leaf_module.handler_of(target)
+        skeleton = Builder(self._described, len(self._entries), RestoreOptions(as_numpy=True))
+        problems: list[str] | None = []
+        if handler is not None:
+            problems = handler.state_problems(target, _outline(skeleton, node))
+        if problems is None:
+            return self._module(node, target, path, whole)
+        if not whole:
+            if not self._has_selected(node, path):
+                return _keep(target)
+            problems = ["an object takes its state whole, and only= selects a part"]
+        if problems:
+            for problem in problems:
+                self._wrong(path, problem, target)
+            return _keep(target)
+        made = self._new(node, path)
+
+        def finish(leaf: LeafOf) -> Any:
+            target.load_state_dict(made(leaf))
+            return target
+
+        return finish
+
+    def _module(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
+        """Plan for an object whose state_dict() shows its own memory, as modules do."""
+        before = len(self.differences.extra) + len(self.differences.missing)
+        if tag_of(node) != "d":
+            return self._wrong(
+                path, f"a plain value in the checkpoint, {_type(target)} in into", target
+            )
+        plain = target.state_dict()
+        finish_plain = self._match(node, plain, path, whole)
+        names = {json.dumps(key) for key in node["d"]}
+        exact = whole and before == len(self.differences.extra) + len(self.differences.missing)
+        metadata = self._new(node["m"], join(path, "_metadata")) if "m" in node else None
+
+        def finish(leaf: LeafOf) -> Any:
+            result = finish_plain(leaf)
+            if not exact:
+                for key in [key for key in result if json.dumps(encode_key(key)) not in names]:
+                    del result[key]
+            if metadata is not None and hasattr(result, "_metadata"):
+                result._metadata = metadata(leaf)
+            if exact:
+                target.load_state_dict(result)
+            else:
+                target.load_state_dict(result, strict=False)
+            return target
+
+        return finish
+
+    def _wrong(self, path: str, what: str, target: Any) -> Finish:
+        self.differences.wrong.append(f"{path or 'the root'}: {what}")
+        return _keep(target)
+
+    def _has_selected(self, node: Node, path: str) -> bool:
+        if self._selection is None or self._selection.matches(path):
+            return True
+        return any(
+            self._has_selected(child, join(path, key))
+            for key, child in children(node, tag_of(node))
+        )
+
+    def _is_pure(self, node: Node) -> bool:
+        """Return whether there is no array below a node."""
+        found = selected_entries(node, len(self._entries), None)
+        return all(self._described(index).kind in VALUE_KINDS for index in found)
+
+
+def _keep(target: Any) -> Finish:
+    return lambda leaf: target
+
+
+def _outline(skeleton: Builder, node: Node) -> Any:
+    # Arrays stand as their entries; a sparse tensor would need its parts, and is left out.
+    return skeleton.build(node) if tag_of(node) == "d" else None
+
+
+def _is_object(target: Any) -> bool:
+    return (
+        not isinstance(target, type)
+        and callable(getattr(target, "state_dict", None))
+        and callable(getattr(target, "load_state_dict", None))
+    )
+
+
+def _is_array(target: Any) -> bool:
+    handler = leaf_module.handler_of(target)
+    return handler is not None and handler.is_leaf(target)
+
+
+def _type(target: Any) -> str:
+    return f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")
+
+
+def _child_kind(target: Any) -> str | None:
+    if isinstance(target, dict):
+        return "dict"
+    if tree_classes.is_dataclass(target) or tree_classes.is_namedtuple(target):
+        return "fields"
+    return "items" if isinstance(target, list | tuple) and not _is_array(target) else None
+
+
+def _items(target: Any) -> list[tuple[Any, Any]]:
+    if isinstance(target, dict):
+        return list(target.items())
+    if tree_classes.is_dataclass(target) or tree_classes.is_namedtuple(target):
+        return [(name, getattr(target, name)) for name in tree_classes.field_names(target)]
+    return list(enumerate(target)) if isinstance(target, list | tuple) else []
+
+
+def _keyed(tag: str | None, target: Any, pairs: Any) -> list[tuple[Any, tuple[Any, Any]]]:
+    """Give each pair the name by which both sides are compared.
+
+    Dict keys by type and bits (1 is not True); fields by name if both have names, else by place.
+    """
+    if tag == "d":
+        result = []
+        for key, value in pairs:
+            try:
+                result.append((json.dumps(encode_key(key)), (key, value)))
+            except TypeError:
+                result.append((key, (key, value)))
+        return result
+    if tag in ("n", "D") and _child_kind(target) == "fields":
+        return [(key, (key, value)) for key, value in pairs]
+    return [(place, pair) for place, pair in enumerate(pairs)]
+
+
+def _is_pure(target: Any) -> bool:
+    """Return whether a container holds plain values only: nothing with memory to be kept."""
+    return all(
+        not _is_array(value) and not _is_object(value) and _is_pure(value)
+        for _, value in _items(target)
+    )
+
+
+def _replace(target: Any, pairs: list[tuple[Any, Any]]) -> Any:
+    """Return `target` with parts replaced: in place where it can be changed."""
+    if isinstance(target, dict | list):
+        for key, value in pairs:
+            if target[key] is not value:
+                target[key] = value
+        return target
+    old = dict(_items(target))
+    changed = [(key, value) for key, value in pairs if old[key] is not value]
+    if not changed:
+        return target
+    if isinstance(target, tuple):
+        return tuple.__new__(type(target), (old | dict(changed)).values())
+    if type(target).__dataclass_params__.frozen:
+        target = copy.copy(target)
+    for key, value in changed:
+        object.__setattr__(target, key, value)
+    return target
