@@ -33,6 +33,11 @@ class Contender:
         """Start with an empty folder, or go on with one that this class has written."""
         self.folder = folder
 
+    @property
+    def kept(self) -> Path:
+        """The folder whose bytes are the price of keeping the checkpoints."""
+        return self.folder
+
     def save(self, step: int, state: Any) -> None:
         """Put a state on the disk; durable on return."""
         raise NotImplementedError

@@ -47,11 +47,11 @@ def _collect_trajectory(context: Context, result: Result) -> None:
             for contender in contenders:
                 contender.save(step, state)
         for contender in contenders:
-            before = disk_bytes(contender.folder)
+            before = disk_bytes(contender.kept)
             start = time.perf_counter()
             _drop(contender, steps[:-KEEP])
             elapsed = time.perf_counter() - start
-            after = disk_bytes(contender.folder)
+            after = disk_bytes(contender.kept)
             assert_equal(state, contender.load(steps[-1]), contender.name)
             contender.close()
             result.rows.append(

@@ -183,6 +183,11 @@ class Restic(TorchSave):
         if not self.repository.exists():
             self.call("init")
 
+    @property
+    def kept(self) -> Path:
+        """The repository; the staging area and the program's cache are not kept."""
+        return self.repository
+
     def path(self, step: int) -> Path:
         """Return the one staged file: the same name in each snapshot, as a training job has it."""
         return self.staging / "checkpoint.pt"

@@ -63,13 +63,13 @@ def _keep_all(context: Context, result: Result, name: str, states: Callable[[], 
     with context.folder("size") as base:
         for contender in contenders:
             contender.open(_folder(base, contender))
-            rows[contender.name]["empty_bytes"] = _used(base, contender)
+            rows[contender.name]["empty_bytes"] = disk_bytes(contender.kept)
         logical, last = 0, None
         for step, state in states():
             logical += logical_bytes(state)
             for contender in contenders:
                 contender.save(step, state)
-                used = _used(base, contender)
+                used = disk_bytes(contender.kept)
                 rows[contender.name]["disk"].append([step, logical, used])
             last = (step, state)
         assert last is not None
@@ -91,13 +91,6 @@ def _folder(base: Path, contender: Contender) -> Path:
     path = base / contender.name.replace(" ", "-")
     path.mkdir(exist_ok=True)
     return path
-
-
-def _used(base: Path, contender: Contender) -> int:
-    """Return what the contender keeps; a backup program's staging area is not kept."""
-    folder = _folder(base, contender)
-    repository = folder / "repository"
-    return disk_bytes(repository if repository.exists() else folder)
 
 
 def _entropy(states: States) -> dict[str, float]:
