@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from casckpt.store.commits import CommitRequest as CommitRequest
     from casckpt.store.reading import BlobRead as BlobRead
     from casckpt.store.repository import Repository as Repository
     from casckpt.store.repository import StoreOptions as StoreOptions
     from casckpt.store.rows import CheckpointRow as CheckpointRow
     from casckpt.store.saving import BlobInfo as BlobInfo
     from casckpt.store.saving import BlobSource as BlobSource
-    from casckpt.store.saving import CommitRequest as CommitRequest
     from casckpt.store.saving import SaveAgain as SaveAgain
 
 _HOMES = {
@@ -24,7 +24,7 @@ _HOMES = {
     "BlobRead": "reading",
     "BlobSource": "saving",
     "CheckpointRow": "rows",
-    "CommitRequest": "saving",
+    "CommitRequest": "commits",
     "Repository": "repository",
     "SaveAgain": "saving",
     "StoreOptions": "repository",

@@ -11,7 +11,9 @@ from pathlib import Path
 def boot_id() -> bytes:
     """Return 16 bytes that name this boot of the machine; zeros where it has no name."""
     try:
-        return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "").strip())
+        return bytes.fromhex(
+            Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "").strip()
+        )
     except (OSError, ValueError):
         return bytes(16)
 
@@ -22,7 +24,7 @@ def boot_ns() -> int:
 
 
 def grace_is_over(wall_ns: int, since_boot_ns: int, boot: bytes, grace_s: float) -> bool:
-    """Tell whether `grace_s` has passed by the wall clock and, in the same boot, by the boot clock."""
+    """Tell whether `grace_s` has passed by the wall clock and, within a boot, the boot clock."""
     grace_ns = int(grace_s * 1e9)
     if time.time_ns() - wall_ns < grace_ns:
         return False

@@ -119,9 +119,7 @@ def decode_body(encoding: int, payload: Buffer, logical: int) -> bytes:
     raise NewerFormat("a record in an encoding this version does not know", f"encoding {encoding}")
 
 
-def encode_chunk(
-    chunk: Buffer, item_size: int, level: str, base: Buffer | None = None
-) -> Encoded:
+def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None = None) -> Encoded:
     """Return the smallest of the encodings that `level` tries, never more than raw.
 
     Args:
@@ -164,7 +162,9 @@ def _encode_planes(
     for index in range(width):
         plane = planes[index * count : (index + 1) * count]
         # Level fast looks at the exponent plane only; the rest goes out as it is.
-        method, body = _encode_plane(plane, level) if level != "fast" or index == 0 else (_PLANE_RAW, plane)
+        method, body = (
+            _encode_plane(plane, level) if level != "fast" or index == 0 else (_PLANE_RAW, plane)
+        )
         out += (_PLANE.pack(method, len(body)), body)
         total += _PLANE.size + len(body)
         if total > limit and index == width - 1:
@@ -190,7 +190,9 @@ def _sampled_bits(plane: memoryview) -> float:
     if len(plane) <= _SAMPLE_WINDOWS * _SAMPLE_BYTES:
         return 0.0 if len(plane) < 4096 else native.entropy_bits(plane)
     stride = len(plane) // _SAMPLE_WINDOWS
-    sample = b"".join(plane[at : at + _SAMPLE_BYTES] for at in range(0, stride * _SAMPLE_WINDOWS, stride))
+    sample = b"".join(
+        plane[at : at + _SAMPLE_BYTES] for at in range(0, stride * _SAMPLE_WINDOWS, stride)
+    )
     return native.entropy_bits(sample)
 
 
@@ -212,7 +214,9 @@ def decode_chunk(
     elif encoding == layout.ENCODING_PLANES:
         _decode_planes(payload, destination, base)
     else:
-        raise NewerFormat("a record in an encoding this version does not know", f"encoding {encoding}")
+        raise NewerFormat(
+            "a record in an encoding this version does not know", f"encoding {encoding}"
+        )
 
 
 def _decode_planes(payload: Buffer, destination: memoryview, base: Buffer | None) -> None:

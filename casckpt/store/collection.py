@@ -1,4 +1,4 @@
-"""Collection: free what nothing reaches, beside savers and readers (docs/protocol.md, GC 0 to 8)."""
+"""Collection: free what nothing reaches, beside savers and readers (docs/protocol.md, GC)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from casckpt.errors import CasckptError, Corrupt, StoreBusy
 from casckpt.store import (
@@ -42,8 +43,10 @@ class SpacePlan:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What a gc did. `expired` checkpoints left the trash for good; `waiting_packs` are condemned
-    and go with the next gc, since a save that began before is still under way.
+    """What a gc did.
+
+    `expired` checkpoints left the trash for good; `waiting_packs` are condemned and go with the
+    next gc, since a save that began before is still under way.
     """
 
     freed_bytes: int
@@ -61,9 +64,9 @@ def plan(shared: SharedStore, drop: Collection[tuple[str, int]]) -> SpacePlan:
     """
     with shared.environment.read() as tx:
         trashed = {
-            (row.run, row.seq)
+            (found.run, found.seq)
             for key, value in tx.scan("checkpoints")
-            if (row := rows.decode_checkpoint(key, value)).state == "trash"
+            if (found := rows.decode_checkpoint(key, value)).state == "trash"
         }
     mark = marking.mark(shared, without=set(drop) | trashed)
     with shared.environment.read() as tx:
@@ -85,6 +88,7 @@ def collect(shared: SharedStore, *, now: bool = False, force: bool = False) -> G
     """Free what nothing reaches; safe beside any number of savers and readers, and at any kill.
 
     Args:
+        shared: the open store.
         now: let checkpoints leave the trash although their grace is not over.
         force: go on although most of the store is dead and no removal explains it.
 
@@ -131,9 +135,7 @@ def _open_packs(
     alive = {info.uuid for info in sessions.list_sessions(shared.path) if info.alive}
     if but is not None and but.has_session:
         alive.discard(but.session().uuid)
-    return {
-        number for number, row in registered.items() if not row.sealed and row.session in alive
-    }
+    return {number for number, row in registered.items() if not row.sealed and row.session in alive}
 
 
 class _Collector:
@@ -185,7 +187,7 @@ class _Collector:
         for start in range(0, len(keys), layout.TRANSACTION_MAX_ROWS):
             batch = keys[start : start + layout.TRANSACTION_MAX_ROWS]
             self._expired += self._shared.writer.run(
-                lambda tx, batch=batch: self._bury(tx, batch), row_count=len(batch)
+                partial(self._bury, keys=batch), row_count=len(batch)
             )
 
     def _is_over(self, row: rows.Row) -> bool:
@@ -251,7 +253,7 @@ class _Collector:
                 if len(mark.reached) != before:
                     dead &= self._still_dead(mark, dead)
             done = self._shared.writer.run(
-                lambda tx, last=attempt == 2: self._condemn_all(tx, mark, dead, last), facts=False
+                partial(self._condemn_all, mark=mark, dead=dead, last=attempt == 2), facts=False
             )
             if done:
                 return
@@ -343,7 +345,7 @@ class _Collector:
                 part = ids[start : start + layout.TRANSACTION_MAX_ROWS]
                 began = time.monotonic()
                 self._shared.writer.run(
-                    lambda tx, part=part: self._forget(tx, part, dropped),
+                    partial(self._forget, ids=part, dropped=dropped),
                     row_count=len(part),
                     facts=False,
                 )
@@ -398,7 +400,7 @@ class _Collector:
 
         for start in range(0, len(gone), layout.ONE_TRANSACTION_ROWS):
             batch = gone[start : start + layout.ONE_TRANSACTION_ROWS]
-            self._shared.writer.run(lambda tx, batch=batch: delete(tx, batch), row_count=2 * len(batch))
+            self._shared.writer.run(partial(delete, batch=batch), row_count=2 * len(batch))
 
     def _reap_sessions(self) -> None:
         """Remove the files of sessions that are over; their packs stay what their rows say."""

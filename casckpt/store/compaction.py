@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from casckpt.errors import Corrupt
 from casckpt.store import files, layout, packs, records, rows
+from casckpt.store.commits import keep_usable, set_live
 from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark, scan_objects
 from casckpt.store.packs import PackWriter
-from casckpt.store.saving import keep_usable, set_live
 from casckpt.store.sharing import SharedStore
 
 # A pack is worth rewriting when a quarter of it is dead; small ones are merged when many.
@@ -59,7 +60,7 @@ def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> N
         shared.own.sync(written.values())
         files.crash_point("compacted records durable")
         repointed = shared.writer.run(
-            lambda tx, moved=moved, written=written: _repoint(tx, run, moved, written),
+            partial(_repoint, run=run, moved=moved, written=written),
             row_count=len(moved),
             facts=False,
         )
@@ -72,7 +73,7 @@ def _batches(
     shared: SharedStore, mark: Mark, numbers: set[int]
 ) -> Iterator[list[tuple[bytes, rows.ObjectRow, bytes]]]:
     with shared.environment.read() as tx:
-        uuids = {number: row.uuid for number in numbers if (row := tx.pack(number)) is not None}
+        uuids = {number: pack.uuid for number in numbers if (pack := tx.pack(number)) is not None}
     batch: list[tuple[bytes, rows.ObjectRow, bytes]] = []
     size = 0
     for scanned in scan_objects(shared):

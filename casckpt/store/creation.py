@@ -47,9 +47,13 @@ def create_store(path: Path) -> None:
             f"make it first: mkdir -p {path.parent}",
         ) from exc
     except FileExistsError as exc:
-        raise NoStore(f"cannot make a store at {path}", "a file of that name is in the way") from exc
+        raise NoStore(
+            f"cannot make a store at {path}", "a file of that name is in the way"
+        ) from exc
     files.refuse_remote(path)
-    lock = files.open_file(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT) if _is_ours(path) else -1
+    lock = (
+        files.open_file(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT) if _is_ours(path) else -1
+    )
     if lock < 0:
         raise NoStore(
             f"cannot make a store at {path}",

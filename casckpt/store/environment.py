@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import lmdb
 
@@ -55,7 +55,7 @@ class Transaction:
     `changes`, and the change of the roots checksum; `IndexWriter` turns them into a fact.
     """
 
-    def __init__(self, handle: lmdb.Transaction, tables: dict[str, object]) -> None:
+    def __init__(self, handle: lmdb.Transaction, tables: dict[str, lmdb._Database]) -> None:
         self._handle = handle
         self._tables = tables
         self.changes: list[tuple[str, bytes, bytes | None]] = []
@@ -64,8 +64,8 @@ class Transaction:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the value of `key`, or None."""
-        value: bytes | None = self._handle.get(key, db=self._tables[table])
-        return value
+        # Bytes, not memoryviews: every transaction here is begun with buffers=False.
+        return cast("bytes | None", self._handle.get(key, db=self._tables[table]))
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Insert or replace a row."""
@@ -90,15 +90,18 @@ class Transaction:
                 self.roots_count += 1
                 self.roots_sum += records.row_hash(table, key, value)
 
-    def scan(self, table: str, prefix: bytes = b"", start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, table: str, prefix: bytes = b"", start: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key, value) of all keys with `prefix`, in order, from `start` on."""
         with self._handle.cursor(db=self._tables[table]) as cursor:
             if not cursor.set_range(prefix if start is None else start):
                 return
+            pairs = cast("Iterator[tuple[bytes, bytes]]", iter(cursor))
             if not prefix:
-                yield from cursor
+                yield from pairs
                 return
-            for key, value in cursor:
+            for key, value in pairs:
                 if not key.startswith(prefix):
                     return
                 yield key, value
@@ -108,8 +111,10 @@ class Transaction:
         with self._handle.cursor(db=self._tables[table]) as cursor:
             beyond = cursor.set_range(prefix + b"\xff" * 24)
             found = cursor.prev() if beyond else cursor.last()
-            if found and cursor.key().startswith(prefix):
-                return cursor.key(), cursor.value()
+            if found:
+                key, value = cast("tuple[bytes, bytes]", cursor.item())
+                if key.startswith(prefix):
+                    return key, value
         return None
 
     def count(self, table: str) -> int:
@@ -166,7 +171,7 @@ class Environment:
         self.readonly = readonly
         self._lock = lock
         self._handle: lmdb.Environment | None = None
-        self._tables: dict[str, object] = {}
+        self._tables: dict[str, lmdb._Database] = {}
         self._open()
 
     def _open(self) -> None:
@@ -197,7 +202,8 @@ class Environment:
             )
             with gate:
                 self._tables = {
-                    name: self._handle.open_db(name.encode(), create=False) for name in layout.TABLES
+                    name: self._handle.open_db(name.encode(), create=False)
+                    for name in layout.TABLES
                 }
                 if not self.readonly:
                     self._handle.reader_check()
@@ -244,7 +250,9 @@ class Environment:
 
     def _begin(self, write: bool) -> lmdb.Transaction:
         if self._handle is None:
-            raise OperationFailed("the store is closed", "it was used after close()", "open it again")
+            raise OperationFailed(
+                "the store is closed", "it was used after close()", "open it again"
+            )
         return self._handle.begin(write=write, buffers=False)
 
     @contextlib.contextmanager

@@ -96,7 +96,9 @@ def encode_snapshot(seq: int, written_at_ns: int, rows: Iterable[Change]) -> Ite
     yield _snapshot_part(seq, written_at_ns, number, True, part)
 
 
-def _snapshot_part(seq: int, written_at_ns: int, number: int, last: bool, part: list[Change]) -> bytes:
+def _snapshot_part(
+    seq: int, written_at_ns: int, number: int, last: bool, part: list[Change]
+) -> bytes:
     head = _SNAPSHOT.pack(seq, written_at_ns, number, last, len(part))
     return head + b"".join(_encode_changes(part))
 

@@ -93,7 +93,9 @@ def close_file(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int, path: Path) -> None:
+def write_at(
+    descriptor: int, data: bytes | bytearray | memoryview, offset: int, path: Path
+) -> None:
     """Write all of `data` at `offset`; a short write goes on where it stopped."""
     view = memoryview(data).cast("B")
     with _operation("write", path):
@@ -105,7 +107,9 @@ def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int,
             offset += written
 
 
-def write_vector(descriptor: int, buffers: list[bytes | memoryview], offset: int, path: Path) -> int:
+def write_vector(
+    descriptor: int, buffers: list[bytes | memoryview], offset: int, path: Path
+) -> int:
     """Write `buffers` one after the other at `offset`; return the number of bytes."""
     total = sum(len(buffer) for buffer in buffers)
     with _operation("write", path):

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -38,7 +39,9 @@ class FactSink(Protocol):
     def pack_gone(self) -> None:
         """Open another pack for the next fact: a collector has dropped this one."""
 
-    def append_fact(self, pack: int, seq: int, changes: list[tuple[str, bytes, bytes | None]]) -> None:
+    def append_fact(
+        self, pack: int, seq: int, changes: list[tuple[str, bytes, bytes | None]]
+    ) -> None:
         """Append the fact of a committed transaction."""
 
     def sync_facts(self) -> None:
@@ -163,9 +166,7 @@ class IndexWriter:
             number = self._sink.fact_pack() if any(job.facts for job in batch) else None
             self._take_writer_lock()
             try:
-                outcome = self.environment.write(
-                    lambda tx, number=number: self._run_all(tx, batch, number)
-                )
+                outcome = self.environment.write(partial(self._run_all, batch=batch, number=number))
                 break
             except _PackGone:
                 self._sink.pack_gone()

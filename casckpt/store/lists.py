@@ -38,7 +38,7 @@ def decode_list(body: bytes, ref_count: int) -> Members:
     if len(body) < _HEAD.size:
         raise Corrupt("damaged list", "it is cut off")
     level, count = _HEAD.unpack_from(body)
-    if not 1 <= level <= layout.LIST_MAX_LEVELS or count != ref_count or not 1 <= count:
+    if not 1 <= level <= layout.LIST_MAX_LEVELS or count != ref_count or not count >= 1:
         raise Corrupt("damaged list", f"level {level}, {count} members, {ref_count} refs")
     if count > layout.LIST_MAX_MEMBERS or len(body) != _HEAD.size + 8 * count:
         raise Corrupt("damaged list", f"{count} members in {len(body)} bytes")

@@ -37,9 +37,7 @@ class Mark:
         return sum(self.live_bytes.values())
 
 
-def roots(
-    tx: Transaction, without: Collection[tuple[str, int]] = frozenset()
-) -> Iterator[bytes]:
+def roots(tx: Transaction, without: Collection[tuple[str, int]] = frozenset()) -> Iterator[bytes]:
     """Yield every id that a row of a root table names; `without` are checkpoints left out."""
     for table in sorted(layout.ROOT_TABLES):
         for key, value in tx.scan(table):

@@ -55,7 +55,9 @@ def read_format(path: Path) -> Format:
         if len(uuid) != 16:
             raise ValueError("uuid")
     except (ValueError, KeyError, TypeError) as exc:
-        raise NoStore(f"no store at {path}", f"{layout.FORMAT_FILE} does not decode: {exc}") from exc
+        raise NoStore(
+            f"no store at {path}", f"{layout.FORMAT_FILE} does not decode: {exc}"
+        ) from exc
     if version != layout.FORMAT_VERSION or not read <= layout.READ_FEATURES:
         unknown = ", ".join(sorted(read - layout.READ_FEATURES)) or f"version {version}"
         raise NewerFormat(f"cannot read the store at {path}", f"it needs {unknown}")

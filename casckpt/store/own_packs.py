@@ -27,9 +27,7 @@ from casckpt.store.sessions import Session
 class OwnPacks:
     """Appends records to packs of this session. Thread safe; implements `FactSink`."""
 
-    def __init__(
-        self, store: Path, store_uuid: bytes, session: Callable[[], Session]
-    ) -> None:
+    def __init__(self, store: Path, store_uuid: bytes, session: Callable[[], Session]) -> None:
         self._store = store
         self._store_uuid = store_uuid
         self._session = session
@@ -155,7 +153,14 @@ class OwnPacks:
             seq, body = self._pending[0]
             encoded = codec.encode_body(body)
             identity = records.object_id(layout.TYPE_FACT, (), body)
-            arguments = (layout.TYPE_FACT, encoded.encoding, identity, len(body), (), encoded.payload)
+            arguments = (
+                layout.TYPE_FACT,
+                encoded.encoding,
+                identity,
+                len(body),
+                (),
+                encoded.payload,
+            )
             pack = self._all.get(number)
             try:
                 if pack is None or pack.failed or pack.sealed:

@@ -37,7 +37,9 @@ class PackWriter:
     no more records, and what lies above `synced` is not to be trusted (format.md, PACK).
     """
 
-    def __init__(self, store: Path, uuid: bytes, number: int, store_uuid: bytes, session: bytes) -> None:
+    def __init__(
+        self, store: Path, uuid: bytes, number: int, store_uuid: bytes, session: bytes
+    ) -> None:
         self.number = number
         self.uuid = uuid
         self.path = pack_path(store, uuid)
@@ -55,7 +57,10 @@ class PackWriter:
         self._descriptor = files.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             files.write_at(
-                self._descriptor, records.encode_pack_header(uuid, store_uuid, session), 0, self.path
+                self._descriptor,
+                records.encode_pack_header(uuid, store_uuid, session),
+                0,
+                self.path,
             )
             files.sync_file(self._descriptor, self.path)
             files.sync_folder(folder)
@@ -219,7 +224,9 @@ class PackFiles:
             head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, path)
             pack, store, _ = records.decode_pack_header(head)
             if pack != uuid or store != self._store_uuid:
-                raise Corrupt(f"{path.name} is another pack", "its header names another pack or store")
+                raise Corrupt(
+                    f"{path.name} is another pack", "its header names another pack or store"
+                )
         except BaseException:
             files.close_file(descriptor)
             raise

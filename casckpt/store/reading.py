@@ -79,7 +79,9 @@ class Reader:
         assert problem is not None
         raise problem
 
-    def _read_object(self, identity: bytes, kind: int, chain: Chain) -> tuple[tuple[bytes, ...], bytes]:
+    def _read_object(
+        self, identity: bytes, kind: int, chain: Chain
+    ) -> tuple[tuple[bytes, ...], bytes]:
         _, row, pack = chain[0]
         if row.kind != kind:
             raise Corrupt(
@@ -92,7 +94,8 @@ class Reader:
         body = codec.decode_body(record.encoding, payload, record.logical)
         if records.object_id(kind, record.refs, body) != identity:
             raise Corrupt(
-                f"damaged {layout.TYPE_NAMES[kind]} {identity.hex()[:10]}", "its bytes have another id"
+                f"damaged {layout.TYPE_NAMES[kind]} {identity.hex()[:10]}",
+                "its bytes have another id",
             )
         return record.refs, body
 
@@ -131,7 +134,9 @@ class Reader:
                 raise error
         if damaged:
             first = next(iter(damaged.values()))
-            if isinstance(first, NewerFormat) or all(isinstance(e, Deleted) for e in damaged.values()):
+            if isinstance(first, NewerFormat) or all(
+                isinstance(e, Deleted) for e in damaged.values()
+            ):
                 raise first
             raise Corrupt(
                 f"{len(damaged)} blob(s) cannot be read whole, first {first.what}",
@@ -167,9 +172,15 @@ class Reader:
             yield unit
 
     def _parts(
-        self, wish: BlobRead, identity: bytes, length: int, offset: int, dest: memoryview, depth: int
+        self,
+        wish: BlobRead,
+        identity: bytes,
+        length: int,
+        offset: int,
+        dest: memoryview,
+        depth: int,
     ) -> Iterator[_Part]:
-        """Yield the chunks that hold [offset, offset + len(dest)) of an object of `length` bytes."""
+        """Yield the chunks with [offset, offset + len(dest)) of an object of `length` bytes."""
         if length <= layout.CHUNK_MAX_BYTES and self._kind(identity) != layout.TYPE_LIST:
             yield _Part(wish.id, identity, length, offset, dest)
             return
@@ -274,6 +285,8 @@ class Reader:
 
 def _as_corrupt(error: Exception, identity: bytes) -> CasckptError:
     if isinstance(error, FileNotFoundError):
-        return Corrupt(f"object {identity.hex()[:10]} is lost", f"its pack is missing: {error.filename}")
+        return Corrupt(
+            f"object {identity.hex()[:10]} is lost", f"its pack is missing: {error.filename}"
+        )
     assert isinstance(error, CasckptError)
     return error

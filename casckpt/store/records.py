@@ -133,7 +133,7 @@ def encode_header(
 
 
 def header_length(fixed: Buffer) -> int:
-    """Return the header length that a record's fixed part announces; Corrupt if it cannot be one."""
+    """Return the header length that a record's fixed part announces; Corrupt if it is none."""
     if len(fixed) < FIXED_BYTES or bytes(fixed[:8]) != layout.RECORD_MAGIC:
         raise Corrupt("no record where one should be", "the magic bytes are missing")
     (count,) = struct.unpack_from("<I", fixed, 12)
@@ -157,14 +157,17 @@ def decode_header(data: Buffer, pack: bytes, offset: int) -> Record:
         data[length - _CHECK_BYTES : length]
     ):
         raise Corrupt("bad record header", f"its check fails at offset {offset}")
-    _, version, kind, encoding, _, count, identity, logical, stored, check = _FIXED.unpack_from(head)
+    _, version, kind, encoding, _, count, identity, logical, stored, check = _FIXED.unpack_from(
+        head
+    )
     if version != _RECORD_VERSION:
         raise NewerFormat("a record of a newer version", f"version {version} at offset {offset}")
     limit = layout.CHUNK_MAX_BYTES if kind == layout.TYPE_CHUNK else layout.BODY_MAX_BYTES
     if logical > limit or stored > limit + 4096:
         raise Corrupt("bad record header", f"length {logical} is beyond {limit}")
     refs = tuple(
-        head[at : at + ID_BYTES] for at in range(FIXED_BYTES, FIXED_BYTES + ID_BYTES * count, ID_BYTES)
+        head[at : at + ID_BYTES]
+        for at in range(FIXED_BYTES, FIXED_BYTES + ID_BYTES * count, ID_BYTES)
     )
     return Record(kind, encoding, identity, logical, stored, refs, check, offset)
 
@@ -173,7 +176,7 @@ def check_payload(record: Record, payload: Buffer) -> None:
     """Raise Corrupt unless `payload` is what the record's header announces."""
     if len(payload) != record.stored or payload_check(payload) != record.payload_check:
         raise Corrupt(
-            f"damaged record of {layout.TYPE_NAMES.get(record.kind, 'object')} {record.id.hex()[:10]}",
+            f"damaged {layout.TYPE_NAMES.get(record.kind, 'record')} {record.id.hex()[:10]}",
             f"the stored bytes at offset {record.offset} fail their check",
         )
 
@@ -192,7 +195,9 @@ def decode_pack_header(data: Buffer) -> tuple[bytes, bytes, bytes]:
     if len(data) < layout.PACK_HEADER_BYTES:
         raise Corrupt("bad pack header", "the file is shorter than a header")
     head = bytes(data[: _HEADER.size])
-    if native.blake3(head, out_len=_CHECK_BYTES) != bytes(data[_HEADER.size : layout.PACK_HEADER_BYTES]):
+    if native.blake3(head, out_len=_CHECK_BYTES) != bytes(
+        data[_HEADER.size : layout.PACK_HEADER_BYTES]
+    ):
         raise Corrupt("bad pack header", "its check fails")
     magic, version, _, pack, store, session = _HEADER.unpack(head)
     if magic != layout.PACK_MAGIC:

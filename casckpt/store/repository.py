@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from casckpt.store.verification import VerifyReport
 
 Mode = Literal["a", "r"]
+_LIVE_ONLY: tuple[RowState, ...] = ("live",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,7 @@ class Repository:
         creation.create_store(Path(path))
 
     @staticmethod
-    def open(
-        path: Path | str, mode: Mode = "a", options: StoreOptions | None = None
-    ) -> Repository:
+    def open(path: Path | str, mode: Mode = "a", options: StoreOptions | None = None) -> Repository:
         """Open the store at `path`.
 
         Raises:
@@ -95,6 +94,7 @@ class Repository:
             sharing.release(shared)
 
     def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
     def __exit__(
@@ -103,6 +103,7 @@ class Repository:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Close."""
         self.close()
 
     @property
@@ -114,11 +115,15 @@ class Repository:
         """Return the open store, opened anew in the child of a fork."""
         if write and self.mode == "r":
             raise PermissionRefused(
-                f"cannot write to {self.path}", "it was opened with mode 'r'", "open it with mode 'a'"
+                f"cannot write to {self.path}",
+                "it was opened with mode 'r'",
+                "open it with mode 'a'",
             )
         with self._lock:
             if self._closed:
-                raise OperationFailed("the store is closed", "it was used after close()", "open it again")
+                raise OperationFailed(
+                    "the store is closed", "it was used after close()", "open it again"
+                )
             shared = self._shared_store
             if shared is None or shared.pid != os.getpid():
                 shared = sharing.acquire(self.path, writable=self.mode == "a")
@@ -160,23 +165,27 @@ class Repository:
     # ---- rows
 
     def checkpoint_rows(
-        self, run: str | None = None, *, states: Collection[RowState] = ("live",)
+        self, run: str | None = None, *, states: Collection[RowState] = _LIVE_ONLY
     ) -> list[CheckpointRow]:
         """Return the checkpoints of one run or of all, ordered by run and commit."""
         prefix = b"" if run is None else rows.run_prefix(run)
         with self._shared().environment.read() as tx:
-            found = [rows.decode_checkpoint(key, value) for key, value in tx.scan("checkpoints", prefix)]
+            found = [
+                rows.decode_checkpoint(key, value) for key, value in tx.scan("checkpoints", prefix)
+            ]
         return [row for row in found if row.state in states]
 
     def find_manifest(self, hex_prefix: str) -> list[CheckpointRow]:
         """Return the live checkpoints whose manifest id begins with `hex_prefix`."""
         return [
-            row for row in self.checkpoint_rows() if row.manifest_id.hex().startswith(hex_prefix.lower())
+            row
+            for row in self.checkpoint_rows()
+            if row.manifest_id.hex().startswith(hex_prefix.lower())
         ]
 
     def head(self, run: str, line: int) -> int | None:
         """Return the commit seq at the largest step of a line, or None."""
-        from casckpt.store.saving import line_head
+        from casckpt.store.commits import line_head
 
         with self._shared().environment.read() as tx:
             return line_head(tx, run, line)
@@ -233,7 +242,7 @@ class Repository:
 
     def trash(self, checkpoints: Sequence[tuple[str, int]]) -> None:
         """Put live checkpoints, given as (run, commit seq), into the trash, all or none."""
-        from casckpt.store.saving import trash_checkpoint
+        from casckpt.store.commits import trash_checkpoint
 
         def move(tx: Transaction) -> None:
             for run, seq in checkpoints:
@@ -291,7 +300,9 @@ class Repository:
         return verification.verify(self._shared(), self._workers(), level, progress)
 
     @staticmethod
-    def rebuild_index(path: Path | str, progress: Callable[[int, int], None] | None = None) -> RebuildReport:
+    def rebuild_index(
+        path: Path | str, progress: Callable[[int, int], None] | None = None
+    ) -> RebuildReport:
         """Make a new index from the packs alone; see `rebuilding.rebuild`."""
         from casckpt.store import rebuilding
 
@@ -299,9 +310,7 @@ class Repository:
 
     def accept_rebuild(self) -> None:
         """Allow retention and gc again after a rebuild: what was recovered is what is wanted."""
-        self._shared(write=True).writer.run(
-            lambda tx: tx.set_number("rebuilt", 0), facts=False
-        )
+        self._shared(write=True).writer.run(lambda tx: tx.set_number("rebuilt", 0), facts=False)
 
 
 def _with_name(name: str, payload: bytes) -> bytes:

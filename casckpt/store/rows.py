@@ -73,7 +73,10 @@ class ObjectRow:
         """Return the row of a value; Corrupt if it has another length."""
         if len(value) not in (_OBJECT.size, _OBJECT.size + ID_BYTES):
             raise Corrupt("damaged index", f"an objects row of {len(value)} bytes")
-        return ObjectRow(*_OBJECT.unpack_from(value), value[_OBJECT.size :])
+        fields: tuple[int, ...] = _OBJECT.unpack_from(value)
+        kind, encoding, depth, refs, pack, offset, stored, logical = fields
+        base = value[_OBJECT.size :]
+        return ObjectRow(kind, encoding, depth, refs, pack, offset, stored, logical, base)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,21 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from casckpt import native
-from casckpt.errors import Busy, Corrupt, NoSpace, NotFound, RunMoved
-from casckpt.store import clock, codec, creation, files, layout, lists, records, rows
+from casckpt.errors import Busy, Corrupt, NoSpace
+from casckpt.store import codec, creation, files, layout, lists, records, rows
+from casckpt.store.commits import (
+    CommitRequest,
+    insert_checkpoint,
+    keep_usable,
+    revive,
+    set_live,
+)
 from casckpt.store.environment import Transaction
 from casckpt.store.own_packs import register_ends
 from casckpt.store.packs import PackFailed, PackWriter
@@ -51,29 +59,15 @@ class BlobSource:
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """A stored blob. `new_bytes`: logical bytes this save had to write; `stored_bytes`: their disk."""
+    """A stored blob: `new_bytes` are the logical bytes this save had to write for it.
+
+    `stored_bytes` is what those took on disk, headers and lists included.
+    """
 
     id: bytes
     length: int
     new_bytes: int
     stored_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class CommitRequest:
-    """What a commit makes exist: a manifest at a place in a run, if the line's head is as expected.
-
-    `replace_seq` names a row that goes to trash in the same transaction.
-    """
-
-    run: str
-    line: int
-    step: int
-    batch: int
-    manifest_id: bytes
-    payload: bytes
-    expect_head: int | None
-    replace_seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +106,7 @@ class Saver:
         self.stored_bytes = 0
 
     def __enter__(self) -> Self:
+        """Begin: take the lease that tells collectors what this save may rely on."""
         _require_ballast(self._shared)
         # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it
         with self._shared.session().taking_lease() as lease, self._shared.environment.read() as tx:
@@ -125,6 +120,7 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """End the lease; what was not committed becomes garbage."""
         if os.getpid() != self._shared.pid:
             return
         self._shared.session().end_lease(self._lease)
@@ -246,7 +242,7 @@ class Saver:
         if not native.equal_and_hash(records.chunk_context(), view, decoded)[0]:
             raise Corrupt(
                 f"chunk {identity.hex()[:10]} does not decode to what was encoded",
-                "a fault of this machine or of a compressor, or the state changed while it was saved",
+                "a fault of the machine or a compressor, or the state changed while it was saved",
                 "save again; nothing was committed",
             )
 
@@ -323,21 +319,23 @@ class Saver:
         step = layout.ONE_TRANSACTION_ROWS
         while len(placed) > step:
             batch, placed = placed[:step], placed[step:]
-            self._shared.writer.run(
-                lambda tx, batch=batch: self._index(tx, batch), row_count=step, facts=False
-            )
+            self._shared.writer.run(partial(self._index, placed=batch), row_count=step, facts=False)
         seq = self._shared.writer.run(
             lambda tx: self._commit(tx, placed, request), row_count=len(placed) + 3
         )
         self._committed = True
         return seq
 
-    def _index(self, tx: Transaction, placed: list[tuple[bytes, tuple[PackWriter, records.Record]]]) -> None:
+    def _index(
+        self, tx: Transaction, placed: list[tuple[bytes, tuple[PackWriter, records.Record]]]
+    ) -> None:
         """Register records, each only where no usable one is registered (protocol, SAVE 5)."""
         for number in self._written:
             row = tx.pack(number)
             if row is None or row.state == rows.DROPPED:
-                raise SaveAgain("the save was interrupted", "a collector took its pack for abandoned")
+                raise SaveAgain(
+                    "the save was interrupted", "a collector took its pack for abandoned"
+                )
             set_live(tx, number, row)
         register_ends(tx, self._written.values())
         for identity, (pack, record) in placed:
@@ -375,90 +373,12 @@ class Saver:
         return insert_checkpoint(tx, request)
 
 
-# ---- steps that other transactions share
-
-
-def set_live(tx: Transaction, number: int, row: rows.PackRow) -> None:
-    """Set a pack live; not an error if it is."""
-    if row.state != rows.LIVE:
-        tx.put("packs", rows.pack_key(number), replace(row, state=rows.LIVE, epoch=0).encode())
-
-
-def keep_usable(tx: Transaction, identity: bytes) -> bool:
-    """Set all packs of an object's chain live; return False if the chain is not usable."""
-    chain = tx.chain(identity)
-    if chain is None:
-        return False
-    for _, row, pack in chain:
-        set_live(tx, row.pack, pack)
-    return True
-
-
-def revive(tx: Transaction, ids: Iterable[bytes]) -> set[bytes]:
-    """Bring condemned chains back; return the ids for which that is too late."""
-    return {identity for identity in ids if not keep_usable(tx, identity)}
-
-
-def line_head(tx: Transaction, run: str, line: int) -> int | None:
-    """Return the commit seq at the largest (step, batch) of a line, or None."""
-    last = tx.last("steps", rows.line_prefix(run, line))
-    return None if last is None else rows.read_u64(last[1])
-
-
-def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
-    """Insert the row of a checkpoint, and trash the one it replaces; return its commit seq."""
-    head = line_head(tx, request.run, request.line)
-    if head != request.expect_head:
-        raise RunMoved(
-            f"run {request.run} has moved",
-            "another writer has saved to it since it was looked at",
-            run=request.run,
-        )
-    # The seq that the writer will give this transaction; jobs that share it share the number, so
-    # rows of one transaction are told apart by their run.
-    seq = tx.number("seq") + 1
-    while tx.get("checkpoints", rows.checkpoint_key(request.run, seq)) is not None:
-        seq += 1
-    row = rows.encode_checkpoint(
-        request.run,
-        request.line,
-        request.step,
-        request.batch,
-        request.manifest_id,
-        request.payload,
-    )
-    tx.put("checkpoints", rows.checkpoint_key(request.run, seq), row.encode())
-    tx.put(
-        "steps",
-        rows.step_key(request.run, request.line, request.step, request.batch),
-        rows.u64(seq),
-    )
-    if request.replace_seq is not None:
-        trash_checkpoint(tx, request.run, request.replace_seq)
-    return seq
-
-
-def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
-    """Put a live checkpoint into the trash; NotFound if it is not live."""
-    import time
-
-    key = rows.checkpoint_key(run, seq)
-    value = tx.get("checkpoints", key)
-    row = None if value is None else rows.Row.decode(value)
-    if row is None or row.state != "live":
-        raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed meanwhile")
-    changed = replace(
-        row,
-        state="trash",
-        trashed_at_ns=time.time_ns(),
-        trashed_boot_ns=clock.boot_ns(),
-        trashed_boot=clock.boot_id(),
-    )
-    tx.put("checkpoints", key, changed.encode())
-
-
 def _pieces(source: BlobSource) -> Iterator[memoryview]:
-    views = [memoryview(buffer).cast("B") for buffer in source.buffers if len(memoryview(buffer).cast("B"))]
+    views = [
+        memoryview(buffer).cast("B")
+        for buffer in source.buffers
+        if len(memoryview(buffer).cast("B"))
+    ]
     if not views:
         yield memoryview(b"")
         return
@@ -488,5 +408,3 @@ def _require_ballast(shared: SharedStore) -> None:
             )
     finally:
         files.close_file(descriptor)
-
-

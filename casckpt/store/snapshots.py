@@ -52,7 +52,9 @@ def write_snapshot(shared: SharedStore) -> None:
             row = tx.pack(number)
             if row is None or row.state == rows.DROPPED:
                 return
-            changed = replace(row, size=max(row.size, pack.synced), highest_fact=max(row.highest_fact, seq))
+            changed = replace(
+                row, size=max(row.size, pack.synced), highest_fact=max(row.highest_fact, seq)
+            )
             tx.put("packs", rows.pack_key(number), changed.encode())
         tx.set_number("snapshot_seq", seq)
         tx.put("meta", b"snapshot_packs", b"".join(rows.u64(number) for number in sorted(written)))
@@ -75,7 +77,9 @@ def copy_facts(shared: SharedStore, numbers: Collection[int]) -> None:
                 if record.kind != layout.TYPE_FACT:
                     continue
                 payload = packs.read_payload(file.descriptor, file.path, record)
-                seq = facts.decode_fact(codec.decode_body(record.encoding, payload, record.logical)).seq
+                seq = facts.decode_fact(
+                    codec.decode_body(record.encoding, payload, record.logical)
+                ).seq
                 if seq > floor:
                     pack, _ = shared.own.append(
                         layout.TYPE_FACT, record.encoding, record.id, record.logical, (), payload
@@ -91,7 +95,9 @@ def copy_facts(shared: SharedStore, numbers: Collection[int]) -> None:
             row = tx.pack(number)
             if row is not None and row.state != rows.DROPPED:
                 changed = replace(
-                    row, size=max(row.size, pack.synced), highest_fact=max(row.highest_fact, highest)
+                    row,
+                    size=max(row.size, pack.synced),
+                    highest_fact=max(row.highest_fact, highest),
                 )
                 tx.put("packs", rows.pack_key(number), changed.encode())
 

@@ -1,6 +1,6 @@
 """Read every row of an index and leave with status 0: `python -m casckpt.store.walk INDEX`.
 
-Run as a child by `opening.walk_index`, since a damaged LMDB file can kill the process that reads it.
+Run as a child by `opening.walk_index`: a damaged LMDB file can kill the process that reads it.
 """
 
 from __future__ import annotations

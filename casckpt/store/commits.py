@@ -1,0 +1,108 @@
+"""What transactions do to rows: bring chains back to life, insert and trash checkpoints.
+
+These run inside a write transaction, so they make LMDB calls only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from casckpt.errors import NotFound, RunMoved
+from casckpt.store import clock, rows
+from casckpt.store.environment import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """What a commit makes exist: a manifest at a place in a run, if the line's head is as expected.
+
+    `replace_seq` names a row that goes to trash in the same transaction.
+    """
+
+    run: str
+    line: int
+    step: int
+    batch: int
+    manifest_id: bytes
+    payload: bytes
+    expect_head: int | None
+    replace_seq: int | None = None
+
+
+def set_live(tx: Transaction, number: int, row: rows.PackRow) -> None:
+    """Set a pack live; not an error if it is."""
+    if row.state != rows.LIVE:
+        tx.put("packs", rows.pack_key(number), replace(row, state=rows.LIVE, epoch=0).encode())
+
+
+def keep_usable(tx: Transaction, identity: bytes) -> bool:
+    """Set all packs of an object's chain live; return False if the chain is not usable."""
+    chain = tx.chain(identity)
+    if chain is None:
+        return False
+    for _, row, pack in chain:
+        set_live(tx, row.pack, pack)
+    return True
+
+
+def revive(tx: Transaction, ids: Iterable[bytes]) -> set[bytes]:
+    """Bring condemned chains back; return the ids for which that is too late."""
+    return {identity for identity in ids if not keep_usable(tx, identity)}
+
+
+def line_head(tx: Transaction, run: str, line: int) -> int | None:
+    """Return the commit seq at the largest (step, batch) of a line, or None."""
+    last = tx.last("steps", rows.line_prefix(run, line))
+    return None if last is None else rows.read_u64(last[1])
+
+
+def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
+    """Insert the row of a checkpoint, and trash the one it replaces; return its commit seq."""
+    head = line_head(tx, request.run, request.line)
+    if head != request.expect_head:
+        raise RunMoved(
+            f"run {request.run} has moved",
+            "another writer has saved to it since it was looked at",
+            run=request.run,
+        )
+    # The seq that the writer will give this transaction; jobs that share it share the number, so
+    # rows of one transaction are told apart by their run.
+    seq = tx.number("seq") + 1
+    while tx.get("checkpoints", rows.checkpoint_key(request.run, seq)) is not None:
+        seq += 1
+    row = rows.encode_checkpoint(
+        request.run,
+        request.line,
+        request.step,
+        request.batch,
+        request.manifest_id,
+        request.payload,
+    )
+    tx.put("checkpoints", rows.checkpoint_key(request.run, seq), row.encode())
+    tx.put(
+        "steps",
+        rows.step_key(request.run, request.line, request.step, request.batch),
+        rows.u64(seq),
+    )
+    if request.replace_seq is not None:
+        trash_checkpoint(tx, request.run, request.replace_seq)
+    return seq
+
+
+def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
+    """Put a live checkpoint into the trash; NotFound if it is not live."""
+    key = rows.checkpoint_key(run, seq)
+    value = tx.get("checkpoints", key)
+    row = None if value is None else rows.Row.decode(value)
+    if row is None or row.state != "live":
+        raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed meanwhile")
+    changed = replace(
+        row,
+        state="trash",
+        trashed_at_ns=time.time_ns(),
+        trashed_boot_ns=clock.boot_ns(),
+        trashed_boot=clock.boot_id(),
+    )
+    tx.put("checkpoints", key, changed.encode())
