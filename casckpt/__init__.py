@@ -1,1 +1,80 @@
-"""casckpt: the memory of a training machine."""
+"""casckpt: the memory of a training machine.
+
+    import casckpt
+
+    casckpt.save("ckpts::bpm/nn", state, step=60, metrics={"val_loss": 1.31})
+    state = casckpt.restore("ckpts::bpm/nn@best:val_loss:min")
+
+    with casckpt.open("ckpts") as store:
+        store.save("bpm/nn", state)
+        store.gc(store.plan_gc(casckpt.KeepLast(3)))
+
+Names load at their first use: importing casckpt imports neither numpy nor any framework.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from casckpt import errors as errors
+    from casckpt.api import Options as Options
+    from casckpt.api import Store as Store
+    from casckpt.api import open as open
+    from casckpt.api import restore as restore
+    from casckpt.api import save as save
+    from casckpt.checkpoint.leaves import Pickled as Pickled
+    from casckpt.checkpoint.pending import PendingSave as PendingSave
+    from casckpt.checkpoint.plans import GcPlan as GcPlan
+    from casckpt.checkpoint.policies import KeepBest as KeepBest
+    from casckpt.checkpoint.policies import KeepEvery as KeepEvery
+    from casckpt.checkpoint.policies import KeepLast as KeepLast
+    from casckpt.checkpoint.policies import KeepNewerThan as KeepNewerThan
+    from casckpt.checkpoint.policies import Policy as Policy
+    from casckpt.checkpoint.records import Checkpoint as Checkpoint
+    from casckpt.checkpoint.records import RunInfo as RunInfo
+    from casckpt.errors import CasckptError as CasckptError
+
+# A literal: asking the installed package for it costs more than the whole import.
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "CasckptError": "errors",
+    "Checkpoint": "checkpoint.records",
+    "GcPlan": "checkpoint.plans",
+    "KeepBest": "checkpoint.policies",
+    "KeepEvery": "checkpoint.policies",
+    "KeepLast": "checkpoint.policies",
+    "KeepNewerThan": "checkpoint.policies",
+    "Options": "api",
+    "PendingSave": "checkpoint.pending",
+    "Pickled": "checkpoint.leaves",
+    "Policy": "checkpoint.policies",
+    "RunInfo": "checkpoint.records",
+    "Store": "api",
+    "open": "api",
+    "restore": "api",
+    "save": "api",
+}
+_MODULES: Final = frozenset({"errors"})
+
+__all__ = sorted([*_HOMES, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use."""
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f"casckpt.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'casckpt' has no attribute {name!r}")
+    value = getattr(import_module(f"casckpt.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -116,6 +116,7 @@ def edit_payload(
     drop_tags: Sequence[str] = (),
     pinned: bool | None = None,
     durable_s: float | None = None,
+    stall_s: float | None = None,
 ) -> bytes:
     """Return the payload with some fields changed; keys this version does not know stay.
 
@@ -126,6 +127,7 @@ def edit_payload(
         drop_tags: tags to remove; not an error if they are not there.
         pinned: the new state of the pin, None to leave it.
         durable_s: seconds until durable, once they are known.
+        stall_s: seconds that the caller waited, once they are known.
 
     Raises:
         NewerFormat: if the payload's version is above 1.
@@ -139,6 +141,8 @@ def edit_payload(
         rest["t"] = sorted((set(rest.get("t", ())) | set(add_tags)) - set(drop_tags))
     if pinned is not None:
         head[1] = head[1] | _PINNED if pinned else head[1] & ~_PINNED
+    if stall_s is not None:
+        head[8] = _microseconds(stall_s)
     if durable_s is not None:
         head[9] = _microseconds(durable_s)
     return _join(_Parts(tuple(head), parts.metrics, rest))

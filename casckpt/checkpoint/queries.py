@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from casckpt.checkpoint.lines import visible
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import ALL_LINES, Ref, parse_ref, select
-from casckpt.errors import Ambiguous, NotFound
+from casckpt.errors import Ambiguous, BadRequest, NotFound
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Manifest
     from casckpt.store import CheckpointRow, Repository
+    from casckpt.store.rows import RowState
 
 _GLOB = frozenset("*?[")
+_LIVE: Final[tuple[RowState, ...]] = ("live",)
+_TRASH: Final[tuple[RowState, ...]] = ("trash",)
 
 
 class Catalog:
@@ -33,6 +37,11 @@ class Catalog:
     def __init__(self, repository: Repository) -> None:
         """Read the rows of `repository`."""
         self._repository = repository
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store."""
+        return self._repository.path
 
     def checkpoints(self, run: str = "*", *, trash: bool = False) -> list[Checkpoint]:
         """Return checkpoints, by run and then oldest first.
@@ -49,14 +58,25 @@ class Catalog:
         if _GLOB.isdisjoint(run.partition("~")[0]):
             ref = parse_ref(run)
             line = ALL_LINES if trash and ref.line is None else ref.line
-            return visible(self._of_run(ref.run, trash=trash), line)
+            return self.of_line(ref.run, line, trash=trash)
         return self.matching(run.removesuffix("~*"), trash=trash)
+
+    def of_line(self, run: str, line: int | None, *, trash: bool = False) -> list[Checkpoint]:
+        """Return the checkpoints of a run that a line sees, oldest first; see `visible`.
+
+        Raises:
+            NotFound: if the run, or the line, has none.
+        """
+        found = visible(self._of_run(run, trash=trash), line)
+        if not found:
+            raise NotFound(f"no line {run}~{line}", f"`casckpt ls {run}~*` shows all", run=run)
+        return found
 
     def matching(self, pattern: str = "*", *, trash: bool = False) -> list[Checkpoint]:
         """Return checkpoints on all lines of the runs whose names match a glob or are equal."""
         rows = self._repository.checkpoint_rows(
             None if not _GLOB.isdisjoint(pattern) else pattern,
-            states=("trash",) if trash else ("live",),
+            states=_TRASH if trash else _LIVE,
         )
         if pattern != "*" and not _GLOB.isdisjoint(pattern):
             rows = [row for row in rows if fnmatchcase(row.run, pattern)]
@@ -88,17 +108,36 @@ class Catalog:
             NotFound: if there is none; the message says so if it is live.
         """
         if ref.id_prefix:
-            return self._by_id(ref, states=("trash",))
-        members = visible(self._of_run(ref.run, trash=True), ALL_LINES)
-        if ref.line not in (None, ALL_LINES):
-            members = [ck for ck in members if ck.line == ref.line]
-        members.sort(key=lambda ck: (ck.step, ck.batch, ck.seq))
-        return select(ref, members)
+            return self._by_id(ref, trash=True)
+        line = ALL_LINES if ref.line is None else ref.line
+        members = self.of_line(ref.run, line, trash=True)
+        return select(ref, sorted(members, key=lambda ck: (ck.step, ck.batch, ck.seq)))
 
     def newest(self, run: str, line: int | None = None) -> Checkpoint | None:
         """Return the last checkpoint that a run's name sees, or None."""
         members = visible(self._decode(self._repository.checkpoint_rows(run)), line)
         return members[-1] if members else None
+
+    def around(
+        self, run: str, line: int, step: int | None
+    ) -> tuple[Checkpoint | None, Checkpoint | None, Checkpoint | None]:
+        """Return (the last checkpoint of a line, the one at a step, the one before that step).
+
+        Args:
+            run: name of the run.
+            line: number of the line.
+            step: the step, at its boundary; None for the one after the last.
+        """
+        rows = [row for row in self._repository.checkpoint_rows(run) if row.line == line]
+        # Only what is returned gets decoded: every save asks, and a run can be long.
+        last = max(rows, key=_place_of, default=None)
+        at = [row for row in rows if step is not None and (row.step, row.batch) == (step, 0)]
+        before = last
+        if step is not None:
+            earlier = (row for row in rows if (row.step, row.batch) < (step, 0))
+            before = max(earlier, key=_place_of, default=None)
+        existing = max(at, key=_place_of, default=None)
+        return self._maybe(last), self._maybe(existing), self._maybe(before)
 
     def newest_line(self, run: str) -> int:
         """Return the number of the line opened last; 0 for a run that is not there."""
@@ -108,10 +147,20 @@ class Catalog:
         """Return whether a run has live checkpoints."""
         return bool(self._repository.checkpoint_rows(run))
 
-    def with_tag(self, run: str, tag: str) -> list[Checkpoint]:
-        """Return the live checkpoints of a run that carry a tag."""
-        rows = self._repository.checkpoint_rows(run)
-        return self._decode([row for row in rows if tag in payload_tags(row.payload)])
+    def check_tags_free(self, run: str, tags: Sequence[str], holder: Checkpoint | None) -> None:
+        """Raise BadRequest if another checkpoint of a run has one of the tags."""
+        if not tags:
+            return
+        for row in self._repository.checkpoint_rows(run):
+            taken = set(payload_tags(row.payload)).intersection(tags)
+            if taken and (holder is None or row.seq != holder.seq):
+                tag, other = min(taken), decode_row(row)
+                raise BadRequest(
+                    f"the tag {tag!r} is taken",
+                    f"it names {other.ref}, and a tag names one checkpoint of a run",
+                    f"`casckpt untag {other.ref} {tag}` first, or choose another name",
+                    tag=tag,
+                )
 
     def one(self, run: str, seq: int) -> Checkpoint:
         """Return the live checkpoint of one commit, as it is now.
@@ -119,9 +168,11 @@ class Catalog:
         Raises:
             NotFound: if it is not live any more.
         """
-        for checkpoint in self._decode(self._repository.checkpoint_rows(run)):
-            if checkpoint.seq == seq:
-                return checkpoint
+        rows = self._repository.checkpoint_rows(run)
+        many_lines = any(row.line for row in rows)
+        for row in rows:
+            if row.seq == seq:
+                return decode_row(row, many_lines=many_lines, source=self)
         raise NotFound(f"the checkpoint of {run} is gone", "it was removed meanwhile", run=run)
 
     def manifest(self, checkpoint: Checkpoint) -> Manifest:
@@ -148,32 +199,37 @@ class Catalog:
         Reads the references of every manifest of the store.
         """
         own = self._repository.closure([bytes.fromhex(checkpoint.id)])
-        rows = self._repository.checkpoint_rows(states=("live", "trash"))
+        rows = self._repository.checkpoint_rows(states=_LIVE + _TRASH)
         others = {row.manifest_id for row in rows if row.seq != checkpoint.seq}
         shared = self._repository.closure(sorted(others))
         return sum(stored for id_, (_, stored) in own.items() if id_ not in shared)
 
     def _of_run(self, run: str, *, trash: bool = False) -> list[Checkpoint]:
-        states = ("trash",) if trash else ("live",)
-        rows = self._repository.checkpoint_rows(run, states=states)
+        rows = self._repository.checkpoint_rows(run, states=_TRASH if trash else _LIVE)
         if not rows:
             raise self._no_run(run, trash=trash)
         return self._decode(rows)
 
-    def _by_id(self, ref: Ref, states: Sequence[str] = ("live",)) -> Checkpoint:
-        rows = self._repository.find_manifest(ref.id_prefix)
-        found = self._decode([row for row in rows if row.state in states])
+    def _maybe(self, row: CheckpointRow | None) -> Checkpoint | None:
+        return None if row is None else decode_row(row, source=self)
+
+    def _by_id(self, ref: Ref, *, trash: bool = False) -> Checkpoint:
+        rows = [
+            row
+            for row in self._repository.checkpoint_rows(states=_LIVE + _TRASH)
+            if row.manifest_id.hex().startswith(ref.id_prefix)
+        ]
+        found = self._decode([row for row in rows if (row.state == "trash") == trash])
         if len({checkpoint.id for checkpoint in found}) > 1:
             names = ", ".join(f"{ck.id[:12]} ({ck.ref})" for ck in found[:4])
             raise Ambiguous(
                 f"{ref.text} fits {len(found)} checkpoints", names, ref=ref.text, found=found
             )
-        if not found:
-            where = " in the trash" if "live" not in states else ""
-            why = "it is in the trash" if any(row.state == "trash" for row in rows) else ""
-            hint = "`casckpt undelete` brings it back" if why and not where else ""
-            raise NotFound(f"{ref.text}: no such id{where}", why, hint, ref=ref.text)
-        return found[-1]
+        if found:
+            return found[-1]
+        elsewhere = ("it is live" if trash else "it is in the trash") if rows else ""
+        hint = "`casckpt undelete` brings it back" if rows and not trash else ""
+        raise NotFound(f"{ref.text}: no such id", elsewhere, hint, ref=ref.text)
 
     def _decode(self, rows: Iterable[CheckpointRow]) -> list[Checkpoint]:
         rows = list(rows)
@@ -184,7 +240,7 @@ class Catalog:
     def _no_run(self, run: str, *, trash: bool) -> NotFound:
         if trash:
             return NotFound(f"nothing of {run} is in the trash", run=run)
-        trashed = self._repository.checkpoint_rows(run, states=("trash",))
+        trashed = self._repository.checkpoint_rows(run, states=_TRASH)
         if trashed:
             return NotFound(
                 f"no run {run}",
@@ -206,6 +262,10 @@ def glob_or_name(pattern: str) -> bool:
 def selects_run(ref: Ref) -> bool:
     """Return whether a REF names a run or a line, and no checkpoint of it."""
     return not ref.id_prefix and ref.selector is None
+
+
+def _place_of(row: CheckpointRow) -> tuple[int, int, int]:
+    return (row.step, row.batch, row.seq)
 
 
 def _grouped(checkpoints: Iterable[Checkpoint]) -> list[list[Checkpoint]]:

@@ -1,0 +1,361 @@
+"""The public Store and the one-call functions: where the floors below are put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.checkpoint.curation import Curation
+from casckpt.checkpoint.handle import Mode, Options
+from casckpt.checkpoint.leaves import register_lazy
+from casckpt.checkpoint.places import default_store, folder_of_ref, is_store
+from casckpt.checkpoint.plans import GcPlan, GcResult
+from casckpt.checkpoint.policies import (
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    KeepNewerThan,
+    Policy,
+)
+from casckpt.checkpoint.questions import Questions
+from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.checkpoint.refs import parse_ref, split_store
+from casckpt.checkpoint.restores import Restores
+from casckpt.checkpoint.saves import Saves
+from casckpt.errors import BadRef, BadRequest, NoStore
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.exchange import Tensors
+    from casckpt.checkpoint.manifest import Entry
+
+__all__ = [
+    "Checkpoint",
+    "GcPlan",
+    "GcResult",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
+    "KeepNewerThan",
+    "Options",
+    "Policy",
+    "RepairResult",
+    "RunInfo",
+    "Store",
+    "open",
+    "repair_store",
+    "restore",
+    "save",
+]
+
+# Floor 3 meets tensors and must not know torch: this is where the two are introduced.
+register_lazy("torch", "casckpt.adapters.torch")
+
+_NUMBER: Final = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """What a repair did.
+
+    Attributes:
+        rebuilt: a new index was made from the packs.
+        accepted: gc works again.
+        checkpoint_count: live checkpoints now.
+        recovered: REFs of those whose row was lost, and made anew from their manifest.
+        messages: what else there is to know, such as gaps.
+    """
+
+    rebuilt: bool
+    accepted: bool
+    checkpoint_count: int
+    recovered: tuple[str, ...]
+    messages: tuple[str, ...]
+
+
+class Store(Saves, Restores, Questions, Curation):
+    """A store of checkpoints: a folder, opened.
+
+    Made by `casckpt.open`. Thread safe; many processes may use one store at once. Opening it
+    again in one process shares everything underneath, and the last close lets go.
+    """
+
+    def entries(self, ref: str | Checkpoint) -> tuple[Entry, ...]:
+        """Return what a checkpoint holds: path, kind, dtype, shape and length of each leaf.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Corrupt: its manifest is damaged.
+        """
+        store, checkpoint = self._find(ref)
+        return store._catalog.manifest(checkpoint).entries
+
+    def export(
+        self, ref: str | Checkpoint, dest: str | Path, *, format: str | None = None
+    ) -> list[Path]:
+        """Write a checkpoint for other programs; every byte is verified.
+
+        Args:
+            ref: the checkpoint.
+            dest: the file, whole or untouched. With format "tree" a new folder.
+            format: "safetensors", "torch", "npz", "ubj", "json" (one file), or "tree" (a folder
+                of state.safetensors and tree.json, which comes back exactly); None to go by the
+                suffix of `dest`.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            BadRequest: the format cannot hold this state.
+            MissingExtra: the format needs a package that is not installed.
+            Corrupt: the checkpoint is damaged.
+        """
+        from casckpt.checkpoint import exchange
+
+        store, checkpoint = self._find(ref)
+        path = Path(dest)
+        about = store._catalog.manifest(checkpoint)
+        tensors = _tensors(required=format == "torch")
+        state = store.restore(checkpoint, as_numpy=tensors is None)
+        if format == "tree":
+            exchange.write_tree(state, path, about=about)
+            return sorted(child for child in path.iterdir() if child.is_file())
+        exchange.write_file(state, path, format=format, tensors=tensors, about=about)
+        return [path]
+
+    def import_files(
+        self, run: str, *paths: str | Path, step: int | None = None
+    ) -> list[Checkpoint]:
+        """Save files as checkpoints of a run: safetensors, torch, pickle, npz, npy, json, ubj.
+
+        Nothing in a file is run: pickles are read by a machine that makes tensors and plain
+        values and refuses everything else.
+
+        Args:
+            run: name of the run.
+            paths: files, or folders that `export` made with format "tree".
+            step: of the first file, the next get the following ones. None takes the last number
+                in each name, if all have one and no two the same; else the run's next steps.
+
+        Returns:
+            The checkpoints, by step.
+
+        Raises:
+            BadRequest: a file is of no known format.
+            PickleRefused: a file would run code.
+            StepExists: a step is not larger than the run's last.
+            Corrupt: a file contradicts itself.
+        """
+        from casckpt.checkpoint import exchange
+
+        self._ready(write=True)
+        tensors = _tensors()
+        made = []
+        for path, at in _with_steps([Path(path) for path in paths], step):
+            state = exchange.read_file(path, tensors=tensors)
+            made.append(self.save(run, state, at))
+        return made
+
+    def repair(self, *, rebuild_index: bool = False, accept: bool = False) -> RepairResult:
+        """Rebuild what can be rebuilt; nothing is ever deleted.
+
+        A store whose index is lost does not open; then `repair_store(path)` does the same.
+
+        Args:
+            rebuild_index: make a new index from the packs alone. Until it is accepted, gc frees
+                nothing.
+            accept: what a rebuild found is what is wanted; gc works again.
+
+        Raises:
+            StoreBusy: somebody else has the store open.
+        """
+        self._ready(write=True)
+        self.wait()
+        self._repository.close()
+        try:
+            return repair_store(self.path, rebuild_index=rebuild_index, accept=accept)
+        finally:
+            self._open()
+
+
+def open(path: str | Path, *, mode: Mode = "a", options: Options | None = None) -> Store:
+    """Open the store in a folder; also for `with`.
+
+    Args:
+        path: the folder. With mode "a" it is made if it is missing or empty.
+        mode: "a" to read and write, "r" to only read.
+        options: level, memory and workers.
+
+    Returns:
+        The store. Its close waits for saves in the background.
+
+    Raises:
+        NoStore: there is none (mode "r"), or the folder holds something else.
+        FileSystemRefused: on a network file system.
+        PermissionRefused: the operating system denies access.
+        NewerFormat: a newer casckpt made it.
+        Corrupt: its index is missing, empty or damaged.
+    """
+    return Store(path, mode=mode, options=options)
+
+
+def save(
+    run: str,
+    state: Any,
+    step: int | None = None,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    tags: str | Sequence[str] = (),
+    replace: bool = False,
+    level: str | None = None,
+) -> Checkpoint:
+    """Save a state tree in one call; see `Store.save`.
+
+    Args:
+        run: `[STORE::]RUN`. Without STORE: CASCKPT_STORE, else the nearest `.casckpt` upward,
+            else `./.casckpt`. It is made if it is missing.
+        state: see `Store.save`, like all others.
+        step: see `Store.save`.
+        metrics: see `Store.save`.
+        tags: see `Store.save`.
+        replace: see `Store.save`.
+        level: see `Store.save`.
+    """
+    ref = parse_ref(run)
+    if ref.id_prefix or ref.selector is not None or ref.line is not None:
+        raise BadRef(
+            f"cannot save to {run}", "a save names a run; its step is a parameter", "save(RUN, ...)"
+        )
+    path = default_store() if ref.store is None else Path(ref.store)
+    with open(path) as store:
+        return store.save(
+            ref.run, state, step, metrics=metrics, tags=tags, replace=replace, level=level
+        )
+
+
+def restore(
+    ref: str | Checkpoint,
+    *,
+    into: Any = None,
+    only: str | Iterable[str] | None = None,
+    strict: bool = True,
+    fallback: bool = False,
+    verify: bool = True,
+    device: Any = None,
+    as_numpy: bool = False,
+    allow_pickle: bool = False,
+) -> Any:
+    """Restore a checkpoint in one call; see `Store.restore`.
+
+    Args:
+        ref: `[STORE::]RUN[@SEL]`, `[STORE::]id:HEX`, a folder that is or holds a store, or a
+            Checkpoint of an open store. Without STORE it is looked for as in `save`.
+        into: see `Store.restore`, like all others.
+        only: see `Store.restore`.
+        strict: see `Store.restore`.
+        fallback: see `Store.restore`.
+        verify: see `Store.restore`.
+        device: see `Store.restore`.
+        as_numpy: see `Store.restore`.
+        allow_pickle: see `Store.restore`.
+    """
+    path, rest = _store_of(ref)
+    with open(path, mode="r") as store:
+        return store.restore(
+            rest,
+            into=into,
+            only=only,
+            strict=strict,
+            fallback=fallback,
+            verify=verify,
+            device=device,
+            as_numpy=as_numpy,
+            allow_pickle=allow_pickle,
+        )
+
+
+def repair_store(
+    path: str | Path, *, rebuild_index: bool = False, accept: bool = False
+) -> RepairResult:
+    """Repair a store that may not open; see `Store.repair`.
+
+    Raises:
+        NoStore: there is none.
+        StoreBusy: somebody has it open.
+    """
+    from casckpt.checkpoint.recovery import fill_recovered
+    from casckpt.store import Repository
+
+    place = Path(path).expanduser().absolute()
+    if not (rebuild_index or accept):
+        raise BadRequest(
+            "nothing to repair was named", "", "pass rebuild_index=True or accept=True"
+        )
+    if not is_store(place):
+        raise NoStore(f"no store at {place}")
+    messages: tuple[str, ...] = ()
+    if rebuild_index:
+        messages = _messages(Repository.rebuild_index(place))
+    with Repository.open(place) as repository:
+        recovered = fill_recovered(repository)
+        if accept:
+            repository.accept_rebuild()
+        count = len(repository.checkpoint_rows())
+    names = tuple(f"{run}@{step}" for run, step in recovered)
+    return RepairResult(rebuild_index, accept, count, names, messages)
+
+
+def _store_of(ref: str | Checkpoint) -> tuple[Path, str | Checkpoint]:
+    """Return the store that a REF of a one-call form is in, and the rest of the REF."""
+    if isinstance(ref, Checkpoint):
+        path = getattr(ref.source, "path", None)
+        return (default_store() if path is None else path), ref
+    named, rest = split_store(ref)
+    if named is not None:
+        return Path(named), rest
+    path = default_store()
+    if not is_store(path):
+        folder = folder_of_ref(ref)
+        if folder is not None:
+            return folder[0], ref
+    return path, ref
+
+
+def _messages(report: object) -> tuple[str, ...]:
+    """Return what a rebuild reported, one line per fact."""
+    names = list(getattr(report, "__dataclass_fields__", {}))
+    return tuple(f"{name}: {getattr(report, name)}" for name in names)
+
+
+def _tensors(*, required: bool = False) -> Tensors | None:
+    """Return what makes torch tensors, or None without torch.
+
+    Raises:
+        MissingExtra: if it is required and torch is not installed.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None and not required:
+        return None
+    from casckpt.checkpoint.leaves import handler
+
+    handler("torch")  # raises MissingExtra, saying how to install it
+    from casckpt.adapters.torchfile import TorchTensors
+
+    return TorchTensors()
+
+
+def _with_steps(paths: Sequence[Path], step: int | None) -> list[tuple[Path, int | None]]:
+    """Return the files with the step of each, in the order in which they are saved."""
+    if not paths:
+        raise BadRequest("no files to import")
+    if step is not None:
+        return [(path, step + at) for at, path in enumerate(paths)]
+    numbers = [_NUMBER.findall(path.stem) for path in paths]
+    if all(numbers) and len({int(found[-1]) for found in numbers}) == len(paths):
+        by_step = {int(found[-1]): path for found, path in zip(numbers, paths, strict=True)}
+        return [(by_step[at], at) for at in sorted(by_step)]
+    return [(path, None) for path in paths]

@@ -1,0 +1,227 @@
+"""What people say about checkpoints after the fact: metrics, tags, pins, what may go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.payloads import edit_payload
+from casckpt.checkpoint.plans import GcPlan, GcResult, make_plan, plan_of, still_droppable
+from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.queries import glob_or_name, selects_run
+from casckpt.checkpoint.records import Checkpoint, check_metrics
+from casckpt.checkpoint.refs import ALL_LINES, parse_ref
+from casckpt.errors import BadRequest, NotFound, StepExists
+from casckpt.ids import check_tag
+from casckpt.logs import logger
+
+
+class Curation(StoreHandle):
+    """The calls that mark, drop and free. Each is durable when it returns. Thread safe."""
+
+    def attach_metrics(self, ref: str | Checkpoint, metrics: Mapping[str, Any]) -> Checkpoint:
+        """Add metrics to a checkpoint, replacing those of the same names.
+
+        Args:
+            ref: the checkpoint.
+            metrics: name to anything that takes float().
+
+        Returns:
+            The checkpoint as it is now.
+
+        Raises:
+            BadRequest: a value is no number, or the store is read-only.
+            NotFound: there is no such checkpoint.
+        """
+        checked = check_metrics(metrics)
+        store, checkpoint = self._find(ref, write=True)
+        return store._edit(checkpoint, metrics=checked)
+
+    def tag(self, ref: str | Checkpoint, *names: str) -> Checkpoint:
+        """Give a checkpoint names; policies never drop a tagged one.
+
+        Args:
+            ref: the checkpoint.
+            names: tags; not all digits and not `latest` or `best`.
+
+        Returns:
+            The checkpoint as it is now.
+
+        Raises:
+            BadRef: a name is no tag.
+            BadRequest: another checkpoint of the run has the tag, or the store is read-only.
+            NotFound: there is no such checkpoint.
+        """
+        tags = [check_tag(name) for name in names]
+        store, checkpoint = self._find(ref, write=True)
+        store._catalog.check_tags_free(checkpoint.run, tags, checkpoint)
+        return store._edit(checkpoint, add_tags=tags)
+
+    def untag(self, ref: str | Checkpoint, *names: str) -> Checkpoint:
+        """Take names away from a checkpoint; not an error if it does not have them.
+
+        Returns:
+            The checkpoint as it is now.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            BadRequest: the store is read-only.
+        """
+        store, checkpoint = self._find(ref, write=True)
+        return store._edit(checkpoint, drop_tags=names)
+
+    def pin(self, ref: str | Checkpoint, on: bool = True) -> Checkpoint:
+        """Keep a checkpoint for ever, or let policies decide about it again.
+
+        Args:
+            ref: the checkpoint.
+            on: whether it is pinned from now on.
+
+        Returns:
+            The checkpoint as it is now.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            BadRequest: the store is read-only.
+        """
+        store, checkpoint = self._find(ref, write=True)
+        return store._edit(checkpoint, pinned=on)
+
+    def delete(self, ref_or_run: str | Checkpoint) -> GcPlan:
+        """Move a checkpoint, or all of a run, to the trash.
+
+        A bare name of a run, `RUN~LINE` and a glob over runs mean all their checkpoints; anything
+        else is a REF. `undelete` brings them back until a gc sweeps them, an hour at the earliest.
+
+        Returns:
+            What was dropped, and what that frees once it is swept.
+
+        Raises:
+            NotFound: there is nothing of that name.
+            BadRequest: one of them is pinned, or the store is read-only. Nothing was moved.
+        """
+        store, doomed = self._named(ref_or_run)
+        pinned = [checkpoint for checkpoint in doomed if checkpoint.pinned]
+        if pinned:
+            raise BadRequest(
+                f"{pinned[0].ref} is pinned",
+                f"{len(pinned)} of {len(doomed)} checkpoints are kept for ever",
+                f"`casckpt unpin {pinned[0].ref}` first",
+            )
+        plan = plan_of(store._repository, doomed, "deleted")
+        store._repository.trash([(ck.run, ck.seq) for ck in doomed])
+        return plan
+
+    def undelete(self, ref: str | Checkpoint) -> Checkpoint:
+        """Bring a checkpoint back from the trash; a bare name of a run brings all of it back.
+
+        Returns:
+            The checkpoint; of a run, the newest.
+
+        Raises:
+            NotFound: it is not in the trash any more.
+            StepExists: another checkpoint has taken its place meanwhile.
+            BadRequest: the store is read-only.
+        """
+        self._ready(write=True)
+        if isinstance(ref, Checkpoint):
+            ref = f"id:{ref.id}"
+        parsed = parse_ref(ref)
+        store = self if parsed.store is None else self._other(Path(parsed.store), write=True)
+        if selects_run(parsed):
+            line = ALL_LINES if parsed.line is None else parsed.line
+            returning = store._catalog.of_line(parsed.run, line, trash=True)
+        else:
+            returning = [store._catalog.resolve_trash(parsed)]
+        for checkpoint in returning:
+            at = store._catalog.around(checkpoint.run, checkpoint.line, checkpoint.step)[1]
+            if at is not None and checkpoint.batch == at.batch:
+                raise StepExists(
+                    f"{checkpoint.ref} cannot come back",
+                    f"another checkpoint is at its place since {at.created:%Y-%m-%d %H:%M} UTC",
+                    f"delete that one first: `casckpt rm id:{at.id[:10]}`",
+                    run=checkpoint.run,
+                    step=checkpoint.step,
+                )
+        for checkpoint in returning:
+            store._repository.untrash(checkpoint.run, checkpoint.seq)
+        last = returning[-1]
+        return store._catalog.one(last.run, last.seq)
+
+    def plan_gc(
+        self, keep: Policy | None = None, run: str = "*", *, max_bytes: int | None = None
+    ) -> GcPlan:
+        """Return what a policy would drop, with reasons and the bytes that really go.
+
+        Changes nothing. Never dropped: the newest of each line, tagged and pinned checkpoints,
+        and those that another line continued from.
+
+        Args:
+            keep: a policy such as `KeepLast(3) | KeepBest("val_loss", "min")`; None keeps all.
+            run: a run or a glob over runs; policies count per line of each.
+            max_bytes: drop the oldest besides until the store takes at most this on disk.
+
+        Raises:
+            BadRequest: `keep` is no policy.
+            NotFound: there is no such run.
+        """
+        self._ready()
+        if not glob_or_name(run) and not self._catalog.has_run(run.partition("~")[0]):
+            self._catalog.checkpoints(run)  # raises, with the nearest names
+        return make_plan(self._repository, self._catalog, keep, run, max_bytes=max_bytes)
+
+    def gc(self, plan: GcPlan | None = None, *, now: bool = False, force: bool = False) -> GcResult:
+        """Carry a plan out, and free what nothing reaches.
+
+        Never blocks a save, here or in another process. What in the plan was tagged, pinned or
+        branched from since it was made is left alone.
+
+        Args:
+            plan: from `plan_gc`; None drops nothing.
+            now: free the bytes of what is dropped at once. Otherwise it stays in the trash, from
+                where `undelete` brings it back, for at least an hour.
+            force: collect although far more would go than was removed since the last time.
+
+        Raises:
+            StoreBusy: another gc is at work.
+            Corrupt: something that had to be read is damaged; nothing was freed.
+            BadRequest: the store is read-only.
+        """
+        self._ready(write=True)
+        drop, skipped = ([], []) if plan is None else still_droppable(self._catalog, plan)
+        if drop:
+            self._repository.trash([(ck.run, ck.seq) for ck in drop])
+        if skipped:
+            logger.warning(
+                "left alone, because they changed since the plan was made: %s",
+                ", ".join(checkpoint.ref for checkpoint in skipped),
+            )
+        report = self._repository.gc(now=now, force=force)
+        return GcResult(tuple(drop), tuple(skipped), report.freed_bytes, report.dead_bytes)
+
+    def _named(self, ref_or_run: str | Checkpoint) -> tuple[StoreHandle, list[Checkpoint]]:
+        """Return everything a REF, a run, a line or a glob names, and its store."""
+        self._ready(write=True)
+        if isinstance(ref_or_run, Checkpoint):
+            store, checkpoint = self._find(ref_or_run, write=True)
+            return store, [checkpoint]
+        if glob_or_name(ref_or_run.partition("@")[0].partition("~")[0]):
+            found = self._catalog.checkpoints(ref_or_run)
+            if not found:
+                raise NotFound(f"no run matches {ref_or_run}")
+            return self, found
+        ref = parse_ref(ref_or_run)
+        if not selects_run(ref):
+            store, checkpoint = self._find(ref_or_run, write=True)
+            return store, [checkpoint]
+        store = self if ref.store is None else self._other(Path(ref.store), write=True)
+        line = ALL_LINES if ref.line is None else ref.line
+        return store, store._catalog.of_line(ref.run, line)
+
+    def _edit(self, checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
+        self._repository.edit_checkpoint(
+            checkpoint.run, checkpoint.seq, lambda payload: edit_payload(payload, **changes)
+        )
+        return self._catalog.one(checkpoint.run, checkpoint.seq)

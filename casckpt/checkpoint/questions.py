@@ -1,0 +1,151 @@
+"""The calls that ask and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.checkpoint.refs import check_mode, parse_ref, rank
+from casckpt.errors import BadRef, BadRequest, NotFound
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.checks import VerifyResult
+    from casckpt.checkpoint.diffs import Diff
+    from casckpt.checkpoint.history import History
+    from casckpt.checkpoint.stats import Stats
+
+
+class Questions(StoreHandle):
+    """The calls that ask. Each sees what is committed at that moment. Thread safe."""
+
+    def get(self, ref: str | Checkpoint) -> Checkpoint:
+        """Return the checkpoint that a REF means.
+
+        Raises:
+            BadRef: it is no REF, or `best` lacks its metric or mode.
+            NotFound: there is no such checkpoint.
+            Ambiguous: it fits more than one.
+        """
+        return self._find(ref)[1]
+
+    def latest(self, run: str) -> Checkpoint | None:
+        """Return the checkpoint at the largest step of a run, or None if it has none."""
+        self._ready()
+        ref = parse_ref(run)
+        return self._catalog.newest(ref.run, ref.line)
+
+    def best(
+        self, run: str, metric: str | None = None, mode: Literal["min", "max"] | None = None
+    ) -> Checkpoint | None:
+        """Return the checkpoint with the best finite value of a metric, or None if none has one.
+
+        Args:
+            run: name of the run, with `~LINE` if wanted.
+            metric: which metric; NaN and infinities are never best.
+            mode: "min" or "max": it is never guessed.
+
+        Raises:
+            BadRef: the metric or the mode is missing.
+        """
+        self._ready()
+        if metric is None:
+            raise BadRef(
+                f"best of {run} by which metric?", "", 'name it: best(run, "val_loss", "min")'
+            )
+        checked = check_mode(mode, metric)
+        try:
+            ranked = rank(self._catalog.checkpoints(run), metric, checked)
+        except NotFound:
+            return None
+        return ranked[0][1] if ranked else None
+
+    def checkpoints(self, run: str = "*", *, trash: bool = False) -> list[Checkpoint]:
+        """Return checkpoints, by run and then oldest first.
+
+        Args:
+            run: a glob over names of runs (`*` crosses `/`), all lines of each; or one run: its
+                newest line with what that inherited, `RUN~LINE` for one line, `RUN~*` for all.
+            trash: what `undelete` can bring back, in place of what is live.
+
+        Returns:
+            An empty list if nothing matches, also for a run that is not there.
+        """
+        self._ready()
+        try:
+            return self._catalog.checkpoints(run, trash=trash)
+        except NotFound:
+            return []
+
+    def runs(self, pattern: str = "*") -> list[RunInfo]:
+        """Return the runs with live checkpoints whose names match a glob, by name."""
+        self._ready()
+        return self._catalog.runs(pattern)
+
+    def history(self, run: str) -> History:
+        """Return the metrics of a run's checkpoints: metric to its (step, value) pairs.
+
+        NaN and infinities are in it as they were given.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        from casckpt.checkpoint.history import history_of
+
+        self._ready()
+        store, ref = self._locate(run)
+        return history_of(store._catalog.of_line(ref.run, ref.line))
+
+    def diff(self, a: str | Checkpoint, b: str | Checkpoint) -> Diff:
+        """Return what differs between two checkpoints of one store.
+
+        Raises:
+            NotFound: one of them is not there.
+            BadRequest: they are in different stores.
+            Corrupt: what had to be read is damaged.
+        """
+        from casckpt.checkpoint.diffs import diff_of
+
+        store, first = self._find(a)
+        other, second = self._find(b)
+        if store is not other:
+            raise BadRequest(
+                "diff compares checkpoints of one store", f"{a} and {b} are in different ones"
+            )
+        return diff_of(store._repository, store._catalog, first, second)
+
+    def stats(self, run: str = "*") -> Stats:
+        """Return logical, unique, stored and saved bytes of the store, or of some runs.
+
+        Args:
+            run: a run or a glob over runs.
+        """
+        from casckpt.checkpoint.stats import stats_of
+
+        self._ready()
+        return stats_of(self._repository, self._catalog, run)
+
+    def verify(
+        self,
+        level: Literal["structure", "refs", "bytes"] = "bytes",
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> VerifyResult:
+        """Check the store and change nothing.
+
+        Args:
+            level: "structure" looks at files and the index, "refs" also that everything that is
+                named is there, "bytes" reads and checks every record.
+            progress: called with (bytes done, bytes in all).
+
+        Returns:
+            What is damaged, with the tensors and checkpoints that need it, and what is whole.
+        """
+        from casckpt.checkpoint.checks import result_of
+
+        self._ready()
+        if level not in ("structure", "refs", "bytes"):
+            raise BadRequest(f"bad level {level!r}", "levels are structure, refs and bytes")
+        report = self._repository.verify(level, progress)
+        return result_of(self._repository, self._catalog, level, report)

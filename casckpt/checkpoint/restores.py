@@ -1,0 +1,193 @@
+"""Restoring: from a REF to a state tree, and what to say when bytes are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.records import Checkpoint
+from casckpt.checkpoint.refs import ALL_LINES
+from casckpt.errors import CasckptError, Corrupt, Deleted
+from casckpt.logs import logger
+
+MiB: Final = 1024 * 1024
+
+_PIECE_BYTES: Final = 16 * MiB
+"""How much of a blob is read at once to see whether it is whole: 16 chunks, for all workers."""
+
+_NAMES_SHOWN: Final = 5
+
+
+class Restores(StoreHandle):
+    """The calls that restore. Thread safe."""
+
+    def restore(
+        self,
+        ref: str | Checkpoint,
+        *,
+        into: Any = None,
+        only: str | Iterable[str] | None = None,
+        strict: bool = True,
+        fallback: bool = False,
+        verify: bool = True,
+        device: Any = None,
+        as_numpy: bool = False,
+        allow_pickle: bool = False,
+    ) -> Any:
+        """Return the state of a checkpoint, every byte checked against its id.
+
+        Args:
+            ref: a REF or a Checkpoint.
+            into: a tree of the same structure, whose arrays, tensors and objects with
+                `load_state_dict()` take the values in place. It is checked whole before
+                anything in it is touched; dtypes are never cast.
+            only: globs over dotted paths (`*` crosses dots); only what matches is read, and the
+                result is the tree pruned to it.
+            strict: with `into`: refuse unless both have the same leaves. False takes what both
+                have, and logs the rest.
+            fallback: if the checkpoint is damaged, take the next older whole one of its line,
+                and say so.
+            verify: False trusts the disk and saves the hashing.
+            device: where tensors go; None is the CPU.
+            as_numpy: numpy arrays in place of tensors; needs no torch.
+            allow_pickle: load what was saved as `Pickled`, which can run any code.
+
+        Returns:
+            A new tree, or `into`.
+
+        Raises:
+            NotFound: there is no such checkpoint, or a glob matches nothing.
+            TreeMismatch: `into` does not fit; it lists what is missing, extra and different.
+            Corrupt: bytes are damaged. It names the tensors, the checkpoints that share them,
+                and the newest whole one (attributes `paths`, `shared_by`, `newest_whole`).
+            PickleRefused: the checkpoint holds pickled objects.
+            MissingExtra: a library that it needs is not installed.
+        """
+        from casckpt.checkpoint.decode import restore_tree
+        from casckpt.checkpoint.leaves import RestoreOptions
+
+        store, checkpoint = self._find(ref)
+        self._background.tell(checkpoint.run)
+        only = (only,) if isinstance(only, str) else None if only is None else tuple(only)
+
+        def attempt(candidate: Checkpoint) -> Any:
+            manifest, refs = store._catalog.manifest_and_refs(candidate)
+            return restore_tree(
+                store._repository,
+                manifest,
+                refs,
+                into=into,
+                only=only,
+                strict=strict,
+                verify=verify,
+                options=RestoreOptions(device=device, as_numpy=as_numpy, allow_pickle=allow_pickle),
+            )
+
+        try:
+            return attempt(checkpoint)
+        except (Corrupt, Deleted) as exc:
+            if fallback:
+                return store._fall_back(checkpoint, exc, attempt)
+            if isinstance(exc, Deleted):
+                raise
+            raise store._explained(checkpoint, exc) from exc
+
+    def _fall_back(self, damaged: Checkpoint, error: Corrupt | Deleted, attempt: Any) -> Any:
+        """Return the state of the next older whole checkpoint, saying which."""
+        for candidate in self._older(damaged):
+            try:
+                state = attempt(candidate)
+            except (Corrupt, Deleted):
+                logger.warning("%s is damaged too", candidate.ref)
+                continue
+            logger.warning(
+                "%s is damaged (%s); restored %s instead", damaged.ref, error.what, candidate.ref
+            )
+            return state
+        raise self._explained(damaged, error) from error.__cause__
+
+    def _older(self, checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+        """Yield what comes before a checkpoint on its line, newest first."""
+        line = self._catalog.of_line(checkpoint.run, checkpoint.line)
+        return (ck for ck in reversed(line) if ck.position < checkpoint.position)
+
+    def _explained(self, damaged: Checkpoint, error: Corrupt | Deleted) -> CasckptError:
+        """Return the error with who shares the damage and where a whole checkpoint is."""
+        if isinstance(error, Deleted):
+            return error
+        blob_ids = set(getattr(error, "blob_ids", ()))
+        shared_by = self._sharing(damaged, blob_ids) if blob_ids else []
+        whole = self._newest_whole(damaged, shared_by)
+        paths = list(getattr(error, "paths", ()))
+        what = f"{damaged.ref} is damaged: {_names(paths) or error.what}"
+        why = (
+            f"the same bytes are in {_names([ck.ref for ck in shared_by])}"
+            if shared_by
+            else error.why or "no other checkpoint shares the damaged bytes"
+        )
+        hint = (
+            f"the newest whole checkpoint is {whole.ref}; pass fallback=True to take it"
+            if whole is not None
+            else "no older checkpoint of the run is whole; `casckpt verify` shows what is"
+        )
+        return Corrupt(
+            what,
+            why,
+            hint,
+            ref=damaged.ref,
+            paths=paths,
+            blob_ids=sorted(blob_ids),
+            shared_by=[ck.ref for ck in shared_by],
+            newest_whole=None if whole is None else whole.ref,
+        )
+
+    def _sharing(self, damaged: Checkpoint, blob_ids: set[bytes]) -> list[Checkpoint]:
+        """Return the other live checkpoints that name one of the blobs."""
+        sharing = []
+        for other in self._catalog.matching():
+            if other == damaged:
+                continue
+            try:
+                refs, _ = self._repository.read_manifest(bytes.fromhex(other.id))
+            except (Corrupt, Deleted):
+                continue
+            if not blob_ids.isdisjoint(refs):
+                sharing.append(other)
+        return sharing
+
+    def _newest_whole(
+        self, damaged: Checkpoint, shared_by: Sequence[Checkpoint]
+    ) -> Checkpoint | None:
+        """Return the newest whole checkpoint of the run; each candidate is read to the end."""
+        excluded = {damaged, *shared_by}
+        of_run = self._catalog.of_line(damaged.run, ALL_LINES)
+        for candidate in sorted(of_run, key=lambda ck: (ck.line, ck.position), reverse=True):
+            if candidate not in excluded and self._is_whole(candidate):
+                return candidate
+        return None
+
+    def _is_whole(self, checkpoint: Checkpoint) -> bool:
+        """Return whether every byte of a checkpoint reads back as its id says."""
+        from casckpt.store import BlobRead
+
+        try:
+            manifest, refs = self._catalog.manifest_and_refs(checkpoint)
+            lengths = [0] * len(refs)
+            for entry in manifest.entries:
+                if entry.blob is not None:
+                    end = entry.offset + entry.length
+                    lengths[entry.blob] = max(lengths[entry.blob], end)
+            scratch = memoryview(bytearray(min(_PIECE_BYTES, max(lengths, default=0))))
+            for blob_id, length in zip(refs, lengths, strict=True):
+                for offset in range(0, length, _PIECE_BYTES):
+                    dest = scratch[: min(_PIECE_BYTES, length - offset)]
+                    self._repository.read_blobs([BlobRead(blob_id, length, offset, dest)])
+        except (Corrupt, Deleted):
+            return False
+        return True
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
