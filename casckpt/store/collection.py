@@ -147,6 +147,7 @@ class _Collector:
         self._force = force
         self._run = os.urandom(16)
         self._expired = 0
+        self._moved_bytes = 0
 
     def run(self) -> GcReport:
         self._begin()
@@ -224,7 +225,7 @@ class _Collector:
         }
         chosen = compaction.choose(candidates, mark)
         if chosen:
-            compaction.compact(self._shared, self._run, mark, chosen)
+            self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
 
     # ---- 4 and 5
 
@@ -415,4 +416,6 @@ class _Collector:
             waiting += row.state == rows.CONDEMNED
             if number in mark.known:
                 dead += max(row.size - mark.live_bytes.get(number, 0), 0)
+        # What was copied out of the dropped packs is still on disk.
+        freed = max(freed - self._moved_bytes, 0)
         return GcReport(freed, dead, mark.total_bytes, dropped, waiting, self._expired)

@@ -42,11 +42,14 @@ def choose(candidates: dict[int, rows.PackRow], mark: Mark) -> set[int]:
     return chosen | (small if len(small) >= SMALL_COUNT else set())
 
 
-def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> None:
-    """Move the reached records of `numbers` into packs of this session; updates `mark`.
+def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> int:
+    """Move the reached records of `numbers` into packs of this session; return their bytes.
+
+    `mark` is kept true: what moved counts where it is now.
 
     Each record is checked as it is read; a record that fails leaves its pack where it is.
     """
+    total = 0
     for batch in _batches(shared, mark, numbers):
         moved = []
         for identity, row, uuid in batch:
@@ -67,6 +70,8 @@ def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> N
         for source, target, size in repointed:
             mark.live_bytes[source] = mark.live_bytes.get(source, 0) - size
             mark.live_bytes[target] = mark.live_bytes.get(target, 0) + size
+            total += size
+    return total
 
 
 def _batches(
