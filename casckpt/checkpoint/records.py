@@ -168,10 +168,10 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """
     checked: dict[str, float] = {}
     for name, value in (metrics or {}).items():
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or "\0" in name:
             raise BadRequest(
                 f"bad metric name {name!r}",
-                "names of metrics are non-empty strings",
+                "names of metrics are non-empty strings without zero bytes",
                 "pass metrics={'val_loss': 1.31}",
             )
         try:

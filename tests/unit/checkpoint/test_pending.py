@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from casckpt.checkpoint.pending import BackgroundSaves
+from casckpt.errors import NoSpace, OperationFailed
+
+
+def fail():
+    raise NoSpace("cannot save: the disk is full")
+
+
+def start(saves, run, work):
+    with saves.turn(run):
+        return saves.start(run, work)
+
+
+def test_a_result_comes_back(make_checkpoint):
+    saves, checkpoint = BackgroundSaves(), make_checkpoint()
+    pending = start(saves, "run", lambda: checkpoint)
+    assert pending.result() is checkpoint
+    assert pending.done()
+    assert pending.result(timeout_s=0) is checkpoint
+    saves.wait()
+
+
+def test_the_next_call_on_the_run_is_told_once(make_checkpoint):
+    saves = BackgroundSaves()
+    start(saves, "run", fail)
+    with saves.turn("other"):
+        pass
+    with pytest.raises(NoSpace), saves.turn("run"):
+        pytest.fail("the call must not go on")
+    with saves.turn("run"):
+        pass
+    saves.wait()
+
+
+def test_wait_and_result_tell_and_count_as_told():
+    saves = BackgroundSaves()
+    start(saves, "run", fail)
+    with pytest.raises(NoSpace):
+        saves.wait()
+    saves.wait()
+    pending = start(saves, "run", fail)
+    with pytest.raises(NoSpace):
+        pending.result()
+    saves.wait()
+    with saves.turn("run"):
+        pass
+
+
+def test_a_second_save_of_the_run_waits_for_the_first(make_checkpoint):
+    saves, gate, order = BackgroundSaves(), threading.Event(), []
+
+    def slow():
+        gate.wait(10)
+        order.append("first")
+        return make_checkpoint()
+
+    start(saves, "run", slow)
+    follower = threading.Thread(
+        target=lambda: start(saves, "run", lambda: order.append("second") or make_checkpoint())
+    )
+    follower.start()
+    # Another run does not wait.
+    start(saves, "other", make_checkpoint).result(timeout_s=10)
+    assert order == []
+    gate.set()
+    follower.join(10)
+    saves.wait()
+    assert order == ["first", "second"]
+
+
+def test_a_result_that_takes_too_long_times_out(make_checkpoint):
+    saves, gate = BackgroundSaves(), threading.Event()
+    pending = start(saves, "run", lambda: gate.wait(10) and make_checkpoint())
+    with pytest.raises(TimeoutError):
+        pending.result(timeout_s=0.01)
+    assert not pending.done()
+    gate.set()
+    pending.result(timeout_s=10)
+
+
+def test_all_errors_of_a_wait_are_heard(caplog):
+    saves = BackgroundSaves()
+    start(saves, "a", fail)
+    start(saves, "b", fail)
+    with pytest.raises(NoSpace):
+        saves.wait()
+    assert "background save of b failed" in caplog.text
+
+
+def test_without_more_threads_the_save_happens_here(make_checkpoint, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert start(BackgroundSaves(), "run", make_checkpoint).result(timeout_s=0)
+
+
+def test_a_forked_child_has_nothing_in_flight(make_checkpoint):
+    saves, gate = BackgroundSaves(), threading.Event()
+    pending = start(saves, "run", lambda: gate.wait(10) and make_checkpoint())
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            saves.wait()
+            with saves.turn("run"):
+                pass
+            try:
+                pending.result(timeout_s=5)
+            except OperationFailed:
+                os.write(write, b"ok")
+        finally:
+            os._exit(0)
+    gate.set()
+    assert os.read(read, 2) == b"ok"
+    os.waitpid(child, 0)
+    os.close(read)
+    os.close(write)
+    saves.wait()

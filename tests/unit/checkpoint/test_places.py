@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from casckpt.checkpoint.places import default_store, folder_of_ref, store_in
+
+
+def a_store(path):
+    path.mkdir(parents=True)
+    (path / "format.json").write_text("{}")
+    return path
+
+
+def test_the_environment_wins_then_the_nearest_upward_then_here(tmp_path, monkeypatch):
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    monkeypatch.delenv("CASCKPT_STORE", raising=False)
+    monkeypatch.chdir(deep)
+    assert default_store() == deep / ".casckpt"
+    store = a_store(tmp_path / "a" / ".casckpt")
+    assert default_store() == store
+    monkeypatch.setenv("CASCKPT_STORE", str(tmp_path / "other"))
+    assert default_store() == tmp_path / "other"
+
+
+def test_a_folder_that_is_no_store_is_passed_by(tmp_path, monkeypatch):
+    monkeypatch.delenv("CASCKPT_STORE", raising=False)
+    (tmp_path / "a" / ".casckpt").mkdir(parents=True)
+    assert default_store(tmp_path / "a") == tmp_path / "a" / ".casckpt"
+    store = a_store(tmp_path / ".casckpt")
+    assert default_store(tmp_path / "a") == store
+
+
+def test_a_folder_is_or_holds_a_store(tmp_path):
+    assert store_in(tmp_path) is None
+    inner = a_store(tmp_path / "exp" / "checkpoints")
+    assert store_in(tmp_path / "exp") == inner
+    assert store_in(inner) == inner
+    hidden = a_store(tmp_path / "exp" / ".casckpt")
+    assert store_in(tmp_path / "exp") == hidden
+
+
+def test_a_folder_as_a_ref_keeps_its_selector(tmp_path):
+    store = a_store(tmp_path / "exp@1" / "checkpoints")
+    folder = str(tmp_path / "exp@1")
+    assert folder_of_ref(folder) == (store, "exp@1", "")
+    assert folder_of_ref(f"{folder}@best:m:min") == (store, "exp@1", "@best:m:min")
+    assert folder_of_ref(str(tmp_path / "nothing@3")) is None
+    assert folder_of_ref("") is None
