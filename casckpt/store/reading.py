@@ -238,6 +238,19 @@ class Reader:
         self._read_chunk(chain, part.id, whole, verify)
         part.dest[:] = whole[part.skip : part.skip + len(part.dest)]
 
+    def read_chunk(self, identity: bytes, dest: memoryview) -> None:
+        """Fill `dest` with a chunk of exactly that length, its id checked; in this thread.
+
+        Raises Deleted if it or a base of it has no place, Corrupt if it cannot be read whole.
+        """
+        chain = self._resolve([identity])[0]
+        if chain is None:
+            raise Deleted(f"no chunk {identity.hex()[:10]}", "it was removed")
+        try:
+            self._read_chunk(chain, identity, dest, True)
+        except FileNotFoundError as exc:
+            raise _as_corrupt(exc, identity) from exc
+
     def _read_chunk(self, chain: Chain, identity: bytes, dest: memoryview, verify: bool) -> None:
         """Decode a chunk and the chain below it into `dest`, keyframe first."""
         base: memoryview | None = None

@@ -1,0 +1,309 @@
+"""Packs checked against the index: headers, rows that point at them, and every byte if asked."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from casckpt.errors import CasckptError, Corrupt, NewerFormat
+from casckpt.store import codec, facts, files, layout, lists, packs, records, rows
+from casckpt.store.findings import CUT_OFF, WHOLE_PACK, Findings, reason
+from casckpt.store.packs import pack_path
+from casckpt.store.reading import Reader
+from casckpt.store.records import Record
+from casckpt.store.sharing import SharedStore
+
+# Records handed to a worker at a time, and units under way: 64 MiB of payload at most.
+_UNIT_BYTES = 4 * layout.MIB
+_UNIT_RECORDS = 1000
+_UNITS_MAX = 16
+_SCAN_ROWS = 20_000
+
+Outcome = list[tuple[Record, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    number: int
+    row: rows.PackRow
+    path: Path
+
+
+class PackCheck:
+    """One pass over all registered packs, then over the rows that name places in them."""
+
+    def __init__(
+        self, shared: SharedStore, pool: ThreadPoolExecutor, found: Findings, *, every_byte: bool
+    ) -> None:
+        self._shared = shared
+        self._pool = pool
+        self._found = found
+        self._every_byte = every_byte
+        self._reader = Reader(shared, pool)
+        # Rows of `objects` whose place was seen to hold their record, by pack
+        self._matched: Counter[int] = Counter()
+        self._under_way: deque[tuple[_Pack, int, Future[Outcome]]] = deque()
+        self._checked = self._done = self._total = 0
+        self._progress: Callable[[int, int], None] = lambda done, total: None
+
+    def run(self, registered: dict[int, rows.PackRow], progress: Callable[[int, int], None]) -> int:
+        """Add what is wrong to the findings; return the bytes of records read and checked."""
+        self._progress = progress
+        chosen = [
+            _Pack(number, row, pack_path(self._shared.path, row.uuid))
+            for number, row in registered.items()
+            if row.state != rows.DROPPED
+        ]
+        self._total = sum(pack.row.size for pack in chosen)
+        progress(0, self._total)
+        try:
+            for pack in chosen:
+                before = self._done
+                self._check_pack(pack)
+                if not self._every_byte:
+                    self._advance(pack.row.size - (self._done - before))
+            while self._under_way:
+                self._collect()
+        finally:
+            for _, _, future in self._under_way:
+                future.cancel()
+        self._check_rows()
+        progress(self._total, self._total)
+        return self._checked
+
+    def _advance(self, count: int) -> None:
+        self._done = min(self._done + count, self._total)
+        self._progress(self._done, self._total)
+
+    # ---- one pack
+
+    def _check_pack(self, pack: _Pack) -> None:
+        # A row comes before its file: a pack that holds nothing may not be there yet.
+        empty = pack.row.size <= layout.PACK_HEADER_BYTES
+        try:
+            descriptor = files.open_file(pack.path, os.O_RDONLY)
+        except FileNotFoundError:
+            if not empty:
+                self._found.pack(pack.number, WHOLE_PACK, pack.path.name, "the file is missing")
+            return
+        except CasckptError as exc:
+            self._found.pack(pack.number, WHOLE_PACK, pack.path.name, reason(exc))
+            return
+        try:
+            length = os.fstat(descriptor).st_size
+            if empty and length < layout.PACK_HEADER_BYTES:
+                return
+            self._check_pack_header(pack, descriptor)
+            if length < pack.row.size:
+                message = f"cut off at {length} of {pack.row.size} bytes"
+                self._found.pack(pack.number, CUT_OFF, pack.path.name, message)
+            self._check_records(pack, descriptor)
+        except CasckptError as exc:
+            self._found.pack(pack.number, WHOLE_PACK, pack.path.name, reason(exc))
+        finally:
+            files.close_file(descriptor)
+
+    def _check_pack_header(self, pack: _Pack, descriptor: int) -> None:
+        head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, pack.path)
+        uuid, store, session = records.decode_pack_header(head)
+        if uuid != pack.row.uuid or store != self._shared.format.uuid:
+            raise Corrupt("another pack", "its header names another pack or store")
+        if session != pack.row.session:
+            raise Corrupt("another pack", "its header names another session")
+
+    def _check_records(self, pack: _Pack, descriptor: int) -> None:
+        for unit in self._units(pack, descriptor):
+            self._match(pack, unit)
+            if self._every_byte:
+                size = sum(record.total_bytes for record in unit)
+                work = self._pool.submit(self._check_unit, pack, unit)
+                self._under_way.append((pack, size, work))
+                while len(self._under_way) >= _UNITS_MAX:
+                    self._collect()
+
+    def _units(self, pack: _Pack, descriptor: int) -> Iterator[list[Record]]:
+        """Yield the records below the registered end; note the gaps between them."""
+        problems: list[tuple[int, str]] = []
+        unit: list[Record] = []
+        size = 0
+        scan = packs.scan_pack(descriptor, pack.path, pack.row.uuid, problems=problems)
+        for record in scan:
+            if record.offset >= pack.row.size:
+                break
+            unit.append(record)
+            size += record.total_bytes
+            if size >= _UNIT_BYTES or len(unit) >= _UNIT_RECORDS:
+                yield unit
+                unit, size = [], 0
+        if unit:
+            yield unit
+        for offset, message in problems:
+            if offset < pack.row.size:
+                self._found.record(pack.number, offset, pack.path.name, b"", message)
+
+    def _match(self, pack: _Pack, unit: list[Record]) -> None:
+        """Compare headers with the rows that name their places."""
+        with self._shared.environment.read() as tx:
+            found = [(record, tx.object(record.id)) for record in unit]
+        for record, row in found:
+            if row is not None and (row.pack, row.offset) == (pack.number, record.offset):
+                self._matched[pack.number] += 1
+                if not _fits(record, row):
+                    self._add(pack, record, "its row in the index says something else")
+
+    def _add(self, pack: _Pack, record: Record, message: str) -> None:
+        self._found.record(pack.number, record.offset, pack.path.name, record.id, message)
+
+    # ---- every byte
+
+    def _collect(self) -> None:
+        pack, size, future = self._under_way.popleft()
+        for record, message in future.result():
+            self._add(pack, record, message)
+        self._checked += size
+        self._advance(size)
+
+    def _check_unit(self, pack: _Pack, unit: list[Record]) -> Outcome:
+        """Return what is damaged of a unit. Runs on a worker."""
+        bad: Outcome = []
+        for record in unit:
+            try:
+                with self._shared.packs.borrow(pack.row.uuid) as file:
+                    payload = packs.read_payload(file.descriptor, file.path, record)
+                self._check_payload(record, payload)
+            except NewerFormat:
+                continue  # its payload check holds; what it means is for a newer version
+            except (CasckptError, FileNotFoundError) as exc:
+                bad.append((record, reason(exc)))
+        return bad
+
+    def _check_payload(self, record: Record, payload: bytes) -> None:
+        if record.kind == layout.TYPE_CHUNK:
+            self._check_chunk(record, payload)
+        elif record.kind in layout.TYPE_NAMES:
+            body = codec.decode_body(record.encoding, payload, record.logical)
+            if records.object_id(record.kind, record.refs, body) != record.id:
+                raise Corrupt("damaged record", "its bytes have another id")
+            if record.kind == layout.TYPE_LIST:
+                lists.decode_list(body, len(record.refs))
+            elif record.kind == layout.TYPE_FACT:
+                facts.decode_fact(body)
+            elif record.kind == layout.TYPE_SNAPSHOT:
+                facts.decode_snapshot(body)
+
+    def _check_chunk(self, record: Record, payload: bytes) -> None:
+        base: memoryview | None = None
+        if record.refs:
+            base = memoryview(bytearray(record.logical))
+            try:
+                self._reader.read_chunk(record.refs[0], base)
+            except CasckptError:
+                # The base is its own finding, and what needs both is found by the closure.
+                return
+        decoded = codec.scratch("verified", record.logical)
+        codec.decode_chunk(record.encoding, payload, decoded, base)
+        if records.chunk_context().hash(decoded) != record.id:
+            raise Corrupt("damaged record", "its bytes have another id")
+
+    # ---- rows
+
+    def _check_rows(self) -> None:
+        """Find the rows that name no record: those of packs where fewer matched than there are."""
+        named: Counter[int] = Counter()
+        for batch in self._object_rows():
+            named.update(row.pack for _, row in batch)
+        with self._shared.environment.read() as tx:
+            present = {number: tx.pack(number) for number in named}
+        # A row whose pack is dropped or unknown does not exist.
+        doubtful = {
+            number: row
+            for number, row in present.items()
+            if row is not None
+            and row.state != rows.DROPPED
+            and self._matched[number] < named[number]
+        }
+        if not doubtful:
+            return
+        for batch in self._object_rows():
+            for identity, row in batch:
+                if row.pack in doubtful:
+                    self._check_row(identity, row)
+
+    def _object_rows(self) -> Iterator[list[tuple[bytes, rows.ObjectRow]]]:
+        """Yield the rows of `objects` in batches, each read in a transaction of its own."""
+        start = b""
+        while True:
+            batch: list[tuple[bytes, rows.ObjectRow]] = []
+            last = start
+            count = 0
+            with self._shared.environment.read() as tx:
+                for key, value in tx.scan("objects", start=start):
+                    last = key
+                    count += 1
+                    try:
+                        if len(key) != 32:
+                            raise Corrupt("damaged index", "an objects key of another length")
+                        batch.append((key, rows.ObjectRow.decode(value)))
+                    except Corrupt as exc:
+                        self._found.index(self._shared.index.name, exc.why, key)
+                    if count == _SCAN_ROWS:
+                        break
+            yield batch
+            if count < _SCAN_ROWS:
+                return
+            start = last + b"\0"
+
+    def _check_row(self, identity: bytes, row: rows.ObjectRow) -> None:
+        for _ in range(2):
+            with self._shared.environment.read() as tx:
+                again = tx.object(identity)
+                pack = None if again is None else tx.pack(again.pack)
+            if again is None or pack is None or pack.state == rows.DROPPED:
+                return
+            row = again
+        assert pack is not None
+        if (row.pack, WHOLE_PACK) in self._found.by_key:
+            return
+        path = pack_path(self._shared.path, pack.uuid)
+        try:
+            with self._shared.packs.borrow(pack.uuid) as file:
+                record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
+            if record.id != identity or not _fits(record, row):
+                raise Corrupt("bad row", "its row in the index says something else")
+            if row.offset + row.total_bytes > pack.size:
+                raise Corrupt("bad row", "it lies past the registered end of its pack")
+        except (CasckptError, FileNotFoundError) as exc:
+            self._found.record(row.pack, row.offset, path.name, identity, reason(exc))
+
+
+def _fits(record: Record, row: rows.ObjectRow) -> bool:
+    """Tell whether a row says what the header at its place says."""
+    base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
+    return (row.kind, row.encoding, row.ref_count, row.stored, row.logical, row.base) == (
+        record.kind,
+        record.encoding,
+        len(record.refs),
+        record.stored,
+        record.logical,
+        base,
+    )
+
+
+def torn_bytes(path: Path, row: rows.PackRow) -> int:
+    """Return the bytes of a pack past its registered end, its footer left out."""
+    try:
+        descriptor = files.open_file(path, os.O_RDONLY)
+    except (FileNotFoundError, CasckptError):
+        return 0
+    try:
+        past = max(os.fstat(descriptor).st_size - row.size, 0)
+        if past == records.FOOTER_BYTES:
+            tail = files.read_at(descriptor, past, row.size, path)
+            return 0 if tail.startswith(layout.FOOTER_MAGIC) else past
+        return past
+    finally:
+        files.close_file(descriptor)
