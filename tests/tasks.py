@@ -1,0 +1,69 @@
+"""The task list: `python -m tests.tasks [TASK...]`, all of them by default.
+
+Each task is a command. A task whose tool is missing on this machine says so and is skipped; any
+other failure ends the list with its status.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named command; `needs` are programs without which it is skipped."""
+
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+def _pytest(*arguments: str) -> tuple[str, ...]:
+    return (PYTHON, "-m", "pytest", "-q", *arguments)
+
+
+TASKS = {
+    "lint": Task((PYTHON, "-m", "ruff", "check", ".")),
+    "format": Task((PYTHON, "-m", "ruff", "format", "--check", "casckpt", "tests", "bench")),
+    "types": Task((PYTHON, "-m", "mypy")),
+    "sanitizers": Task(("bash", "native/tests/run_sanitizers.sh"), ("gcc",)),
+    "fuzz": Task(("bash", "native/fuzz/run.sh", "10"), ("clang",)),
+    "neon": Task(("bash", "native/tests/run_neon.sh"), ("aarch64-linux-gnu-gcc", "qemu-aarch64")),
+    "tests": Task(_pytest("-n", "2", "--dist", "worksteal")),
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the named tasks in order and return the first status that is not 0."""
+    unknown = [name for name in names if name not in TASKS]
+    if unknown:
+        sys.stderr.write(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}\n")
+        return 2
+    for name in names or list(TASKS):
+        task = TASKS[name]
+        missing = [tool for tool in task.needs if shutil.which(tool) is None]
+        if missing:
+            sys.stdout.write(f"== {name}: SKIPPED, {', '.join(missing)} is not installed\n")
+            continue
+        sys.stdout.write(f"== {name}: {' '.join(task.command[1:])}\n")
+        sys.stdout.flush()
+        began = time.monotonic()
+        status = subprocess.run(
+            task.command, cwd=ROOT, check=False, env={**os.environ, "PYTHONHASHSEED": "0"}
+        ).returncode
+        sys.stdout.write(f"== {name}: status {status}, {time.monotonic() - began:.0f} s\n")
+        if status != 0:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
