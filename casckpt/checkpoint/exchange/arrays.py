@@ -7,13 +7,13 @@ import re
 from typing import Any, Final
 
 from casckpt.checkpoint.exchange.dtypes import EXTENSION_DTYPES, numpy_dtype
-from casckpt.checkpoint.exchange.machine import Node, Resolve, Symbol
 from casckpt.checkpoint.exchange.plain import BytearrayNode, Table
 from casckpt.checkpoint.exchange.refusals import refused
+from casckpt.checkpoint.exchange.symbols import Node, Resolve, Symbol
 
 DIMENSIONS_MAX: Final = 64
 _DTYPE_DEPTH_MAX: Final = 16
-_DTYPE_TEXT = re.compile(r"[<>=|]?[?bBhHiIlLqQefdgFDGcSaUVmMO]\d{0,9}")
+_DTYPE_TEXT = re.compile(r"[<>=|]?[?bBhHiIlLqQefdgFDGcuSaUVmMO]\d{0,9}")
 _UNIT = re.compile(r"Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as")
 _EXTENSION_MODULES: Final = ("ml_dtypes", "ml_dtypes._ml_dtypes_ext", "jax.numpy")
 
@@ -149,8 +149,11 @@ def array_table(path: str) -> Table:
         return ValueNode(make_array(path, (), node, data, "C")[()])
 
     def from_buffer(args: tuple[Any, ...]) -> Any:
-        data, node, shape, order = args
-        return ValueNode(make_array(path, shape, node, data, order))
+        data, node, shape, order, *axes = args
+        if order != "K" or len(axes) != 1:
+            return ValueNode(make_array(path, shape, node, data, order))
+        array = make_array(path, shape, node, data, "C")
+        return ValueNode(array.transpose(shape_of(axes[0])))
 
     def dtype(args: tuple[Any, ...]) -> Any:
         return DtypeNode(_base_dtype(args[0]), path)

@@ -39,7 +39,8 @@ _ZIP: Final = b"PK"
 _NPY: Final = b"\x93NUMPY"
 _JSON_STARTS: Final = b'{["-0123456789tfn'
 _UBJ_LENGTHS: Final = b"UiIlL"
-_PICKLE_SUFFIXES: Final = (".pkl", ".pickle", ".p", ".pt", ".pth", ".ckpt", ".bin")
+_PICKLE_SUFFIXES: Final = (".pkl", ".pickle", ".p", ".pt", ".pth")
+_PICKLE_STARTS: Final = b"(][}){NIJKMLFGSUTVXcC"
 _PICKLE_PROTOCOL_MAX: Final = 5
 
 
@@ -199,27 +200,22 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
         return bytes(_whole(file, size, name))
     if _is_pickle(head, path):
         return PickleReader(name, size, tensors).read_pickle(file, size)
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1] in tuple(
-        bytes([code]) for code in _JSON_STARTS
-    ):
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    if text and text[0] in _JSON_STARTS:
         return jsontree.read(file, size, name, options)
     raise unreadable(name, "its content is of no format that casckpt knows", _READABLE)
 
 
 def _is_ubj(head: bytes) -> bool:
     # An object whose first key has a length marker, where JSON has a quote.
-    return (
-        len(head) > 2
-        and head[:1] == b"{"
-        and head[1:2] in tuple(bytes([code]) for code in _UBJ_LENGTHS)
-    )
+    return len(head) > 2 and head[:1] == b"{" and head[1] in _UBJ_LENGTHS
 
 
 def _is_pickle(head: bytes, path: Path) -> bool:
     if head[:1] == b"\x80":
         return len(head) > 1 and head[1] <= _PICKLE_PROTOCOL_MAX
     # Protocols 0 and 1 have no mark; only a name says so, and then errors say "pickle".
-    return path.suffix.lower() in _PICKLE_SUFFIXES
+    return path.suffix.lower() in _PICKLE_SUFFIXES and head[:1] != b"" and head[0] in _PICKLE_STARTS
 
 
 def _whole(file: IO[bytes], size: int, path: str) -> bytearray:

@@ -13,24 +13,19 @@ from __future__ import annotations
 
 import struct
 from codecs import escape_decode
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import IO, Any, ClassVar, Final
 
 from casckpt.checkpoint.exchange.refusals import damaged, refused, unreadable
+from casckpt.checkpoint.exchange.symbols import MAPPINGS, Node, Symbol, hashable
 from casckpt.errors import Corrupt
 
 OPERATIONS_MAX: Final = 50_000_000
 """Opcodes in one pickle: a minute's work, and 10 GiB of objects at the very most."""
 
-MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
-"""The classes of dict a pickle may make; assigning to their keys runs nothing of the file's."""
-
 _LINE_MAX: Final = 1 << 20
 _SMALL_READ: Final = 1 << 16
-_KEY_DEPTH_MAX: Final = 16
-_KEY_TYPES: Final = (str, int, float, bool, bytes, type(None))
 _MALFORMED: Final = (
     IndexError,
     KeyError,
@@ -42,58 +37,6 @@ _MALFORMED: Final = (
     RecursionError,
     struct.error,
 )
-
-Resolve = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Symbol:
-    """What a name in a pickle stands for; `make` is what calling it does, if it may be called."""
-
-    name: str
-    make: Callable[[tuple[Any, ...]], Any] | None = None
-    value: Any = None
-
-
-class Node:
-    """A value under construction: BUILD may complete it, `finish` turns it into a leaf."""
-
-    logical_bytes: int = 0
-    """What saving the finished value would read, apart from its parts."""
-
-    def build(self, state: Any) -> None:
-        """Take the state that BUILD brings.
-
-        Raises:
-            ValueError: if this value takes none.
-        """
-        del state
-        raise ValueError(f"a {type(self).__name__} takes no state")
-
-    def finish(self, resolve: Resolve) -> Any:
-        """Return the finished value; `resolve` finishes the parts."""
-        raise NotImplementedError
-
-
-def hashable(key: Any, depth: int = 0) -> Any:
-    """Return `key` if it may key a dict: plain scalars and shallow tuples of them.
-
-    Hashing a deep tuple overflows the C stack, and integers beyond 64 bits can be made to
-    collide, so that a small file would take hours.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    kind = type(key)
-    if kind is int and -(1 << 64) < key < 1 << 64:
-        return key
-    if kind is tuple and depth < _KEY_DEPTH_MAX:
-        for part in key:
-            hashable(part, depth + 1)
-        return key
-    if kind is int or kind not in _KEY_TYPES:
-        raise ValueError(f"a {kind.__name__} used as a key")
-    return key
 
 
 class Machine:

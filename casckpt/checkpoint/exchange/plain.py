@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from casckpt.checkpoint.exchange.machine import Node, Resolve, Symbol, hashable
+from casckpt.checkpoint.exchange.symbols import Node, Resolve, Symbol, hashable
 
 Notes = Counter[str]
 """What was turned into something else while reading -> how often."""

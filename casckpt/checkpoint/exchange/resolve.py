@@ -6,9 +6,9 @@ import pathlib
 from collections import OrderedDict
 from typing import Any, Final
 
-from casckpt.checkpoint.exchange.machine import MAPPINGS, Node, Symbol
 from casckpt.checkpoint.exchange.plain import Notes
 from casckpt.checkpoint.exchange.refusals import allowed_bytes, damaged, refused, unreadable
+from casckpt.checkpoint.exchange.symbols import MAPPINGS, Node, Symbol
 from casckpt.errors import CasckptError
 
 DEPTH_MAX: Final = 128

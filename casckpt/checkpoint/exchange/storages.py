@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from casckpt.checkpoint.exchange.arrays import shape_of
 from casckpt.checkpoint.exchange.dtypes import ITEM_BYTES
-from casckpt.checkpoint.exchange.machine import Node, Resolve, Symbol
 from casckpt.checkpoint.exchange.plain import Notes, Table
 from casckpt.checkpoint.exchange.refusals import refused, unreadable
+from casckpt.checkpoint.exchange.symbols import Node, Resolve, Symbol
 from casckpt.checkpoint.exchange.tensors import StridedView, Tensors
 
 _STORAGE_DTYPES: Final = {

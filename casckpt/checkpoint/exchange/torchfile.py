@@ -20,11 +20,12 @@ from typing import IO, Any, Final
 from casckpt.checkpoint.exchange.archive import Archive
 from casckpt.checkpoint.exchange.arrays import array_table
 from casckpt.checkpoint.exchange.dtypes import ITEM_BYTES, swap_bytes
-from casckpt.checkpoint.exchange.machine import Machine, Symbol
+from casckpt.checkpoint.exchange.machine import Machine
 from casckpt.checkpoint.exchange.plain import Notes, lookup_key, plain_table
 from casckpt.checkpoint.exchange.refusals import allowed_bytes, damaged, refused, unreadable
 from casckpt.checkpoint.exchange.resolve import Resolver
 from casckpt.checkpoint.exchange.storages import Memory, StorageNode, TorchNames
+from casckpt.checkpoint.exchange.symbols import Symbol
 from casckpt.checkpoint.exchange.tensors import Tensors
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -110,15 +111,11 @@ class PickleReader:
                 raise damaged(self._path, "its list of storages does not fit what it holds")
             start = file.tell()
             (count,) = struct.unpack("<q", head)
-            width = self._width_of[key]
+            width = ITEM_BYTES[self._views[key].dtype]
             if count * width != memory.length or start + memory.length > end:
                 raise damaged(self._path, f"a storage of {count} items does not fit the file")
             memory.read = _reader(file, start, memory.length)
             file.seek(memory.length, 1)
-
-    @property
-    def _width_of(self) -> dict[str, int]:
-        return {key: ITEM_BYTES[node.dtype] for key, node in self._views.items()}
 
     def _legacy_storage(self, identifier: Any) -> StorageNode:
         dtype, key, count = self._storage_of(identifier, (5, 6))

@@ -1,0 +1,66 @@
+"""What the pickle machine works on: names with a meaning, values under construction, safe keys."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
+"""The classes of dict a pickle may make; assigning to their keys runs nothing of the file's."""
+
+_KEY_DEPTH_MAX: Final = 16
+_KEY_TYPES: Final = (str, int, float, bool, bytes, type(None))
+
+Resolve = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Symbol:
+    """What a name in a pickle stands for; `make` is what calling it does, if it may be called."""
+
+    name: str
+    make: Callable[[tuple[Any, ...]], Any] | None = None
+    value: Any = None
+
+
+class Node:
+    """A value under construction: BUILD may complete it, `finish` turns it into a leaf."""
+
+    logical_bytes: int = 0
+    """What saving the finished value would read, apart from its parts."""
+
+    def build(self, state: Any) -> None:
+        """Take the state that BUILD brings.
+
+        Raises:
+            ValueError: if this value takes none.
+        """
+        del state
+        raise ValueError(f"a {type(self).__name__} takes no state")
+
+    def finish(self, resolve: Resolve) -> Any:
+        """Return the finished value; `resolve` finishes the parts."""
+        raise NotImplementedError
+
+
+def hashable(key: Any, depth: int = 0) -> Any:
+    """Return `key` if it may key a dict: plain scalars and shallow tuples of them.
+
+    Hashing a deep tuple overflows the C stack, and integers beyond 64 bits can be made to
+    collide, so that a small file would take hours.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    kind = type(key)
+    if kind is int and -(1 << 64) < key < 1 << 64:
+        return key
+    if kind is tuple and depth < _KEY_DEPTH_MAX:
+        for part in key:
+            hashable(part, depth + 1)
+        return key
+    if kind is int or kind not in _KEY_TYPES:
+        raise ValueError(f"a {kind.__name__} used as a key")
+    return key
