@@ -92,8 +92,11 @@ def _revive(model: Model, world: World, who: int) -> Steps:
     store = dict(saver.store)
     for name in saver.revive:
         if not model.rules.revive_rechecks:
-            if name in index.rows:
-                index.packs[index.rows[name][0]] = LIVE
+            # What the look-up saw is taken on trust: condemned packs revive, the rest is ignored.
+            link = name
+            while link in index.rows:
+                pack, link = index.rows[link]
+                index.packs[pack] = LIVE if index.packs[pack] > LIVE else index.packs[pack]
         elif not index.take(name):
             store = {stored: "" if base == name else base for stored, base in store.items()}
             if name in model.below(f"s{who}"):
