@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from casckpt.errors import CasckptError, OperationFailed, StoreBusy
-from casckpt.store import files, layout, rows
+from casckpt.store import files, layout, opening, rows
 from casckpt.store.environment import Environment, Transaction
 
 _Result = TypeVar("_Result")
@@ -65,6 +65,7 @@ class IndexWriter:
     """Runs write transactions for all threads of a process, one after the other."""
 
     def __init__(self, environment: Environment, store: Path, sink: FactSink) -> None:
+        self._store = store
         self.environment = environment
         self._path = store / layout.WRITER_FILE
         self._sink = sink
@@ -166,6 +167,7 @@ class IndexWriter:
             number = self._sink.fact_pack() if any(job.facts for job in batch) else None
             self._take_writer_lock()
             try:
+                self._check_current()
                 outcome = self.environment.write(partial(self._run_all, batch=batch, number=number))
                 break
             except _PackGone:
@@ -202,6 +204,19 @@ class IndexWriter:
         changed = replace(pack, state=rows.LIVE, epoch=0, highest_fact=seq)
         tx.put("packs", rows.pack_key(number), changed.encode())
         return number, seq, tx.changes
+
+    def _check_current(self) -> None:
+        """Refuse to write to an index that a rebuild has replaced.
+
+        A rebuild holds the store exclusively, so this needs a lost lock; but a commit into the
+        old index would be acknowledged and gone.
+        """
+        if opening.current_index(self._store) != self.environment.path:
+            raise StoreBusy(
+                f"cannot write the index of {self._store}",
+                "it was rebuilt while this process had the store open",
+                "close the store and open it again; nothing was committed",
+            )
 
     # ---- the `writer` lock: waited for outside the gate, so that a fork never hangs on it
 
