@@ -19,6 +19,7 @@ from casckpt.store.sharing import SharedStore
 
 if TYPE_CHECKING:
     from casckpt.store.collection import GcReport, SpacePlan
+    from casckpt.store.commits import CommitRequest
     from casckpt.store.reading import BlobRead
     from casckpt.store.rebuilding import RebuildReport
     from casckpt.store.saving import Saver
@@ -301,12 +302,14 @@ class Repository:
 
     @staticmethod
     def rebuild_index(
-        path: Path | str, progress: Callable[[int, int], None] | None = None
+        path: Path | str,
+        progress: Callable[[int, int], None] | None = None,
+        recover: Callable[[bytes, bytes], CommitRequest | None] | None = None,
     ) -> RebuildReport:
         """Make a new index from the packs alone; see `rebuilding.rebuild`."""
         from casckpt.store import rebuilding
 
-        return rebuilding.rebuild(Path(path).resolve(), progress)
+        return rebuilding.rebuild(Path(path).resolve(), progress, recover)
 
     def accept_rebuild(self) -> None:
         """Allow retention and gc again after a rebuild: what was recovered is what is wanted."""

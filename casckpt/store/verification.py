@@ -1,7 +1,7 @@
 """Verify: check a store at three depths, beside savers and collectors, and change nothing.
 
     structure   rows decode, the roots checksum fits, every row points at the header it names
-    refs        and what every checkpoint reaches is there: manifests and lists decoded, chains whole
+    refs        and what checkpoints reach is there: manifests and lists decoded, chains whole
     bytes       and every record below each pack's registered end is read, needed or not
 
 docs/format.md, section 12, says what is a finding and what is only garbage.
