@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casckpt.store.commits import CommitRequest as CommitRequest
+    from casckpt.store.commits import RowWrite as RowWrite
     from casckpt.store.reading import BlobRead as BlobRead
     from casckpt.store.repository import Repository as Repository
     from casckpt.store.repository import StoreOptions as StoreOptions
@@ -25,6 +26,7 @@ _HOMES = {
     "BlobSource": "saving",
     "CheckpointRow": "rows",
     "CommitRequest": "commits",
+    "RowWrite": "commits",
     "Repository": "repository",
     "SaveAgain": "saving",
     "StoreOptions": "repository",

@@ -132,6 +132,9 @@ class ClosureCheck:
             # An encoding of a newer version: its refs are readable, its body is not ours to judge.
             return record.refs, _NOTHING
         except (CasckptError, FileNotFoundError) as exc:
+            again = self._chains([identity])[0]
+            if again is not None and again[0][1] != row:
+                return self._refs(again, kind)  # a collector has moved it meanwhile
             return (), self._damaged(chain, reason(exc))
         return record.refs, _NOTHING
 

@@ -31,6 +31,29 @@ class CommitRequest:
     replace_seq: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RowWrite:
+    """A row of runs, history, progress or cache to be put, or removed if `payload` is None.
+
+    `key` is at most 400 bytes; `roots` are ids of manifests that the same save has put.
+    """
+
+    table: str
+    key: bytes
+    payload: bytes | None
+    roots: tuple[bytes, ...] = ()
+
+
+def write_rows(tx: Transaction, writes: Iterable[RowWrite]) -> None:
+    """Put and remove rows."""
+    for write in writes:
+        if write.payload is None:
+            tx.delete(write.table, write.key)
+        else:
+            row = rows.Row("live", write.roots, write.payload)
+            tx.put(write.table, write.key, row.encode())
+
+
 def set_live(tx: Transaction, number: int, row: rows.PackRow) -> None:
     """Set a pack live; not an error if it is."""
     if row.state != rows.LIVE:

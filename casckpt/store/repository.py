@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal, Self
 from casckpt.errors import BadRequest, NotFound, OperationFailed, PermissionRefused
 from casckpt.store import creation, layout, rows, sharing
 from casckpt.store.environment import Transaction
-from casckpt.store.rows import CheckpointRow, RowState
+from casckpt.store.rows import CheckpointRow, Row, RowState
 from casckpt.store.sharing import SharedStore
 
 if TYPE_CHECKING:
     from casckpt.store.collection import GcReport, SpacePlan
-    from casckpt.store.commits import CommitRequest
+    from casckpt.store.commits import CommitRequest, RowWrite
     from casckpt.store.reading import BlobRead
     from casckpt.store.rebuilding import RebuildReport
     from casckpt.store.saving import Saver
@@ -199,7 +199,7 @@ class Repository:
         key = rows.checkpoint_key(run, seq)
 
         def change(old: bytes | None) -> tuple[bytes, bytes]:
-            row = None if old is None else rows.Row.decode(old)
+            row = None if old is None else Row.decode(old)
             if row is None or row.state == "tombstone" or old is None:
                 raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed")
             payload = edit(rows.decode_checkpoint(key, old).payload)
@@ -211,8 +211,8 @@ class Repository:
         """Replace the payload of a run's row, None if there is none yet, by `edit` of it."""
 
         def change(old: bytes | None) -> tuple[bytes, bytes]:
-            payload = edit(None if old is None else _named(rows.Row.decode(old).payload)[1])
-            return rows.Row("live", (), _with_name(run, payload)).encode(), payload
+            payload = edit(None if old is None else _named(Row.decode(old).payload)[1])
+            return Row("live", (), _with_name(run, payload)).encode(), payload
 
         return self._edit("runs", rows.name_part(run), change)
 
@@ -238,8 +238,32 @@ class Repository:
     def run_rows(self, prefix: str = "") -> list[tuple[str, bytes]]:
         """Return (run, payload) of the rows of `runs` whose name begins with `prefix`."""
         with self._shared().environment.read() as tx:
-            found = [_named(rows.Row.decode(value).payload) for _, value in tx.scan("runs")]
+            found = [_named(Row.decode(value).payload) for _, value in tx.scan("runs")]
         return sorted((name, payload) for name, payload in found if name.startswith(prefix))
+
+    def rows(self, table: str, prefix: bytes = b"") -> list[tuple[bytes, Row]]:
+        """Return (key, row) of runs, history, progress or cache, in order of key."""
+        with self._shared().environment.read() as tx:
+            return [(key, Row.decode(value)) for key, value in tx.scan(table, prefix)]
+
+    def row(self, table: str, key: bytes) -> Row | None:
+        """Return one row of runs, history, progress or cache, or None."""
+        with self._shared().environment.read() as tx:
+            value = tx.get(table, key)
+        return None if value is None else Row.decode(value)
+
+    def write_rows(self, writes: Sequence[RowWrite]) -> None:
+        """Put and remove rows that name no objects, in one transaction; durable on return.
+
+        Rows with roots are committed by the save that put them: `Saver.commit_rows`.
+        """
+        from casckpt.store.commits import write_rows
+
+        if any(write.roots for write in writes):
+            raise ValueError("rows with roots are committed by Saver.commit_rows")
+        self._shared(write=True).writer.run(
+            lambda tx: write_rows(tx, writes), row_count=len(writes)
+        )
 
     def trash(self, checkpoints: Sequence[tuple[str, int]]) -> None:
         """Put live checkpoints, given as (run, commit seq), into the trash, all or none."""
@@ -257,12 +281,12 @@ class Repository:
 
         def bring_back(tx: Transaction) -> None:
             value = tx.get("checkpoints", key)
-            row = None if value is None else rows.Row.decode(value)
+            row = None if value is None else Row.decode(value)
             if row is None or row.state != "trash":
                 raise NotFound(
                     f"no checkpoint {run} with commit {seq} in the trash", "its grace is over"
                 )
-            tx.put("checkpoints", key, rows.Row("live", row.roots, row.payload).encode())
+            tx.put("checkpoints", key, Row("live", row.roots, row.payload).encode())
 
         self._shared(write=True).writer.run(bring_back)
 

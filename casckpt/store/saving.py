@@ -5,27 +5,31 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from casckpt import native
 from casckpt.errors import Busy, Corrupt, NoSpace
 from casckpt.store import codec, creation, files, layout, lists, records, rows
 from casckpt.store.commits import (
     CommitRequest,
+    RowWrite,
     insert_checkpoint,
     keep_usable,
     revive,
     set_live,
+    write_rows,
 )
 from casckpt.store.environment import Transaction
 from casckpt.store.own_packs import register_ends
 from casckpt.store.packs import PackFailed, PackWriter
 from casckpt.store.sharing import SharedStore
+
+_Result = TypeVar("_Result")
 
 # Pieces handed to a worker at a time: enough to make the hand-over cheap, few enough that all
 # workers are busy in a small save.
@@ -309,6 +313,20 @@ class Saver:
             RunMoved: the line's head is not `expect_head`; nothing was committed.
             SaveAgain: a collector took something this save relies on; begin it anew.
         """
+        return self._finish(partial(insert_checkpoint, request=request), row_count=3)
+
+    def commit_rows(self, writes: Sequence[RowWrite]) -> None:
+        """Put rows whose roots are manifests of this save; durable when this returns.
+
+        Raises:
+            SaveAgain: a collector took something this save relies on; begin it anew.
+        """
+        known = self._known
+        if any(root not in known for write in writes for root in write.roots):
+            raise ValueError("a row names a manifest that this save has not put")
+        self._finish(partial(write_rows, writes=writes), row_count=len(writes))
+
+    def _finish(self, publish: Callable[[Transaction], _Result], row_count: int) -> _Result:
         try:
             # ORDER: bytes durable, then rows that name them, then the row that makes them roots
             self._shared.own.sync(self._written.values())
@@ -320,11 +338,12 @@ class Saver:
         while len(placed) > step:
             batch, placed = placed[:step], placed[step:]
             self._shared.writer.run(partial(self._index, placed=batch), row_count=step, facts=False)
-        seq = self._shared.writer.run(
-            lambda tx: self._commit(tx, placed, request), row_count=len(placed) + 3
+        result = self._shared.writer.run(
+            partial(self._publish, placed=placed, publish=publish),
+            row_count=len(placed) + row_count,
         )
         self._committed = True
-        return seq
+        return result
 
     def _index(
         self, tx: Transaction, placed: list[tuple[bytes, tuple[PackWriter, records.Record]]]
@@ -356,12 +375,13 @@ class Saver:
                 ).encode(),
             )
 
-    def _commit(
+    def _publish(
         self,
         tx: Transaction,
         placed: list[tuple[bytes, tuple[PackWriter, records.Record]]],
-        request: CommitRequest,
-    ) -> int:
+        publish: Callable[[Transaction], _Result],
+    ) -> _Result:
+        """Register the rest, check what may have gone, and add the roots (protocol, SAVE 6)."""
         self._index(tx, placed)
         if tx.number("gc_epoch") != self._lease.epoch:
             # A collector condemned packs since this save began: look at everything once more.
@@ -370,7 +390,7 @@ class Saver:
                     raise SaveAgain(
                         "the save was interrupted", "a collector freed a chunk that it had found"
                     )
-        return insert_checkpoint(tx, request)
+        return publish(tx)
 
 
 def _pieces(source: BlobSource) -> Iterator[memoryview]:
