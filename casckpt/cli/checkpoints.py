@@ -31,8 +31,8 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def run_name(checkpoint: Checkpoint) -> str:
-    """Return the run, with its line where it is not the first."""
-    return f"{checkpoint.run}~{checkpoint.line}" if checkpoint.line else checkpoint.run
+    """Return the run, with its line where the run has more than one."""
+    return checkpoint.ref.partition("@")[0]
 
 
 def step(checkpoint: Checkpoint) -> str:

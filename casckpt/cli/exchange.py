@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,8 +11,12 @@ from casckpt.cli import checkpoints as views
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
+from casckpt.errors import BadRequest
 
-FORMATS = ("safetensors", "torch", "npz", "json")
+if TYPE_CHECKING:
+    from casckpt.checkpoint.records import Checkpoint
+
+FORMATS = ("safetensors", "torch", "npz", "ubj", "json")
 
 
 @command(
@@ -22,21 +27,25 @@ FORMATS = ("safetensors", "torch", "npz", "json")
     ),
 )
 @click.argument("ref", shell_complete=completers.refs)
-@click.option("--format", "format_", type=click.Choice(FORMATS), required=True)
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), help="Default: by the suffix of -o."
+)
 @click.option(
     "-o",
     "--output",
     "destination",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="The file; default: RUN-STEP and the format's suffix, here.",
+    help="The file. Default: RUN-STEP and the suffix of the format, here.",
 )
-def export(output: Output, ref: str, format_: str, destination: Path | None) -> None:
+def export(output: Output, ref: str, format_: str | None, destination: Path | None) -> None:
     """Write a checkpoint as one file that other programs read."""
     (target,) = stores.split(output.settings, ref)
+    if format_ is None and destination is None:
+        raise BadRequest("export: in which format?", "", "pass --format, or a file name with -o")
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
-        path = destination or Path(_default_name(checkpoint.run, checkpoint.step, format_))
+        path = destination or Path(_default_name(checkpoint, str(format_)))
         written = store.export(checkpoint, path, format=format_)
     if output.json:
         output.document(
@@ -47,14 +56,15 @@ def export(output: Output, ref: str, format_: str, destination: Path | None) -> 
         )
     else:
         output.lines(
-            str(file) if output.quiet else f"{file}  {formatting.size(Path(file).stat().st_size)}"
+            str(file) if output.quiet else f"{file}  {formatting.size(file.stat().st_size)}"
             for file in written
         )
 
 
-def _default_name(run: str, step: int, format_: str) -> str:
+def _default_name(checkpoint: Checkpoint, format_: str) -> str:
+    """Return a file name that says what is in it."""
     suffix = {"torch": "pt"}.get(format_, format_)
-    return f"{run.replace('/', '-')}-{step}.{suffix}"
+    return f"{checkpoint.run.replace('/', '-')}-{checkpoint.step}.{suffix}"
 
 
 @command(
@@ -70,7 +80,7 @@ def _default_name(run: str, step: int, format_: str) -> str:
 @click.option("--run", required=True, shell_complete=completers.runs, help="The run they go to.")
 @click.option("--step", type=click.IntRange(min=0), metavar="N", help="Step of the first file.")
 def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None) -> None:
-    """Take files in as checkpoints of a run: safetensors, torch, npz, json.
+    """Take files in as checkpoints of a run: safetensors, torch, npz, npy, ubj, json.
 
     Pickles inside .pt and .pkl files go through an unpickler that builds tensors and plain values
     and refuses everything else; no code of a file is run.

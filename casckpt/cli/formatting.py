@@ -52,9 +52,22 @@ def saved(stored_bytes: int, logical_bytes: int) -> str:
 def local_time(moment: datetime, *, seconds: bool = False) -> str:
     """Return a moment in the local time zone: `2026-11-20 14:02`."""
     parts = time.localtime(moment.timestamp())
-    # Twice as fast as strftime, which shows in a list of 10,000.
     minute = f"{parts[0]}-{parts[1]:02d}-{parts[2]:02d} {parts[3]:02d}:{parts[4]:02d}"
     return f"{minute}:{parts[5]:02d}" if seconds else minute
+
+
+def local_times(moments: Iterable[datetime]) -> list[str]:
+    """Return many moments in the local time zone, to the minute."""
+    # Checkpoints of one minute share the text. Zones differ from UTC by whole minutes.
+    by_minute: dict[int, str] = {}
+    texts = []
+    for moment in moments:
+        minute = int(moment.timestamp() // 60)
+        text = by_minute.get(minute)
+        if text is None:
+            text = by_minute[minute] = local_time(moment)
+        texts.append(text)
+    return texts
 
 
 def rfc3339(moment: datetime) -> str:

@@ -77,7 +77,9 @@ def gc(
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
         plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
         if not output.json and not output.quiet:
-            _show(output, plan, now)
+            if policy is not None or plan.drop:
+                _show(output, plan)
+            _sum(output, plan, now)
         if dry_run:
             _dry(output, plan)
             return
@@ -113,8 +115,8 @@ def _policy(
     return policy
 
 
-def _show(output: Output, plan: GcPlan, now: bool) -> None:
-    """Write the plan: what stays and why, what goes, and what that frees."""
+def _show(output: Output, plan: GcPlan) -> None:
+    """Write the plan: what stays, what goes, and why."""
     entries = [("keep", checkpoint) for checkpoint in plan.keep]
     dropped = list(plan.drop)
     folded = max(0, len(dropped) - FOLDED_ABOVE) if output.is_terminal else 0
@@ -147,10 +149,15 @@ def _show(output: Output, plan: GcPlan, now: bool) -> None:
         output.note(f"... and {folded:,} more to drop; `casckpt gc ... -n | less` shows all")
     if rows:
         output.line()
-    drops = formatting.count(len(dropped), "checkpoint")
+
+
+def _sum(output: Output, plan: GcPlan, now: bool) -> None:
+    """Write what the plan amounts to."""
+    drops = formatting.count(len(plan.drop), "checkpoint")
     output.line(
         f"keeps {len(plan.keep):,}, drops {drops}; "
         f"frees {formatting.size(plan.freed_bytes)} ({formatting.exact(plan.freed_bytes)})"
+        f"{'' if now or not plan.drop else ' once it leaves the trash'}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +18,6 @@ from casckpt.errors import BadRequest, NotFound
 from casckpt.ids import ABBREVIATION
 
 if TYPE_CHECKING:
-    from casckpt.api import Store
     from casckpt.checkpoint.records import Checkpoint
 
 METRICS_SHOWN = 3
@@ -75,10 +75,15 @@ def ls(
     if mode and not best:
         raise BadRequest("--mode without --best", "", "name the metric: --best METRIC --mode max")
     pattern = stores.split(output.settings, run)[0] if run else "*"
-    with stores.opened(output.settings) as store:
-        found = store.checkpoints(pattern, trash=trash)
+    with stores.rows(output.settings) as catalog:
+        try:
+            found = catalog.checkpoints(pattern, trash=trash)
+        except NotFound:
+            if not trash:
+                raise
+            found = []
         if not found:
-            _explain_nothing(output, store, run and pattern, trash)
+            output.note("The trash is empty." if trash else "No checkpoints yet.")
     everything = found
     if tag:
         found = [checkpoint for checkpoint in found if tag in checkpoint.tags]
@@ -93,26 +98,8 @@ def ls(
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in found)
     else:
-        _table(output, found, everything, best)
+        _table(output, found, everything, best, trash)
         _sum(output, found, everything)
-
-
-def _explain_nothing(output: Output, store: Store, run: str | None, trash: bool) -> None:
-    """Say why the list is empty; a run that does not exist is an error."""
-    if run and not trash and not any(character in run for character in "*?["):
-        names = [info.name for info in store.runs()]
-        if run.partition("~")[0] not in names:
-            import difflib
-
-            near = difflib.get_close_matches(run, names, n=3)
-            raise NotFound(
-                f"no run {run!r}",
-                f"{stores.locate(output.settings)} has {formatting.count(len(names), 'run')}",
-                f"did you mean {' or '.join(near)}?" if near else "see `casckpt tree`",
-            )
-    if not output.json:
-        what = "The trash is empty." if trash else "No checkpoints yet."
-        output.note(what)
 
 
 def _ranked(
@@ -174,7 +161,11 @@ def _newest(found: Sequence[Checkpoint], limit: int) -> list[Checkpoint]:
 
 
 def _table(
-    output: Output, found: Sequence[Checkpoint], everything: Sequence[Checkpoint], best: str | None
+    output: Output,
+    found: Sequence[Checkpoint],
+    everything: Sequence[Checkpoint],
+    best: str | None,
+    trash: bool,
 ) -> None:
     """Write one line per checkpoint; `*` marks the best of the ranking."""
     frequency = Counter(name for checkpoint in found for name in checkpoint.metrics)
@@ -183,14 +174,18 @@ def _table(
     shown = ([best] if best else []) + others
     shown = shown[:METRICS_SHOWN]
     ranked = best is not None and bool(found) and math.isfinite(found[0].metrics[best])
-    latest = views.newest(everything)
+    latest = set() if trash else views.newest(everything)
     best_of_run: dict[str, str] = {}
     if best:
         for checkpoint in found:
             if math.isfinite(checkpoint.metrics.get(best, math.nan)):
                 best_of_run.setdefault(checkpoint.run, checkpoint.id)
 
+    noted = latest | set(best_of_run.values())
+
     def notes(checkpoint: Checkpoint) -> str:
+        if not (checkpoint.tags or checkpoint.pinned or checkpoint.id in noted):
+            return ""
         words = ["best"] if best_of_run.get(checkpoint.run) == checkpoint.id else []
         words += ["latest"] if checkpoint.id in latest else []
         words += ["pinned"] if checkpoint.pinned else []
@@ -199,43 +194,33 @@ def _table(
     metric_cells = [
         formatting.numbers(checkpoint.metrics.get(name) for checkpoint in found) for name in shown
     ]
-    times = _local_times(found)
     columns = [
         *([Column("")] if best else []),
         Column("ID", color="yellow"),
         Column("RUN"),
         Column("STEP", right=True),
-        Column("SAVED AT", rank=1),
+        Column("DROPPED AT" if trash else "SAVED AT", rank=1),
         *(Column(name, right=True, rank=0 if name == best else 2) for name in shown),
         Column("SIZE", right=True),
         Column("NEW", right=True, rank=3),
         Column("NOTES", color="cyan"),
     ]
-    marks = [["*" if ranked and i == 0 else ""] if best else [] for i in range(len(found))]
-    size = formatting.size
-    rows = [
-        (
-            *mark,
-            checkpoint.id[:ABBREVIATION],
-            views.run_name(checkpoint),
-            views.step(checkpoint),
-            moment,
-            *metrics,
-            size(checkpoint.logical_bytes),
-            size(checkpoint.new_bytes),
-            notes(checkpoint),
-        )
-        for mark, checkpoint, moment, *metrics in zip(
-            marks, found, times, *metric_cells, strict=True
-        )
+    size = lru_cache(maxsize=None)(formatting.size)  # few sizes, many checkpoints
+    cells = [
+        *([["*" if ranked else "", *[""] * (len(found) - 1)]] if best else []),
+        [checkpoint.id[:ABBREVIATION] for checkpoint in found],
+        [views.run_name(checkpoint) for checkpoint in found],
+        [views.step(checkpoint) for checkpoint in found],
+        formatting.local_times(
+            (trash and checkpoint.trashed_at) or checkpoint.created for checkpoint in found
+        ),
+        *metric_cells,
+        [size(checkpoint.logical_bytes) for checkpoint in found],
+        [size(checkpoint.new_bytes) for checkpoint in found],
+        [notes(checkpoint) for checkpoint in found],
     ]
+    rows = list(zip(*cells, strict=True))
     output.table(columns, rows, bold_rows=frozenset({0}) if ranked else frozenset())
-
-
-def _local_times(found: Sequence[Checkpoint]) -> list[str]:
-    """Return when each was saved, in local time."""
-    local = formatting.local_time
-    return [local(checkpoint.created) for checkpoint in found]
 
 
 def _sum(output: Output, found: Sequence[Checkpoint], everything: Sequence[Checkpoint]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _change(
     output: Output,
     refs: Sequence[str],
-    change: Callable[[Store, str], None],
+    change: Callable[[Store, Checkpoint], Checkpoint],
     done: Callable[[Checkpoint], str],
 ) -> None:
     """Change each checkpoint, then show them as they are now.
@@ -30,10 +30,8 @@ def _change(
     name = str(click.get_current_context().info_name)
     plain_refs = stores.split(output.settings, *refs)
     with stores.opened(output.settings, "a") as store:
-        targets = [store.get(ref).ref for ref in plain_refs]
-        for ref in targets:
-            change(store, ref)
-        changed = [store.get(ref) for ref in targets]
+        targets = [store.get(ref) for ref in plain_refs]
+        changed = [change(store, target) for target in targets]
     if output.json:
         output.document(name, checkpoints=[record(checkpoint) for checkpoint in changed])
     elif output.quiet:

@@ -135,16 +135,18 @@ def layout(
 
     Args:
         columns: the columns; those of the highest rank go first when `width` is too small.
-        rows: one text per column each.
+        rows: one text per column each; at least one.
         color: whether to colour.
         width: columns of the terminal, or None where lines may have any length.
         bold_rows: numbers of rows that stand out.
         dim_rows: numbers of rows that stand back.
     """
-    cells = [
-        [len(column.title), *(len(row[i]) for row in rows)] for i, column in enumerate(columns)
+    # By column, so that the lengths of 10,000 rows are taken without a loop in Python.
+    cells = zip(*rows, strict=True)
+    widths = [
+        max(len(column.title), max(map(len, texts)))
+        for column, texts in zip(columns, cells, strict=True)
     ]
-    widths = [max(lengths) for lengths in cells]
     shown = list(range(len(columns)))
     while width is not None and sum(widths[i] + 2 for i in shown) - 2 > width:
         last = max(shown, key=lambda i: (columns[i].rank, i))
@@ -155,7 +157,9 @@ def layout(
     heading = pattern.format(*(column.title for column in columns)).rstrip()
     if not color:
         lines = [pattern.format(*row).rstrip() for row in rows]
-        return [heading, *(formatting.printable(line) for line in lines)]
+        if not all(map(str.isprintable, lines)):
+            lines = [formatting.printable(line) for line in lines]
+        return [heading, *lines]
     lines = [click.style(heading, dim=True)]
     for number, row in enumerate(rows):
         if number in dim_rows:

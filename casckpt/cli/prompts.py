@@ -23,6 +23,6 @@ def agreed(output: Output, question: str, *, yes: bool, command: str) -> bool:
         raise BadRequest(
             f"{command}: nobody to ask: {question}",
             "no terminal" if not output.json else "--json is read by a program",
-            f"look at the plan with `casckpt {command} -n`, then pass --yes",
+            "add -n to see what would go, --yes to let it go",
         )
     return click.confirm(question, default=False, err=True)

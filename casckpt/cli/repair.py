@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +10,9 @@ from casckpt.cli import formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.errors import BadRequest
+
+if TYPE_CHECKING:
+    from casckpt.api import RepairResult
 
 
 @command(
@@ -38,10 +41,31 @@ def repair(output: Output, rebuild_index: bool, accept: bool) -> None:
 
     done = repair_store(path, rebuild_index=rebuild_index, accept=accept)
     if output.json:
-        output.document("repair", **formatting.plain(done))
-    elif not output.quiet:
-        output.lines(_words(done))
+        output.document(
+            "repair",
+            rebuilt=done.rebuilt,
+            accepted=done.accepted,
+            checkpoint_count=done.checkpoint_count,
+            recovered=list(done.recovered),
+            messages=list(done.messages),
+        )
+    elif output.quiet:
+        output.lines(done.recovered)
+    else:
+        _show(output, done)
 
 
-def _words(done: Any) -> list[str]:
-    return [f"{name}: {value}" for name, value in vars(done).items()]
+def _show(output: Output, done: RepairResult) -> None:
+    """Say what was done, and what is to be looked at."""
+    checkpoints = formatting.count(done.checkpoint_count, "checkpoint")
+    if done.rebuilt:
+        output.line(f"a new index was made from the packs: {checkpoints}")
+        output.lines(f"    {message}" for message in done.messages)
+        output.lines(f"    recovered without its row: {ref}" for ref in done.recovered)
+    if done.accepted:
+        output.line(f"accepted: gc works again ({checkpoints})")
+    elif done.rebuilt:
+        output.note(
+            "Look with `casckpt ls` and `casckpt verify`; gc frees nothing until "
+            "`casckpt repair --accept`."
+        )

@@ -27,18 +27,18 @@ from casckpt.cli.output import Output
     required=True,
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder to write into.",
+    help="A new folder.",
 )
 def restore(output: Output, ref: str, destination: Path) -> None:
-    """Write a checkpoint into a folder, every byte verified.
+    """Write a checkpoint into a new folder, every byte verified.
 
-    A state tree becomes DIR/state.safetensors and DIR/tree.json.
+    A state tree becomes DIR/state.safetensors, which other programs read, and DIR/tree.json;
+    together they hold every type and value, and `casckpt import DIR` takes them in again.
     """
     (target,) = stores.split(output.settings, ref)
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
-        written = store.export(checkpoint, destination, format="safetensors")
-    files = [Path(path) for path in written]
+        files = store.export(checkpoint, destination, format="tree")
     if output.json:
         output.document(
             "restore",

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from casckpt import __version__
 from casckpt.cli import errors
 from casckpt.cli.options import LazyGroup, global_options
 from casckpt.cli.output import Settings
@@ -61,7 +62,7 @@ _EXAMPLES = (
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     subcommand_metavar="COMMAND ...",
 )
-@click.version_option(None, "--version", package_name="casckpt", prog_name="casckpt")
+@click.version_option(__version__, "--version", prog_name="casckpt")
 @global_options
 def casckpt() -> None:
     """A content-addressed checkpoint store for machine-learning training.

@@ -13,6 +13,7 @@ from casckpt.errors import BadRef, NoStore
 
 if TYPE_CHECKING:
     from casckpt.api import Store
+    from casckpt.checkpoint.queries import Catalog
 
 FOLDER = ".casckpt"
 """Name of a store that is found from the folders below it."""
@@ -78,18 +79,46 @@ def opened(settings: Settings, mode: Literal["r", "a"] = "r") -> Iterator[Store]
     Raises:
         NoStore: if there is none at the place that was named.
     """
+    from casckpt.api import Store
+
+    store = Store(_existing(settings), mode=mode)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def rows(settings: Settings) -> Iterator[Catalog]:
+    """Open only the rows of the store, for `ls`.
+
+    The whole Store brings policies, saving and restoring with it, which are a quarter of the
+    start-up time of a list of 10,000 checkpoints.
+
+    Raises:
+        NoStore: if there is none at the place that was named.
+    """
+    from casckpt.checkpoint.queries import Catalog
+    from casckpt.store import Repository
+
+    repository = Repository.open(_existing(settings), mode="r")
+    try:
+        yield Catalog(repository)
+    finally:
+        repository.close()
+
+
+def _existing(settings: Settings) -> Path:
+    """Return the store, which is there: mode "a" would make one at a mistyped path.
+
+    Raises:
+        NoStore: if there is none.
+    """
     path = locate(settings)
     if not (path / "format.json").exists():
-        # Mode "a" would make a store here; a mistyped path must not.
         raise NoStore(
             f"no store at {path}",
             "the folder is empty or something else" if path.is_dir() else "no such folder",
             f"make one with `casckpt init {path}`, or name another with --store",
         )
-    from casckpt.api import Store
-
-    store = Store(path, mode=mode)
-    try:
-        yield store
-    finally:
-        store.close()
+    return path

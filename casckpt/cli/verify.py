@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -12,7 +12,7 @@ from casckpt.cli.output import Column, Output
 from casckpt.cli.progress import progress
 
 if TYPE_CHECKING:
-    from casckpt.api import VerifyReport
+    from casckpt.checkpoint.checks import VerifyResult
 
 FINDINGS = 1
 
@@ -31,7 +31,7 @@ FINDINGS = 1
     show_default=True,
     help="How deep: the index, what it refers to, or every byte.",
 )
-def verify(output: Output, level: str) -> int:
+def verify(output: Output, level: Literal["structure", "refs", "bytes"]) -> int:
     """Check that everything stored is whole; change nothing.
 
     Exit code 0: all is whole. 1: something is damaged; the checkpoints it belongs to and those
@@ -42,13 +42,13 @@ def verify(output: Output, level: str) -> int:
     if output.json:
         output.document("verify", **_record(found, level))
     elif output.quiet:
-        output.lines(sorted({ref for damage in found.damaged for ref in damage.checkpoints}))
+        output.lines(found.lost)
     else:
         _show(output, found, level)
-    return FINDINGS if found.damaged else 0
+    return 0 if found.ok else FINDINGS
 
 
-def _record(found: VerifyReport, level: str) -> dict[str, Any]:
+def _record(found: VerifyResult, level: str) -> dict[str, Any]:
     """Return the findings as JSON holds them."""
     return {
         "level": level,
@@ -57,21 +57,23 @@ def _record(found: VerifyReport, level: str) -> dict[str, Any]:
             {
                 "pack": damage.pack,
                 "offset": damage.offset,
+                "id": damage.id,
                 "message": damage.message,
                 "tensors": list(damage.tensors),
                 "checkpoints": list(damage.checkpoints),
             }
             for damage in found.damaged
         ],
+        "lost": list(found.lost),
         "whole": list(found.whole),
     }
 
 
-def _show(output: Output, found: VerifyReport, level: str) -> None:
+def _show(output: Output, found: VerifyResult, level: str) -> None:
     """Write what is damaged, and whom it concerns, or that nothing is."""
     checked = f"{formatting.size(found.checked_bytes)} checked" if found.checked_bytes else level
     whole = formatting.count(len(found.whole), "checkpoint")
-    if not found.damaged:
+    if found.ok:
         output.line(output.style(f"whole: {whole}, {checked}", fg="green"))
         return
     rows = [
@@ -90,11 +92,10 @@ def _show(output: Output, found: VerifyReport, level: str) -> None:
         Column("DAMAGED"),
     ]
     output.table(columns, rows)
-    hit = {ref for damage in found.damaged for ref in damage.checkpoints}
     output.line()
     output.line(
         f"{formatting.count(len(found.damaged), 'damaged record')} in "
-        f"{formatting.count(len(hit), 'checkpoint')}; {whole} whole; {checked}"
+        f"{formatting.count(len(found.lost), 'checkpoint')}; {whole} whole; {checked}"
     )
     if found.whole:
         output.note(f"Whole: {', '.join(found.whole[:8])}{' ...' if len(found.whole) > 8 else ''}")
