@@ -8,8 +8,8 @@ sets lazily (conjugate, negative) are kept as flags, so nothing is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from casckpt.checkpoint.arrays import check_view, sparse_part_names
 from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY
+from casckpt.checkpoint.into_parts import optimizer_problems
 from casckpt.checkpoint.leaves import (
     ALIGNMENT,
     Leaf,
@@ -28,6 +29,7 @@ from casckpt.checkpoint.leaves import (
     memory_order,
     refused,
 )
+from casckpt.checkpoint.leaves_overlap import Span, extent, overlapping
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.checkpoint.tree_paths import join
 from casckpt.errors import BadLeaf
@@ -157,26 +159,20 @@ class TensorTarget:
 
 @dataclass(frozen=True, slots=True)
 class SparseTarget:
-    """A sparse tensor of `into`: its parts are replaced, since their sizes may differ."""
+    """A sparse tensor of `into`; COO parts are replaced, since their sizes may differ."""
 
     tensor: torch.Tensor
     direct: None = None
 
     def assign(self, value: Any) -> None:
         """Let the tensor hold the restored parts."""
-        self.tensor.data = value.detach().to(self.tensor.device)
-
-
-@dataclass(slots=True)
-class _Span:
-    """Where a tensor's items lie, as bytes from `start` to before `end` on a device."""
-
-    device: str
-    start: int
-    end: int
-    leaf: Leaf
-    index: int
-    raw: torch.Tensor = field(repr=False)
+        if self.tensor.layout is torch.sparse_coo:
+            self.tensor.data = value.detach().to(self.tensor.device)
+            return
+        with torch.no_grad():
+            mine, theirs = _compressed_parts(self.tensor), _compressed_parts(value)
+            for part, restored in zip(mine, theirs, strict=True):
+                part.copy_(restored)
 
 
 class TorchHandler:
@@ -203,8 +199,12 @@ class TorchHandler:
         spans = []
         for index, leaf in enumerate(leaves):
             if leaf.kind == "tensor" and leaf.alias < 0 and leaf.length:
-                spans.append(_span(leaf, index))
-        for group in _overlapping(spans):
+                raw = _raw(leaf)
+                size, device = raw.element_size(), str(raw.device)
+                reach = extent(raw.shape, raw.stride()) * size
+                start = raw.data_ptr()
+                spans.append(Span(device, start, start + reach, index, size))
+        for group in overlapping(spans):
             _tie(group, leaves)
 
     def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
@@ -276,6 +276,8 @@ class TorchHandler:
             )
         if _NAMES.get(target.dtype) != attributes.get("dtype"):
             return f"dtype {attributes.get('dtype')} in the checkpoint, {target.dtype} in into"
+        if "count" in attributes and target.values().shape[0] != attributes["count"]:
+            return f"{attributes['count']} values in the checkpoint, another count in into"
         return SparseTarget(target)
 
     def state_problems(self, target: Any, plain: Any) -> list[str] | None:
@@ -283,7 +285,9 @@ class TorchHandler:
         if isinstance(target, torch.nn.Module):
             return None
         if isinstance(target, torch.optim.Optimizer):
-            return list(_optimizer_problems(target, plain))
+            groups = target.param_groups
+            shapes = [[tuple(item.shape) for item in group["params"]] for group in groups]
+            return list(optimizer_problems(shapes, plain))
         return []
 
 
@@ -342,22 +346,29 @@ def _sparse(tensor: torch.Tensor, path: str, walker: Walker) -> Node:
         if plain.is_coalesced():
             flags.append("coalesced")
         parts = [plain._indices(), plain._values()]
-    elif layout in ("csr", "bsr"):
-        parts = [plain.crow_indices(), plain.col_indices(), plain.values()]
     else:
-        parts = [plain.ccol_indices(), plain.row_indices(), plain.values()]
-    attributes = {
+        parts = _compressed_parts(plain)
+    attributes: dict[str, Any] = {
         "layout": layout,
         "shape": list(tensor.shape),
         "dtype": _NAMES.get(tensor.dtype, ""),
         "flags": sorted(flags),
     }
+    if layout != "coo":
+        attributes["count"] = parts[2].shape[0]
     names = sparse_part_names(layout)
     nodes = [
         walker.walk(part.detach(), join(path, name))
         for name, part in zip(names, parts, strict=True)
     ]
     return {"x": ["torch", "sparse"], "a": attributes, "v": nodes}
+
+
+def _compressed_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    plain = tensor.detach()
+    if plain.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [plain.crow_indices(), plain.col_indices(), plain.values()]
+    return [plain.ccol_indices(), plain.row_indices(), plain.values()]
 
 
 def _build_sparse(attributes: Node, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -409,102 +420,54 @@ def _dense_stride(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
     return stride
 
 
-def _span(leaf: Leaf, index: int) -> _Span:
-    assert isinstance(leaf.source, TensorSource)
-    raw = leaf.source.tensor
-    start = raw.data_ptr()
-    last = sum((size - 1) * step for size, step in zip(raw.shape, raw.stride(), strict=True))
-    return _Span(str(raw.device), start, start + (last + 1) * raw.element_size(), leaf, index, raw)
-
-
-def _overlapping(spans: list[_Span]) -> Iterator[list[_Span]]:
-    """Yield groups of two or more whose memory overlaps, directly or through others."""
-    group: list[_Span] = []
-    end = 0
-    for span in sorted(spans, key=lambda span: (span.device, span.start, span.index)):
-        if group and span.device == group[0].device and span.start < end:
-            end = max(end, span.end)
-            group.append(span)
-            continue
-        if len(group) > 1:
-            yield group
-        group, end = [span], span.end
-    if len(group) > 1:
-        yield group
-
-
-def _tie(group: list[_Span], leaves: list[Leaf]) -> None:
+def _tie(group: list[Span], leaves: list[Leaf]) -> None:
     """Let all but one leaf view the memory of one; of a new one if none shows all of it."""
     start, end = min(span.start for span in group), max(span.end for span in group)
     whole = [
-        span
+        span.leaf
         for span in group
-        if span.leaf.length == end - start
-        and span.raw.is_contiguous()
-        and all((other.start - start) % other.raw.element_size() == 0 for other in group)
+        if leaves[span.leaf].length == end - start
+        and _raw(leaves[span.leaf]).is_contiguous()
+        and all((other.start - start) % other.item_size == 0 for other in group)
     ]
-    if whole:
-        base_index = min(span.index for span in whole)
-    else:
-        first = min(group, key=lambda span: span.index)
-        storage = first.raw.untyped_storage()
+    base_index = min(whole, default=-1)
+    if base_index < 0:
+        first = leaves[min(span.leaf for span in group)]
+        storage = _raw(first).untyped_storage()
         origin = storage.data_ptr()
         if start < origin or end > origin + storage.nbytes():
             return  # memory of several owners: values are kept, the tie is not
         start = origin + (start - origin) // ALIGNMENT * ALIGNMENT
-        if any((span.start - start) % span.raw.element_size() for span in group):
+        if any((span.start - start) % span.item_size for span in group):
             return
-        flat = torch.empty(0, dtype=torch.uint8, device=first.raw.device)
-        flat.set_(storage, start - origin, (end - start,), (1,))
         base_index = len(leaves)
-        width = min(span.leaf.item_size for span in group)
-        leaves.append(
-            Leaf(
-                f"{first.leaf.path}.(storage)",
-                "storage",
-                "uint8",
-                (end - start,),
-                item_size=width,
-                length=end - start,
-                source=TensorSource(flat),
-                value=flat,
-            )
-        )
+        leaves.append(_storage_leaf(first, storage, start - origin, end - start))
     for span in group:
-        if span.index == base_index:
-            continue
-        leaf = span.leaf
-        value = leaf.value.detach()
-        leaf.alias, leaf.offset = base_index, span.start - start
-        leaf.stride = tuple(value.stride())
-        leaf.source, leaf.length, leaf.order = None, 0, "C"
+        if span.leaf != base_index:
+            leaf = leaves[span.leaf]
+            leaf.alias, leaf.offset = base_index, span.start - start
+            leaf.stride = tuple(leaf.value.detach().stride())
+            leaf.source, leaf.length, leaf.order = None, 0, "C"
 
 
-def _optimizer_problems(optimizer: torch.optim.Optimizer, plain: Any) -> Iterator[str]:
-    groups = plain.get("param_groups") if isinstance(plain, dict) else None
-    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        yield "an optimizer in into, something else in the checkpoint"
-        return
-    mine = optimizer.param_groups
-    if len(groups) != len(mine):
-        yield f"{len(groups)} parameter groups in the checkpoint, {len(mine)} in into"
-        return
-    for number, (theirs, own) in enumerate(zip(groups, mine, strict=True)):
-        saved, here = len(theirs.get("params", ())), len(own["params"])
-        if saved != here:
-            yield f"group {number}: {saved} parameters in the checkpoint, {here} in into"
-            return
-    shapes = [tuple(parameter.shape) for group in mine for parameter in group["params"]]
-    numbers = [number for group in groups for number in group["params"]]
-    state = plain.get("state")
-    for number, shape in zip(numbers, shapes, strict=True):
-        parts = state.get(number) if isinstance(state, dict) else None
-        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"):
-            part = parts.get(name) if isinstance(parts, dict) else None
-            saved_shape = getattr(part, "shape", None)
-            if saved_shape is not None and tuple(saved_shape) != shape:
-                where = f"state.{number}.{name}"
-                yield f"{where}: shape {saved_shape} in the checkpoint, {shape} in into"
+def _storage_leaf(first: Leaf, storage: torch.UntypedStorage, offset: int, length: int) -> Leaf:
+    flat = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    flat.set_(storage, offset, (length,), (1,))
+    return Leaf(
+        f"{first.path}.(storage)",
+        "storage",
+        "uint8",
+        (length,),
+        item_size=first.item_size if length % first.item_size == 0 else 1,
+        length=length,
+        source=TensorSource(flat),
+        value=flat,
+    )
+
+
+def _raw(leaf: Leaf) -> torch.Tensor:
+    assert isinstance(leaf.source, TensorSource)
+    return leaf.source.tensor
 
 
 HANDLER = TorchHandler()

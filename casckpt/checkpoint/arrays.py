@@ -56,13 +56,24 @@ class ArraySource:
 
     def view(self) -> memoryview:
         """Return the array's own memory, or a copy if it is not dense."""
-        return as_bytes(np.ascontiguousarray(self.array))
+        if self.array.flags.c_contiguous:
+            return as_bytes(self.array)
+        copied = np.empty(self.array.nbytes, np.uint8)
+        self.copy_to(copied.data)
+        return copied.data
 
     def copy_to(self, dest: memoryview) -> None:
         """Copy with one pass over the array's memory."""
-        if self.array.nbytes:
-            target = np.frombuffer(dest, np.uint8).view(self.array.dtype)
-            np.copyto(target.reshape(self.array.shape), self.array)
+        if not self.array.nbytes:
+            return
+        target = np.frombuffer(dest, np.uint8)
+        if self.array.flags.c_contiguous:
+            np.copyto(target, np.frombuffer(as_bytes(self.array), np.uint8))
+            return
+        if self.array.dtype.names is not None:
+            # numpy copies fields, not the gaps between them, which would keep what was in dest.
+            target.fill(0)
+        np.copyto(target.view(self.array.dtype).reshape(self.array.shape), self.array)
 
     @property
     def memory_maker(self) -> None:
@@ -125,8 +136,8 @@ class NumpyHandler:
 
     def _scalar(self, value: np.generic, path: str, walker: Walker) -> Node:
         if isinstance(value, np.str_) and len(value) <= TEXT_MAX_BYTES:
-            # np.array() would cut trailing NULs off.
-            return {"x": ["numpy", "str_"], "a": encode_str(str(value)), "v": []}
+            # np.array() and str() would cut trailing NULs off.
+            return {"x": ["numpy", "str_"], "a": encode_str("".join(value)), "v": []}
         if isinstance(value, np.bytes_) and len(value) <= TEXT_MAX_BYTES:
             return {"x": ["numpy", "bytes_"], "a": bytes(value).hex(), "v": []}
         array = np.asarray(value)
@@ -135,8 +146,10 @@ class NumpyHandler:
             raise refused(value, path, f"its dtype is {array.dtype}")
         if array.nbytes > TEXT_MAX_BYTES:
             return walker.add(_leaf(array, path, ("scalar",)))
-        data = as_bytes(np.ascontiguousarray(array)).hex()
-        return {"x": ["numpy", "scalar"], "a": [text, data], "v": []}
+        data = bytearray(as_bytes(np.ascontiguousarray(array)))
+        if array.dtype.kind in "fc" and number_width(array.dtype) == 16:
+            _clear_padding(data)
+        return {"x": ["numpy", "scalar"], "a": [text, data.hex()], "v": []}
 
     def link(self, leaves: list[Leaf]) -> None:
         """Do nothing: only the same array twice is an alias, and chunks are shared anyway."""
@@ -216,6 +229,13 @@ class NumpyHandler:
     def state_problems(self, target: Any, plain: Any) -> list[str] | None:
         """Return nothing: numpy has no such objects."""
         return []
+
+
+def _clear_padding(data: bytearray) -> None:
+    """Zero what x87 extended numbers leave unset, so that equal scalars have equal nodes."""
+    if np.finfo(np.longdouble).nmant == 63:
+        for start in range(0, len(data), 16):
+            data[start + 10 : start + 16] = bytes(6)
 
 
 def entry_dtype(entry: Entry) -> np.dtype[Any]:

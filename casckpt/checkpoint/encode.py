@@ -17,7 +17,8 @@ from casckpt.checkpoint.manifest import Entry
 from casckpt.checkpoint.tree import FlatState
 
 if TYPE_CHECKING:
-    from casckpt.store import BlobInfo, BlobSource, Saver
+    from casckpt.store import BlobInfo, BlobSource
+    from casckpt.store.saving import Saver
 
 KiB: Final = 1024
 GROUPED_BELOW_BYTES: Final = 64 * KiB

@@ -7,15 +7,24 @@ array of `into` takes which entry, and returns what puts the result together aft
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from casckpt.checkpoint import leaves as leaf_module
-from casckpt.checkpoint import tree_classes
+from casckpt.checkpoint.into_parts import (
+    Differences,
+    child_kind,
+    is_array,
+    is_object,
+    is_pure,
+    items_of,
+    keyed,
+    replace_parts,
+    type_text,
+)
 from casckpt.checkpoint.leaves import VALUE_KINDS, Handler, RestoreOptions, Target
 from casckpt.checkpoint.manifest import Entry, Manifest
 from casckpt.checkpoint.scalars import SCALAR_TAGS, Node, encode_key, malformed
@@ -37,7 +46,6 @@ LeafOf = Callable[[int], Any]
 Finish = Callable[[LeafOf], Any]
 """Given the leaves that were read, returns the part of the result that stands here."""
 
-_LISTED_MAX: Final = 6
 _NAMES: Final = {
     None: "a list",
     "t": "a tuple",
@@ -53,35 +61,6 @@ class Bound:
 
     target: Target
     handler: Handler
-
-
-@dataclass
-class Differences:
-    """What keeps `into` from taking a checkpoint.
-
-    Attributes:
-        missing: paths of `into` that the checkpoint lacks.
-        extra: paths of the checkpoint that `into` lacks.
-        wrong: "path: what is different" where both have something.
-    """
-
-    missing: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """Return one text per kind of difference, long lists cut."""
-        kinds = (
-            ("missing in the checkpoint", self.missing),
-            ("extra in the checkpoint", self.extra),
-            ("different", self.wrong),
-        )
-        return [
-            f"{name}: {'; '.join(found[:_LISTED_MAX])}"
-            + (f" and {len(found) - _LISTED_MAX} more" if len(found) > _LISTED_MAX else "")
-            for name, found in kinds
-            if found
-        ]
 
 
 class IntoPlan:
@@ -166,7 +145,7 @@ class IntoPlan:
             raise malformed("a tree that is nested too deeply")
         try:
             tag = tag_of(node)
-            if _is_object(target):
+            if is_object(target):
                 return self._object(node, target, path, whole)
             if target is None or tag == "e" or tag == "x":
                 if not whole:
@@ -195,9 +174,9 @@ class IntoPlan:
         return finish
 
     def _scalar(self, node: Node, target: Any, path: str) -> Finish:
-        if _is_array(target) or (_child_kind(target) is not None and len(_items(target)) > 0):
+        if is_array(target) or (child_kind(target) is not None and len(items_of(target)) > 0):
             return self._wrong(
-                path, f"a plain value in the checkpoint, {_type(target)} in into", target
+                path, f"a plain value in the checkpoint, {type_text(target)} in into", target
             )
         return self._new(node, path)
 
@@ -214,7 +193,9 @@ class IntoPlan:
         handler = leaf_module.handler_of(target)
         if handler is None or not handler.is_leaf(target):
             what = f"{entry.kind} {entry.shape}" if tag == "e" else "a sparse tensor"
-            return self._wrong(path, f"{what} in the checkpoint, {_type(target)} in into", target)
+            return self._wrong(
+                path, f"{what} in the checkpoint, {type_text(target)} in into", target
+            )
         bound = (
             handler.bind(target, entry)
             if tag == "e"
@@ -243,8 +224,8 @@ class IntoPlan:
     def _container(
         self, node: Node, tag: str | None, target: Any, path: str, whole: bool
     ) -> Finish:
-        parts = dict(_keyed(tag, target, children(node, tag)))
-        kind = _child_kind(target)
+        parts = dict(keyed(tag, target, children(node, tag)))
+        kind = child_kind(target)
         if (
             kind is None
             or (kind == "dict") != (tag == "d")
@@ -253,16 +234,16 @@ class IntoPlan:
             if not whole and not self._has_selected(node, path):
                 return _keep(target)
             return self._wrong(
-                path, f"{_NAMES[tag]} in the checkpoint, {_type(target)} in into", target
+                path, f"{_NAMES[tag]} in the checkpoint, {type_text(target)} in into", target
             )
-        own = dict(_keyed(tag, target, _items(target)))
+        own = dict(keyed(tag, target, items_of(target)))
         replaceable = not own if kind == "dict" else len(own) != len(parts)
         if (
             whole
             and replaceable
             and isinstance(target, dict | list)
             and self._is_pure(node)
-            and _is_pure(target)
+            and is_pure(target)
         ):
             return self._refill(node, target, path)
         finishes: list[tuple[Any, Finish]] = []
@@ -278,7 +259,7 @@ class IntoPlan:
                 whole or (self._selection is not None and self._selection.matches(below))
             ):
                 self.differences.missing.append(below)
-        return lambda leaf: _replace(target, [(key, finish(leaf)) for key, finish in finishes])
+        return lambda leaf: replace_parts(target, [(key, finish(leaf)) for key, finish in finishes])
 
     def _refill(self, node: Node, target: Any, path: str) -> Finish:
         """Plan to replace all items of a list of plain values, or fill an empty dict."""
@@ -322,7 +303,7 @@ class IntoPlan:
         before = len(self.differences.extra) + len(self.differences.missing)
         if tag_of(node) != "d":
             return self._wrong(
-                path, f"a plain value in the checkpoint, {_type(target)} in into", target
+                path, f"a plain value in the checkpoint, {type_text(target)} in into", target
             )
         plain = target.state_dict()
         finish_plain = self._match(node, plain, path, whole)
@@ -370,82 +351,3 @@ def _keep(target: Any) -> Finish:
 def _outline(skeleton: Builder, node: Node) -> Any:
     # Arrays stand as their entries; a sparse tensor would need its parts, and is left out.
     return skeleton.build(node) if tag_of(node) == "d" else None
-
-
-def _is_object(target: Any) -> bool:
-    return (
-        not isinstance(target, type)
-        and callable(getattr(target, "state_dict", None))
-        and callable(getattr(target, "load_state_dict", None))
-    )
-
-
-def _is_array(target: Any) -> bool:
-    handler = leaf_module.handler_of(target)
-    return handler is not None and handler.is_leaf(target)
-
-
-def _type(target: Any) -> str:
-    return f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")
-
-
-def _child_kind(target: Any) -> str | None:
-    if isinstance(target, dict):
-        return "dict"
-    if tree_classes.is_dataclass(target) or tree_classes.is_namedtuple(target):
-        return "fields"
-    return "items" if isinstance(target, list | tuple) and not _is_array(target) else None
-
-
-def _items(target: Any) -> list[tuple[Any, Any]]:
-    if isinstance(target, dict):
-        return list(target.items())
-    if tree_classes.is_dataclass(target) or tree_classes.is_namedtuple(target):
-        return [(name, getattr(target, name)) for name in tree_classes.field_names(target)]
-    return list(enumerate(target)) if isinstance(target, list | tuple) else []
-
-
-def _keyed(tag: str | None, target: Any, pairs: Any) -> list[tuple[Any, tuple[Any, Any]]]:
-    """Give each pair the name by which both sides are compared.
-
-    Dict keys by type and bits (1 is not True); fields by name if both have names, else by place.
-    """
-    if tag == "d":
-        result = []
-        for key, value in pairs:
-            try:
-                result.append((json.dumps(encode_key(key)), (key, value)))
-            except TypeError:
-                result.append((key, (key, value)))
-        return result
-    if tag in ("n", "D") and _child_kind(target) == "fields":
-        return [(key, (key, value)) for key, value in pairs]
-    return [(place, pair) for place, pair in enumerate(pairs)]
-
-
-def _is_pure(target: Any) -> bool:
-    """Return whether a container holds plain values only: nothing with memory to be kept."""
-    return all(
-        not _is_array(value) and not _is_object(value) and _is_pure(value)
-        for _, value in _items(target)
-    )
-
-
-def _replace(target: Any, pairs: list[tuple[Any, Any]]) -> Any:
-    """Return `target` with parts replaced: in place where it can be changed."""
-    if isinstance(target, dict | list):
-        for key, value in pairs:
-            if target[key] is not value:
-                target[key] = value
-        return target
-    old = dict(_items(target))
-    changed = [(key, value) for key, value in pairs if old[key] is not value]
-    if not changed:
-        return target
-    if isinstance(target, tuple):
-        return tuple.__new__(type(target), (old | dict(changed)).values())
-    if type(target).__dataclass_params__.frozen:
-        target = copy.copy(target)
-    for key, value in changed:
-        object.__setattr__(target, key, value)
-    return target
