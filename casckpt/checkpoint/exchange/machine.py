@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, ClassVar, Final
 
-from casckpt.checkpoint.exchange.refusals import damaged, refused, unreadable
+from casckpt.checkpoint.exchange.refusals import allowed_bytes, damaged, refused, unreadable
 from casckpt.checkpoint.exchange.symbols import MAPPINGS, Node, Symbol, hashable
 from casckpt.errors import Corrupt
 
@@ -25,6 +25,7 @@ OPERATIONS_MAX: Final = 50_000_000
 """Opcodes in one pickle: a minute's work, and 10 GiB of objects at the very most."""
 
 _LINE_MAX: Final = 1 << 20
+_ITEM_BYTES: Final = 64  # what a place in a container takes, with its value
 _SMALL_READ: Final = 1 << 16
 _MALFORMED: Final = (
     IndexError,
@@ -66,6 +67,7 @@ class Machine:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._left = allowed_bytes(end)
 
     def load(self) -> Any:
         """Read one pickle and return its value, with Nodes still in it.
@@ -230,6 +232,7 @@ class Machine:
         target = self._stack[-1]
         if not isinstance(target, Node):
             raise ValueError(f"items added to a {type(target).__name__}")
+        self._charge((items,))
         target.build(items)
 
     def _frozenset(self) -> None:
@@ -268,7 +271,20 @@ class Machine:
             raise refused(self._path, f"a call of {symbol.name}")
         if type(args) is not tuple:
             raise ValueError("arguments that are no tuple")
+        self._charge(args)
         return symbol.make(args)
+
+    def _charge(self, args: tuple[Any, ...]) -> None:
+        # A constructor copies what it is given, and a pickle can give the same a million times.
+        self._left -= _ITEM_BYTES * len(args)
+        for value in args:
+            kind = type(value)
+            if kind in (str, bytes):
+                self._left -= len(value)
+            elif kind in (list, tuple) or kind in MAPPINGS:
+                self._left -= _ITEM_BYTES * len(value)
+        if self._left < 0:
+            raise ValueError("it makes far more than it holds")
 
     def _global(self) -> None:
         module, name = self._line().decode(), self._line().decode()
@@ -302,6 +318,7 @@ class Machine:
         state = self._stack.pop()
         target = self._stack[-1]
         if isinstance(target, Node):
+            self._charge(state if type(state) is tuple else (state,))
             target.build(state)
         elif type(target) is OrderedDict and type(state) is dict and set(state) <= {"_metadata"}:
             # The one attribute a state dict carries: the versions of its modules.

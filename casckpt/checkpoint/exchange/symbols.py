@@ -11,6 +11,7 @@ MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 """The classes of dict a pickle may make; assigning to their keys runs nothing of the file's."""
 
 _KEY_DEPTH_MAX: Final = 16
+_KEY_PARTS_MAX: Final = 256
 _KEY_TYPES: Final = (str, int, float, bool, bytes, type(None))
 
 Resolve = Callable[[Any], Any]
@@ -45,22 +46,27 @@ class Node:
         raise NotImplementedError
 
 
-def hashable(key: Any, depth: int = 0) -> Any:
-    """Return `key` if it may key a dict: plain scalars and shallow tuples of them.
+def hashable(key: Any) -> Any:
+    """Return `key` if it may key a dict: plain scalars and small tuples of them.
 
-    Hashing a deep tuple overflows the C stack, and integers beyond 64 bits can be made to
-    collide, so that a small file would take hours.
+    Hashing a deep tuple overflows the C stack, hashing a large one again and again takes hours,
+    and integers beyond 64 bits can be made to collide, which takes hours too.
 
     Raises:
         ValueError: for anything else.
     """
-    kind = type(key)
-    if kind is int and -(1 << 64) < key < 1 << 64:
+    if type(key) is str:
         return key
-    if kind is tuple and depth < _KEY_DEPTH_MAX:
-        for part in key:
-            hashable(part, depth + 1)
-        return key
-    if kind is int or kind not in _KEY_TYPES:
-        raise ValueError(f"a {kind.__name__} used as a key")
+    pending: list[tuple[Any, int]] = [(key, 0)]
+    count = 0
+    while pending:
+        part, depth = pending.pop()
+        count += 1
+        kind = type(part)
+        if kind is tuple and depth < _KEY_DEPTH_MAX and len(part) <= _KEY_PARTS_MAX:
+            pending += [(item, depth + 1) for item in part]
+        elif kind not in _KEY_TYPES or (kind is int and not -(1 << 64) < part < 1 << 64):
+            raise ValueError(f"a {kind.__name__} used as a key")
+        if count > _KEY_PARTS_MAX:
+            raise ValueError(f"a key of more than {_KEY_PARTS_MAX} parts")
     return key

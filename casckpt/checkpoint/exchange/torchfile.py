@@ -49,6 +49,7 @@ class PickleReader:
         self._file_bytes = file_bytes
         self._tensors = tensors
         self._depth = depth
+        self._nested_bytes = 0
         self._notes = Notes()
         names = TorchNames(path, tensors, self._notes, self._load_nested, allowed_bytes(file_bytes))
         self._table = plain_table(self._notes) | array_table(path) | names.table()
@@ -163,8 +164,10 @@ class PickleReader:
         return found
 
     def _load_nested(self, data: bytes) -> Any:
-        if self._depth >= _NESTED_MAX:
-            raise ValueError("torch files nested too deep")
+        # Honest pickles hold each storage once; a forged one could load the same a million times.
+        self._nested_bytes += len(data)
+        if self._depth >= _NESTED_MAX or self._nested_bytes > self._file_bytes:
+            raise ValueError("torch files nested too deep, or too often")
         inner = PickleReader(self._path, len(data), self._tensors, self._depth + 1)
         return inner._load_pickle(io.BytesIO(data), len(data))
 

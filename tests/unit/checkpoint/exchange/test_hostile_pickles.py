@@ -208,6 +208,39 @@ def test_what_multiplies_by_sharing_is_refused(tmp_path):
         read(tmp_path, pickle.dumps(level))
 
 
+def repeated(value: bytes, call: bytes, count: int) -> bytes:
+    """Return a pickle that keeps `value` in the memo and makes something of it `count` times."""
+    return b"\x80\x04" + value + b"\x940](" + call * count + b"e."
+
+
+@pytest.mark.parametrize("kind", ["array", "text", "list", "set", "nested"])
+def test_what_multiplies_by_copying_is_refused(tmp_path, kind):
+    data = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20)
+    if kind == "array":
+        dtype = names("numpy", "dtype") + short("S1") + b"\x89\x88\x87R"
+        call = names("numpy.core.numeric", "_frombuffer") + b"(h\x00" + dtype
+        call += b"J" + struct.pack("<i", 1 << 20) + short("C") + b"tR"
+    elif kind == "text":
+        call = names("_codecs", "encode") + b"h\x00" + short("latin1") + b"\x86R"
+    elif kind == "nested":
+        data = b"B" + struct.pack("<I", 1 << 20) + b"N" * (1 << 20)
+        call = names("torch.storage", "_load_from_bytes") + b"h\x00\x85R"
+    else:
+        data = b"](" + b"N" * 100_000 + b"e"
+        name = ("collections", "deque") if kind == "list" else ("builtins", "set")
+        call = names(*name) + b"h\x00\x85R"
+    started = time.monotonic()
+    with pytest.raises(Corrupt):
+        read(tmp_path, repeated(data, call, 5000))
+    assert time.monotonic() - started < 5
+
+
+def test_a_key_that_multiplies_by_sharing_is_refused(tmp_path):
+    key = b"K\x01" + b"".join(b"\x942" + b"\x86" for _ in range(40))
+    with pytest.raises(Corrupt):
+        read(tmp_path, b"\x80\x04}" + key + b"K\x01s.")
+
+
 def test_cycles_are_refused(tmp_path):
     ring: list[object] = []
     ring.append(ring)
