@@ -43,6 +43,9 @@ def decode_list(body: bytes, ref_count: int) -> Members:
     if count > layout.LIST_MAX_MEMBERS or len(body) != _HEAD.size + 8 * count:
         raise Corrupt("damaged list", f"{count} members in {len(body)} bytes")
     lengths = struct.unpack_from(f"<{count}Q", body, _HEAD.size)
+    if level == 1 and max(lengths) > layout.CHUNK_MAX_BYTES:
+        # A reader makes room for a chunk before it has seen one.
+        raise Corrupt("damaged list", f"a chunk of {max(lengths)} bytes")
     if sum(lengths) >= 2**63:
         raise Corrupt("damaged list", "its length is beyond 63 bits")
     return Members(level, lengths)

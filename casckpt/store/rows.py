@@ -249,6 +249,8 @@ def decode_checkpoint(key: bytes, value: bytes) -> CheckpointRow:
         raise Corrupt("damaged index", "a checkpoints row is cut off")
     line, length, step, batch = _PLACE.unpack_from(payload)
     name = payload[_PLACE.size : _PLACE.size + length]
+    if len(name) != length:
+        raise Corrupt("damaged index", "the run name of a checkpoints row is cut off")
     try:
         run = name.decode("ascii")
     except UnicodeDecodeError as exc:

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casckpt.errors import Corrupt, NewerFormat
+from casckpt.store import codec, layout
+
+ITEM_SIZES = (1, 2, 4, 8, 16)
+
+
+def round_trip(data: bytes, item_size: int, level: str, base: bytes | None = None) -> codec.Encoded:
+    encoded = codec.encode_chunk(data, item_size, level, base)
+    assert len(encoded.payload) <= len(data)
+    out = bytearray(len(data))
+    codec.decode_chunk(
+        encoded.encoding,
+        bytes(encoded.payload),
+        memoryview(out),
+        base if encoded.uses_base else None,
+    )
+    assert out == data
+    return encoded
+
+
+@pytest.mark.parametrize("level", codec.LEVELS)
+@pytest.mark.parametrize("item_size", ITEM_SIZES)
+@pytest.mark.parametrize("length", [0, 1, 3, 7, 15, 16, 17, 4096, 100_003])
+def test_round_trip_of_every_item_size_level_and_kind_of_bytes(level, item_size, length):
+    weights = np.random.default_rng(length).normal(0, 0.02, length // 4 + 1).astype("<f4")
+    for data in (bytes(length), os.urandom(length), weights.tobytes()[:length], b"ab" * length):
+        round_trip(data[:length], item_size, level)
+
+
+@pytest.mark.parametrize(
+    ("bits", "item_size"),
+    [
+        (struct.pack("<I", 0x7FC00001), 4),
+        (struct.pack("<I", 0xFF800001), 4),
+        (struct.pack("<I", 0x80000000), 4),
+        (struct.pack("<Q", 0xFFF8DEADBEEF0001), 8),
+        (struct.pack("<H", 0x7FC1), 2),
+        (struct.pack("<H", 0xFFFF), 2),
+    ],
+)
+def test_nan_payloads_and_signed_zeros_come_back_bit_for_bit(bits, item_size):
+    noise = os.urandom(item_size * 3)
+    for level in codec.LEVELS:
+        round_trip(bits * 5000 + noise + bits * 5000, item_size, level)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=3000), st.sampled_from(ITEM_SIZES), st.sampled_from(codec.LEVELS))
+def test_round_trip_of_any_bytes(data, item_size, level):
+    round_trip(data, item_size, level)
+
+
+@pytest.mark.parametrize("item_size", [2, 4, 8])
+def test_a_near_base_makes_a_chunk_small(item_size):
+    kind = {2: "<u2", 4: "<f4", 8: "<f8"}[item_size]
+    old = (np.random.default_rng(1).normal(0, 1, 50_000) * 1000).astype(kind)
+    new = old.copy()
+    new[::100] = new[::100] + 1
+    plain = round_trip(new.tobytes(), item_size, "balanced")
+    encoded = round_trip(new.tobytes(), item_size, "balanced", old.tobytes())
+    assert encoded.uses_base
+    assert len(encoded.payload) < len(plain.payload) / 3
+    with pytest.raises(Corrupt, match="base"):
+        codec.decode_chunk(
+            encoded.encoding, encoded.payload, memoryview(bytearray(len(old) * item_size))
+        )
+    with pytest.raises(Corrupt, match="base"):
+        codec.decode_chunk(
+            encoded.encoding,
+            encoded.payload,
+            memoryview(bytearray(len(old) * item_size)),
+            old.tobytes()[:-1],
+        )
+
+
+def test_weights_take_planes_and_noise_stays_raw():
+    weights = np.random.default_rng(0).normal(0, 0.02, 250_000).astype("<f4").tobytes()
+    assert round_trip(weights, 4, "balanced").encoding == layout.ENCODING_PLANES
+    assert len(round_trip(weights, 4, "balanced").payload) < 0.9 * len(weights)
+    assert round_trip(os.urandom(1 << 20), 4, "balanced").encoding == layout.ENCODING_RAW
+    assert round_trip(b"text " * 5000, 1, "balanced").encoding == layout.ENCODING_ZSTD
+
+
+def decode_guarded(encoding: int, payload: bytes, length: int, base: bytes | None) -> None:
+    """Decode into the middle of a buffer; whatever happens, its edges stay as they were."""
+    guard = b"\xa5" * 64
+    buffer = bytearray(guard + bytes(length) + guard)
+    try:
+        codec.decode_chunk(encoding, payload, memoryview(buffer)[64 : 64 + length], base)
+    except (Corrupt, NewerFormat):
+        pass
+    assert buffer[:64] == guard
+    assert buffer[64 + length :] == guard
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.integers(0, 5),
+    st.binary(max_size=200),
+    st.integers(0, 300),
+    st.none() | st.binary(max_size=300),
+)
+def test_hostile_payloads_are_corrupt_or_newer_and_write_nowhere_else(
+    encoding, payload, length, base
+):
+    decode_guarded(encoding, payload, length, base)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_mutated_planes_are_corrupt_or_newer_and_write_nowhere_else(data):
+    item_size = data.draw(st.sampled_from([2, 4, 8]))
+    length = data.draw(st.integers(4 * item_size, 600))
+    source = (b"\x01\x02\x03\x00" * 200)[:length]
+    base = source if data.draw(st.booleans()) else None
+    encoded = codec.encode_chunk(source, item_size, "balanced", base)
+    payload = bytearray(encoded.payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(len(payload) - 1, 0)))
+        what = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if what == "flip" and payload:
+            payload[at] ^= data.draw(st.integers(1, 255))
+        elif what == "cut":
+            del payload[at:]
+        else:
+            payload[at:at] = data.draw(st.binary(max_size=9))
+    decode_guarded(encoded.encoding, bytes(payload), length, base)
+
+
+def test_a_zstd_frame_of_another_length_is_refused_before_it_is_unpacked():
+    import zstandard
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(64 << 20))
+    with pytest.raises(Corrupt, match="another length"):
+        codec.decode_chunk(layout.ENCODING_ZSTD, bomb, memoryview(bytearray(100)))
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(100))
+    with pytest.raises(Corrupt):
+        codec.decode_chunk(layout.ENCODING_ZSTD, unsized, memoryview(bytearray(100)))
+
+
+def test_what_a_newer_version_wrote_is_named_so():
+    out = memoryview(bytearray(16))
+    for encoding, payload in ((9, b""), (layout.ENCODING_PLANES, b"\x09\x84" + bytes(40))):
+        with pytest.raises(NewerFormat):
+            codec.decode_chunk(encoding, payload, out)
+    with pytest.raises(NewerFormat):
+        codec.decode_body(layout.ENCODING_PLANES, b"", 0)
+    method = b"\x00\x84" + struct.pack("<BI", 7, 0) * 4
+    with pytest.raises(NewerFormat):
+        codec.decode_chunk(layout.ENCODING_PLANES, method, out)
+
+
+@given(st.binary(max_size=2000))
+def test_bodies_round_trip(body):
+    for data in (body, body * 5):
+        encoded = codec.encode_body(data)
+        assert codec.decode_body(encoded.encoding, encoded.payload, len(data)) == data
+        with pytest.raises(Corrupt):
+            codec.decode_body(encoded.encoding, encoded.payload, len(data) + 1)

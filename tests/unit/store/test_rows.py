@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casckpt.errors import Corrupt
+from casckpt.store import rows
+
+U64 = st.integers(0, 2**64 - 1)
+ID = st.binary(min_size=32, max_size=32)
+UUID = st.binary(min_size=16, max_size=16)
+NAME = st.text("abcXYZ019._-/", min_size=1, max_size=200)
+
+
+OBJECT_ROWS = st.builds(
+    rows.ObjectRow,
+    st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1),
+    U64, U64, U64, U64, st.just(b"") | ID,
+)  # fmt: skip
+PACK_ROWS = st.builds(
+    rows.PackRow, UUID, UUID, st.sampled_from([0, 1, 2]), st.booleans(), U64, U64, U64
+)
+
+
+@given(OBJECT_ROWS)
+def test_object_row_round_trip(row):
+    assert rows.ObjectRow.decode(row.encode()) == row
+
+
+@given(PACK_ROWS)
+def test_pack_row_round_trip(row):
+    assert rows.PackRow.decode(row.encode()) == row
+
+
+@given(
+    st.sampled_from(["live", "trash", "tombstone"]),
+    st.lists(ID, max_size=4).map(tuple),
+    st.binary(max_size=100),
+)
+def test_row_round_trip(state, roots, payload):
+    row = rows.Row(state, roots, payload)
+    if state == "trash":
+        row = rows.Row(state, roots, payload, 5, 6, b"b" * 16)
+    assert rows.Row.decode(row.encode()) == row
+    assert row.is_root == (state != "tombstone")
+
+
+@given(
+    NAME, U64, st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1),
+    ID, st.binary(max_size=50), st.binary(max_size=50),
+)  # fmt: skip
+def test_checkpoint_round_trip_and_edit(run, seq, line, step, batch, identity, payload, other):
+    row = rows.encode_checkpoint(run, line, step, batch, identity, payload)
+    found = rows.decode_checkpoint(rows.checkpoint_key(run, seq), row.encode())
+    assert (found.run, found.seq, found.line, found.step, found.batch) == (
+        run,
+        seq,
+        line,
+        step,
+        batch,
+    )
+    assert (found.manifest_id, found.state, found.payload) == (identity, "live", payload)
+    edited = rows.with_checkpoint_payload(row, other)
+    again = rows.decode_checkpoint(rows.checkpoint_key(run, seq), edited.encode())
+    assert (again.payload, again.run, again.step) == (other, run, step)
+
+
+@pytest.mark.parametrize("decode", [rows.ObjectRow.decode, rows.PackRow.decode, rows.Row.decode])
+@given(value=st.binary(max_size=120))
+def test_any_bytes_decode_or_are_corrupt(decode, value):
+    try:
+        decode(value)
+    except Corrupt:
+        return
+
+
+@given(st.binary(min_size=9, max_size=60), st.binary(max_size=150))
+def test_any_checkpoint_decodes_or_is_corrupt(key, value):
+    try:
+        rows.decode_checkpoint(key, value)
+    except Corrupt:
+        return
+
+
+def test_a_run_name_that_is_cut_off_is_corrupt():
+    row = rows.encode_checkpoint("a-long-name", 0, 1, 0, bytes(32), b"")
+    short = rows.Row("live", row.roots, row.payload[:-3])
+    with pytest.raises(Corrupt):
+        rows.decode_checkpoint(rows.checkpoint_key("a-long-name", 1), short.encode())
+
+
+@given(NAME, NAME, U64, U64)
+def test_keys_of_a_run_sort_by_seq_and_never_mix_with_another_run(one, other, a, b):
+    assert (rows.checkpoint_key(one, a) < rows.checkpoint_key(one, b)) == (a < b)
+    assert len(rows.step_key(one, 1, a, b)) <= 511
+    if one != other:
+        assert not rows.checkpoint_key(other, a).startswith(rows.run_prefix(one))
+        assert not rows.step_key(other, 0, a, b).startswith(rows.line_prefix(one, 0))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1)), max_size=20))
+def test_step_keys_sort_by_step_and_batch(places):
+    keys = [rows.step_key("run", 0, step, batch) for step, batch in sorted(places)]
+    assert keys == sorted(keys)
+
+
+def test_numbers():
+    assert rows.read_u64(None) == 0
+    assert rows.read_u64(rows.u64(2**64 - 1)) == 2**64 - 1
+    with pytest.raises(Corrupt):
+        rows.read_u64(b"123")
