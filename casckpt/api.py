@@ -118,7 +118,8 @@ class Store(Saves, Restores, Questions, Curation):
         store, checkpoint = self._find(ref)
         path = Path(dest)
         about = store._catalog.manifest(checkpoint)
-        tensors = _tensors(required=format == "torch")
+        chosen = format or exchange.SUFFIXES.get(path.suffix.lower())
+        tensors = _tensors(required=chosen == "torch")
         state = store.restore(checkpoint, as_numpy=tensors is None)
         if format == "tree":
             exchange.write_tree(state, path, about=about)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casckpt.checkpoint import tree_build
+from casckpt.checkpoint.extents import blob_lengths
 from casckpt.checkpoint.manifest import Entry, Manifest
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
@@ -83,6 +84,7 @@ class _Value:
     text: str
     entry: Entry | None = None
     blob: bytes | None = None
+    blob_length: int = 0
     grouped: bool = False
 
     def place(self) -> tuple[bytes, int, int]:
@@ -140,12 +142,13 @@ def _values(manifest: Manifest, refs: list[bytes]) -> dict[str, _Value]:
     for entry in manifest.entries:
         if entry.blob is not None:
             counts[entry.blob] = counts.get(entry.blob, 0) + 1
+    lengths = blob_lengths(manifest, len(refs))
     values: dict[str, _Value] = {}
     for path, node in _leaves(manifest.tree, ""):
         # Keys 1 and "1" have one path; the second of a pair gets a mark of its own.
         while path in values:
             path += "'"
-        values[path] = _value(node, manifest, refs, counts)
+        values[path] = _value(node, manifest, refs, counts, lengths)
     return values
 
 
@@ -208,7 +211,13 @@ def _same_names(a: str, b: str) -> bool:
     return sorted(map(str, json.loads(a))) == sorted(map(str, json.loads(b)))
 
 
-def _value(node: Any, manifest: Manifest, refs: list[bytes], counts: Mapping[int, int]) -> _Value:
+def _value(
+    node: Any,
+    manifest: Manifest,
+    refs: list[bytes],
+    counts: Mapping[int, int],
+    lengths: list[int],
+) -> _Value:
     if tree_build.tag_of(node) != "e":
         return _Value(json.dumps(node, sort_keys=True))
     entry = manifest.entries[tree_build.entry_index(node, len(manifest.entries))]
@@ -224,9 +233,10 @@ def _value(node: Any, manifest: Manifest, refs: list[bytes], counts: Mapping[int
         text += f" order {described.order}"
     if entry.stride is not None:
         text += f" stride {list(entry.stride)} at {entry.offset}"
-    blob = refs[place.blob] if place.blob is not None else None
-    grouped = place.blob is not None and (counts[place.blob] > 1 or place.offset > 0)
-    return _Value(text, place, blob, grouped)
+    if place.blob is None:
+        return _Value(text, place)
+    grouped = counts[place.blob] > 1 or place.offset > 0
+    return _Value(text, place, refs[place.blob], lengths[place.blob], grouped)
 
 
 def _same_bytes(repository: Repository, a: _Value, b: _Value) -> bool:
@@ -242,7 +252,7 @@ def _read(repository: Repository, value: _Value) -> bytes:
 
     blob, offset, length = value.place()
     data = bytearray(length)
-    repository.read_blobs([BlobRead(blob, length, offset, memoryview(data))])
+    repository.read_blobs([BlobRead(blob, value.blob_length, offset, memoryview(data))])
     return bytes(data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from casckpt.checkpoint.extents import blob_lengths
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import ALL_LINES
@@ -173,11 +174,7 @@ class Restores(StoreHandle):
 
         try:
             manifest, refs = self._catalog.manifest_and_refs(checkpoint)
-            lengths = [0] * len(refs)
-            for entry in manifest.entries:
-                if entry.blob is not None:
-                    end = entry.offset + entry.length
-                    lengths[entry.blob] = max(lengths[entry.blob], end)
+            lengths = blob_lengths(manifest, len(refs))
             scratch = memoryview(bytearray(min(_PIECE_BYTES, max(lengths, default=0))))
             for blob_id, length in zip(refs, lengths, strict=True):
                 for offset in range(0, length, _PIECE_BYTES):

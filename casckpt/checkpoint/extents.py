@@ -1,0 +1,17 @@
+"""How long the blobs of a manifest are; a read has to say so."""
+
+from __future__ import annotations
+
+from casckpt.checkpoint.manifest import Manifest
+
+
+def blob_lengths(manifest: Manifest, blob_count: int) -> list[int]:
+    """Return the length in bytes of each blob, by its index in the manifest's refs.
+
+    A blob ends where the last of its entries does; an empty one has no entries.
+    """
+    lengths = [0] * blob_count
+    for entry in manifest.entries:
+        if entry.blob is not None:
+            lengths[entry.blob] = max(lengths[entry.blob], entry.offset + entry.length)
+    return lengths

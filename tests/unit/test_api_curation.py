@@ -1,0 +1,226 @@
+"""Tags, pins, deletes, plans and gc through the public Store."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import casckpt
+from casckpt import KeepBest, KeepEvery, KeepLast
+from casckpt.errors import BadRef, BadRequest, NotFound, StepExists
+
+np = pytest.importorskip("numpy")
+
+
+def weights(seed, count=100_000):
+    return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+
+
+@pytest.fixture
+def five(store):
+    for step in range(5):
+        store.save("r", {"w": weights(step)}, step, metrics={"loss": abs(step - 1.2)})
+    return store
+
+
+def refs(checkpoints):
+    return [ck.ref for ck in checkpoints]
+
+
+def test_metrics_are_added_and_replaced(store):
+    store.save("r", {"v": 1}, metrics={"a": 1.0})
+    now = store.attach_metrics("r@0", {"a": 2.0, "b": math.nan})
+    assert now.metrics["a"] == 2.0
+    assert math.isnan(store.get("r").metrics["b"])
+    with pytest.raises(BadRequest, match="no number"):
+        store.attach_metrics("r@0", {"c": "x"})
+
+
+def test_tags_name_one_checkpoint_of_a_run(five):
+    assert five.tag("r@1", "paper", "v1").tags == ("paper", "v1")
+    assert five.get("r@paper").step == 1
+    assert five.tag("r@1", "paper").tags == ("paper", "v1")
+    with pytest.raises(BadRequest, match="is taken"):
+        five.tag("r@2", "paper")
+    assert five.untag("r@paper", "paper", "never-there").tags == ("v1",)
+    assert five.tag("r@2", "paper").step == 2
+    with pytest.raises(BadRef, match="bad tag"):
+        five.tag("r@2", "7")
+    with pytest.raises(NotFound):
+        five.tag("r@99", "x")
+
+
+def test_a_checkpoint_object_is_looked_up_as_it_is_now(five):
+    old = five.get("r@1")
+    five.tag(old, "x")
+    assert old.tags == ()
+    assert five.get(old).tags == ("x",)
+    five.delete(old)
+    with pytest.raises(NotFound):
+        five.get(old)
+    assert five.undelete(old).tags == ("x",)
+
+
+def test_pins_hold(five):
+    assert five.pin("r@0").pinned
+    plan = five.plan_gc(KeepLast(1))
+    assert refs(plan.keep) == ["r@0", "r@4"]
+    with pytest.raises(BadRequest, match="is pinned"):
+        five.delete("r@0")
+    with pytest.raises(BadRequest, match="is pinned"):
+        five.delete("r")
+    assert len(five.checkpoints("r")) == 5
+    assert not five.pin("r@0", on=False).pinned
+    five.delete("r@0")
+
+
+def test_delete_and_undelete_one(five):
+    plan = five.delete("r@2")
+    assert refs(plan.drop) == ["r@2"]
+    assert refs(five.checkpoints()) == ["r@0", "r@1", "r@3", "r@4"]
+    (gone,) = five.checkpoints(trash=True)
+    assert gone.trashed_at is not None
+    with pytest.raises(NotFound):
+        five.get("r@2")
+    with pytest.raises(NotFound, match="it is in the trash"):
+        five.get(f"id:{gone.id}")
+    back = five.undelete("r@2")
+    assert back == gone
+    assert back.trashed_at is None
+    assert np.array_equal(five.restore("r@2")["w"], weights(2))
+    with pytest.raises(NotFound):
+        five.undelete("r@2")
+
+
+def test_delete_and_undelete_a_run(five):
+    five.save("other", {"v": 1})
+    plan = five.delete("r")
+    assert len(plan.drop) == 5
+    assert plan.freed_bytes > 1_500_000
+    assert refs(five.checkpoints()) == ["other@0"]
+    with pytest.raises(NotFound, match="5 checkpoints are in the trash"):
+        five.get("r")
+    with pytest.raises(NotFound):
+        five.delete("r")
+    assert five.undelete("r").step == 4
+    assert len(five.checkpoints("r")) == 5
+
+
+def test_delete_by_glob_and_latest(store):
+    for run in ("k/fold-1", "k/fold-2", "z"):
+        store.save(run, {"v": 1})
+        store.save(run, {"v": 2})
+    assert refs(store.delete("z@latest").drop) == ["z@1"]
+    assert len(store.delete("k/*").drop) == 4
+    assert refs(store.checkpoints()) == ["z@0"]
+    with pytest.raises(NotFound, match="no run matches"):
+        store.delete("q*")
+
+
+def test_what_was_replaced_cannot_come_back_over_its_successor(store):
+    old = store.save("r", {"v": 1}, 3)
+    store.save("r", {"v": 2}, 3, replace=True)
+    with pytest.raises(StepExists, match="cannot come back"):
+        store.undelete(f"id:{old.id}")
+    store.delete("r@3")
+    assert store.undelete(f"id:{old.id}") == old
+    assert store.restore("r@3") == {"v": 1}
+
+
+def test_a_plan_tells_reasons_and_real_bytes(five):
+    plan = five.plan_gc(KeepLast(2) | KeepBest("loss", "min"))
+    assert refs(plan.keep) == ["r@1", "r@3", "r@4"]
+    assert refs(plan.drop) == ["r@0", "r@2"]
+    assert plan.reasons["r@1"] == ("best loss",)
+    assert plan.reasons["r@4"] == ("last 2", "newest")
+    assert plan.reasons["r@0"] == ("not last 2 or best loss",)
+    assert 600_000 < plan.freed_bytes < 900_000
+    assert len(five.checkpoints()) == 5
+
+
+def test_gc_frees_what_the_plan_said(five):
+    plan = five.plan_gc(KeepLast(2))
+    before = five.stats().stored_bytes
+    done = five.gc(plan, now=True)
+    assert refs(done.dropped) == ["r@0", "r@1", "r@2"]
+    assert done.freed_bytes == pytest.approx(plan.freed_bytes, rel=0.05)
+    five.gc()  # what the first one had reserved for packs that it wrote is given back by now
+    assert before - five.stats().stored_bytes > 0.8 * plan.freed_bytes
+    assert five.checkpoints(trash=True) == []
+    assert np.array_equal(five.restore("r@4")["w"], weights(4))
+    assert five.verify().ok
+
+
+def test_gc_without_now_keeps_a_way_back(five):
+    five.gc(five.plan_gc(KeepLast(1)))
+    assert refs(five.checkpoints()) == ["r@4"]
+    assert np.array_equal(five.restore(five.undelete("r@0"))["w"], weights(0))
+
+
+def test_gc_without_a_plan_drops_nothing(five):
+    done = five.gc(now=True)
+    assert done.dropped == ()
+    assert len(five.checkpoints()) == 5
+
+
+def test_an_old_plan_leaves_alone_what_changed_since(five, caplog):
+    plan = five.plan_gc(KeepLast(1))
+    five.tag("r@0", "keep-me")
+    five.pin("r@1")
+    five.delete("r@2")
+    done = five.gc(plan)
+    assert refs(done.dropped) == ["r@3"]
+    assert refs(done.skipped) == ["r@0", "r@1", "r@2"]
+    assert refs(five.checkpoints()) == ["r@0", "r@1", "r@4"]
+    assert "left alone" in caplog.text
+
+
+def test_what_became_the_newest_since_stays(five):
+    plan = five.plan_gc(KeepLast(1))
+    five.delete("r@4")
+    five.gc(plan)
+    assert refs(five.checkpoints()) == ["r@3"]
+
+
+def test_a_plan_for_some_runs(five):
+    for step in range(3):
+        five.save("x/y", {"w": weights(50 + step)}, step)
+    assert refs(five.plan_gc(KeepLast(1), "x/*").drop) == ["x/y@0", "x/y@1"]
+    assert refs(five.plan_gc(KeepEvery(2), "r").drop) == ["r@1", "r@3"]
+    with pytest.raises(NotFound):
+        five.plan_gc(KeepLast(1), "nothing")
+    assert five.plan_gc(KeepLast(1), "nothing*").drop == ()
+
+
+def test_a_limit_of_bytes_drops_the_oldest(five):
+    stored = five.stats().stored_bytes
+    plan = five.plan_gc(max_bytes=stored - 500_000)
+    assert refs(plan.drop) == ["r@0", "r@1"]
+    assert "oldest above" in plan.reasons["r@0"][0]
+    assert plan.freed_bytes >= 500_000
+    assert five.plan_gc(max_bytes=stored).drop == ()
+    five.gc(plan, now=True)
+    five.gc()  # what the first one had reserved for packs that it wrote is given back by now
+    assert five.stats().stored_bytes <= stored - 500_000
+
+
+def test_a_limit_that_cannot_be_met_says_so(five, caplog):
+    plan = five.plan_gc(max_bytes=0)
+    assert refs(plan.keep) == ["r@4"]
+    assert "cannot get under 0 bytes" in caplog.text
+    with pytest.raises(BadRequest):
+        five.plan_gc(max_bytes=-1)
+
+
+@pytest.mark.parametrize("policy", [3, "last", {"keep_last": 3}])
+def test_what_is_no_policy_is_refused(store, policy):
+    with pytest.raises(BadRequest, match="is no policy"):
+        store.plan_gc(policy)
+
+
+def test_policies_combine(store):
+    for step in range(60):
+        store.save("r", {"v": step}, step)
+    plan = store.plan_gc(casckpt.KeepEvery(10) & casckpt.KeepLast(35))
+    assert [ck.step for ck in plan.keep] == [30, 40, 50, 59]

@@ -1,0 +1,118 @@
+"""Export, import and repair through the public Store."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+import casckpt
+from casckpt.api import repair_store
+from casckpt.errors import BadRequest, Corrupt, MissingExtra, NoStore, NotFound, PickleRefused
+
+np = pytest.importorskip("numpy")
+
+STATE = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(3), "epoch": 7}
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.npz", "a.json"])
+def test_what_is_exported_can_be_imported_exactly(store, tmp_path, name):
+    store.save("r", STATE, 3, metrics={"loss": 1.0})
+    assert store.export("r", tmp_path / name) == [tmp_path / name]
+    (back,) = store.import_files("copy", tmp_path / name, step=9)
+    assert back.step == 9
+    assert store.diff("r", "copy").same_state
+
+
+def test_a_tree_is_a_folder(store, tmp_path):
+    store.save("r", STATE)
+    written = store.export("r", tmp_path / "out", format="tree")
+    assert [path.name for path in written] == ["state.safetensors", "tree.json"]
+    store.import_files("copy", tmp_path / "out", step=0)
+    assert store.diff("r", "copy").same_state
+
+
+def test_torch_files_go_both_ways(store, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensor = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    store.save("r", {"model": {"w": tensor}, "step": 3})
+    store.export("r", tmp_path / "m.pt")
+    loaded = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert torch.equal(loaded["model"]["w"], tensor)
+    torch.save({"model": {"w": torch.ones(3)}}, tmp_path / "epoch_12.pt")
+    (imported,) = store.import_files("old", tmp_path / "epoch_12.pt")
+    assert imported.step == 12
+    assert torch.equal(store.restore("old")["model"]["w"], torch.ones(3))
+
+
+def test_steps_come_from_the_names(store, tmp_path):
+    for number in (20, 3, 100):
+        np.savez(tmp_path / f"v2_epoch{number}.npz", a=np.full(3, number))
+    files = sorted(tmp_path.glob("*.npz"))
+    assert [ck.step for ck in store.import_files("old", *files)] == [3, 20, 100]
+    assert store.restore("old@20")["a"][0] == 20
+    assert [ck.step for ck in store.import_files("again", *files, step=5)] == [5, 6, 7]
+    np.savez(tmp_path / "best.npz", a=np.zeros(1))
+    made = store.import_files("mixed", files[0], tmp_path / "best.npz")
+    assert [ck.step for ck in made] == [0, 1]
+
+
+def test_bad_files_are_refused_and_nothing_is_saved(store, tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"\x01\x02 no such format")
+    with pytest.raises(BadRequest):
+        store.import_files("r", tmp_path / "x.pt")
+    with pytest.raises(BadRequest):
+        store.import_files("r")
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(PickleRefused):
+        store.import_files("r", tmp_path / "evil.pkl")
+    assert store.runs() == []
+
+
+def test_a_format_is_needed(store, tmp_path):
+    store.save("r", STATE)
+    with pytest.raises(BadRequest, match="format"):
+        store.export("r", tmp_path / "x.unknown")
+    with pytest.raises(NotFound):
+        store.export("nothing", tmp_path / "x.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_torch_torch_files_name_the_extra(store, tmp_path, monkeypatch):
+    store.save("r", STATE)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "casckpt.adapters.torch", raising=False)
+    monkeypatch.setattr("casckpt.checkpoint.leaves._handlers", {})
+    with pytest.raises(MissingExtra, match="torch"):
+        store.export("r", tmp_path / "x.pt")
+
+
+def test_a_lost_index_is_rebuilt(tmp_path):
+    place = tmp_path / "s"
+    with casckpt.open(place) as store:
+        store.save("r", STATE, 1, metrics={"loss": 2.0})
+        store.save("r", {**STATE, "epoch": 8}, 2, tags="keep")
+        store.pin("r@1")
+    shutil.rmtree(place / "index.0")
+    with pytest.raises(Corrupt):
+        casckpt.open(place)
+    done = repair_store(place, rebuild_index=True)
+    assert done.rebuilt
+    assert done.checkpoint_count == 2
+    with casckpt.open(place) as store:
+        assert store.get("r@1").pinned
+        assert store.get("r@keep").step == 2
+        assert store.get("r@1").metrics == {"loss": 2.0}
+        assert store.restore("r@2")["epoch"] == 8
+        result = store.repair(accept=True)
+        assert result.accepted
+        assert store.save("r", STATE).step == 3
+        store.gc(now=True)
+
+
+def test_repair_needs_something_to_do_and_a_store(tmp_path):
+    with pytest.raises(BadRequest, match="nothing to repair"):
+        repair_store(tmp_path)
+    with pytest.raises(NoStore):
+        repair_store(tmp_path, accept=True)

@@ -1,0 +1,293 @@
+"""The architecture, held by a machine: floors, homes of third-party imports, sizes of files.
+
+A module imports only from floors below its own, or from its own package. Third-party imports have
+one home each. Nothing that the runtime requires may be Rust.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "casckpt"
+LINES_MAX = 450
+
+# docs/impl.md, Floors. A prefix of a module's name decides; the longest one that fits counts.
+FLOORS = {
+    "casckpt.errors": 0,
+    "casckpt.ids": 0,
+    "casckpt.logs": 0,
+    "casckpt.native": 1,
+    "casckpt.store": 2,
+    "casckpt.checkpoint": 3,
+    "casckpt.adapters": 5,
+    "casckpt.api": 5.5,
+    "casckpt": 5.5,
+    "casckpt.cli": 6,
+    "casckpt.__main__": 6.5,
+}
+# Adapters that may build on another one.
+ADAPTERS_ON_OTHERS = {"casckpt.adapters.torchfile": {"casckpt.adapters.torch"}}
+
+THIRD_PARTY_HOMES = {
+    "lmdb": ("casckpt.store.environment",),
+    "zstandard": ("casckpt.store.codec",),
+    "_cffi_backend": ("casckpt.native",),
+    "cffi": ("casckpt.native",),
+    "numpy": ("casckpt.checkpoint", "casckpt.adapters", "casckpt.cli.demo"),
+    "ml_dtypes": ("casckpt.checkpoint",),
+    "torch": ("casckpt.adapters.torch", "casckpt.adapters.torchfile", "casckpt.cli.demo"),
+    "xgboost": ("casckpt.adapters.xgboost", "casckpt.cli.demo"),
+    "optuna": ("casckpt.adapters.optuna", "casckpt.cli.demo"),
+    "sklearn": ("casckpt.adapters.sklearn", "casckpt.cli.demo"),
+    "click": ("casckpt.cli",),
+    "rich": ("casckpt.cli",),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path
+    return found
+
+
+MODULES = modules()
+
+
+def floor_of(module: str) -> float:
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:end])
+        # The bare package is the composition root, not a home for everything below it.
+        if prefix in FLOORS and (prefix != "casckpt" or module == "casckpt"):
+            return FLOORS[prefix]
+    raise AssertionError(f"{module} has no floor: add it to the table of floors")
+
+
+def package_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def imports(path: Path, module: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, imported module) of every import that can run, functions included."""
+    tree = ast.parse(path.read_text())
+    typing_only: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            typing_only.update(id(inner) for part in node.body for inner in ast.walk(part))
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            base = node.module or ""
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield node.lineno, full if full in MODULES else base
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    own = floor_of(module)
+    wrong = []
+    for line, target in imports(MODULES[module], module):
+        if target.partition(".")[0] != "casckpt":
+            continue
+        there = floor_of(target)
+        sideways = there == own and package_of(target) != package_of(module)
+        between_adapters = (
+            module.startswith("casckpt.adapters.")
+            and target.startswith("casckpt.adapters.")
+            and target not in ADAPTERS_ON_OTHERS.get(module, set())
+        )
+        to_top = module.startswith("casckpt.cli") and target == "casckpt"
+        if there > own or between_adapters or (sideways and not to_top and own != 0):
+            wrong.append(f"{module}:{line} imports {target}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_third_party_imports_are_at_home(module):
+    wrong = []
+    for line, target in imports(MODULES[module], module):
+        root = target.partition(".")[0]
+        if root == "casckpt" or root in sys.stdlib_module_names:
+            continue
+        homes = THIRD_PARTY_HOMES.get(root, ())
+        if not any(module == home or module.startswith(f"{home}.") for home in homes):
+            wrong.append(f"{module}:{line} imports {target}")
+    assert wrong == []
+
+
+def test_every_module_has_a_floor():
+    for module in MODULES:
+        floor_of(module)
+
+
+def test_files_stay_small():
+    long = {}
+    for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "bench").rglob("*.py")]):
+        lines = len(path.read_text().splitlines())
+        if lines > LINES_MAX:
+            long[str(path.relative_to(ROOT))] = lines
+    for pattern in ("src/*.c", "src/*.h", "include/*.h"):
+        for path in sorted((ROOT / "native").glob(pattern)):
+            lines = len(path.read_text().splitlines())
+            if lines > LINES_MAX:
+                long[str(path.relative_to(ROOT))] = lines
+    assert long == {}
+
+
+def test_nothing_below_the_command_line_prints():
+    prints = []
+    for module, path in MODULES.items():
+        if module.startswith("casckpt.cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "print",
+                "sys.stdout.write",
+                "sys.stdout.buffer.write",
+            ):
+                prints.append(f"{module}:{node.lineno}")
+    assert prints == []
+
+
+def test_file_system_calls_of_the_store_are_in_one_module():
+    """Faults are injected at one seam, so no other module of the store may go round it."""
+    forbidden = {"os.open", "os.write", "os.pwrite", "os.fsync", "os.fdatasync", "os.rename",
+                 "os.replace", "os.unlink", "os.mkdir", "os.truncate", "os.ftruncate",
+                 "os.posix_fallocate", "open"}  # fmt: skip
+    wrong = []
+    for module, path in MODULES.items():
+        if not module.startswith("casckpt.store.") or module == "casckpt.store.files":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in forbidden:
+                wrong.append(f"{module}:{node.lineno} calls {ast.unparse(node.func)}")
+    assert wrong == []
+
+
+def test_pickle_is_loaded_in_one_place_only():
+    """Only what `allow_pickle=True` guards may unpickle; torch files go through our own machine."""
+    places = set()
+    for module, path in MODULES.items():
+        if module.startswith("casckpt.cli.demo"):
+            continue  # what casckpt is compared with reads its own files with pickle
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name.endswith(("pickle.load", "pickle.loads", "Unpickler")):
+                    places.add(module)
+    assert places == {"casckpt.checkpoint.leaves"}
+
+
+# ---- what is loaded when
+
+
+def loaded_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nsys.stderr.write(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+FRAMEWORKS = {"torch", "xgboost", "lightgbm", "optuna", "lightning", "transformers", "sklearn",
+              "keras", "accelerate", "ignite", "fsspec", "boto3"}  # fmt: skip
+
+
+def test_importing_casckpt_loads_nothing_heavy():
+    loaded = loaded_after("import casckpt")
+    assert not loaded & (FRAMEWORKS | {"numpy", "lmdb", "zstandard", "click", "rich"})
+    assert {name for name in loaded if name.startswith("casckpt")} == {"casckpt"}
+
+
+def test_the_public_names_load_no_framework():
+    loaded = loaded_after("import casckpt\nfor name in casckpt.__all__: getattr(casckpt, name)")
+    assert not loaded & (FRAMEWORKS | {"numpy", "click", "rich"})
+
+
+def test_ls_loads_neither_numpy_nor_rich(tmp_path):
+    import casckpt
+
+    with casckpt.open(tmp_path / "s") as store:
+        store.save("r", {"v": 1}, metrics={"loss": 1.0})
+    loaded = loaded_after(
+        "import sys\n"
+        f"sys.argv = ['casckpt', 'ls', '--store', {str(tmp_path / 's')!r}]\n"
+        "from casckpt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    )
+    assert not loaded & (FRAMEWORKS | {"numpy", "rich"})
+    assert "casckpt.checkpoint.queries" in loaded
+
+
+# ---- what is required
+
+
+def requirement_name(requirement: str) -> str:
+    return re.split(r"[\s\[;<>=!~(]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def runtime_requirements() -> set[str]:
+    """Return the core's requirements and theirs, as installed here; extras are not followed."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    waiting = [requirement_name(line) for line in document["project"]["dependencies"]]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            marker = line.partition(";")[2]
+            if "extra ==" not in marker and "win32" not in marker and "Windows" not in marker:
+                waiting.append(requirement_name(line))
+    return found
+
+
+def test_the_runtime_holds_no_rust():
+    rust = []
+    for name in sorted(runtime_requirements()):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a requirement of another platform
+        for file in distribution.files or ():
+            if re.search(r"\.so(\.\d+)*$", file.name):
+                data = Path(str(file.locate())).read_bytes()
+                if b"rustc" in data or b"/rust/" in data or b"cargo/registry" in data:
+                    rust.append(f"{name}: {file}")
+    assert rust == []
+
+
+def test_the_core_requires_what_the_design_names():
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    names = {requirement_name(line) for line in document["project"]["dependencies"]}
+    assert names == {"numpy", "lmdb", "zstandard", "cffi", "click", "rich"}
+
+
+def test_the_version_is_one():
+    import casckpt
+
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert casckpt.__version__ == document["project"]["version"]
