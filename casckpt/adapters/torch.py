@@ -80,7 +80,10 @@ class TensorSource:
     def copy_to(self, dest: memoryview) -> None:
         """Copy with one pass; from a GPU it ends when the bytes are there."""
         bits = _bits(self.tensor)
-        if bits.numel():
+        if bits.device.type == "cpu" and bits.is_contiguous():
+            # A plain memcpy: torch's threads wait for each other when cores are busy.
+            np.copyto(np.frombuffer(dest, np.uint8), np.frombuffer(_memory_of(bits), np.uint8))
+        elif bits.numel():
             flat = torch.frombuffer(dest, dtype=torch.uint8)
             flat.view(bits.dtype).view(bits.shape).copy_(bits)
 
@@ -395,7 +398,13 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def _memory_of(tensor: torch.Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(bytearray())
-    array: np.ndarray[Any, Any] = tensor.reshape(-1).view(torch.uint8).numpy()
+    # Not reshape and view: an axis of length 1 may have any stride, which view refuses.
+    flat = torch.empty(0, dtype=torch.uint8)
+    size = tensor.element_size()
+    flat.set_(
+        tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,)
+    )
+    array: np.ndarray[Any, Any] = flat.numpy()
     return array.data.cast("B")
 
 

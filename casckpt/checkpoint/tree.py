@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import collections
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,6 +23,7 @@ from typing import Any, Final
 from casckpt.checkpoint import leaves as leaf_module
 from casckpt.checkpoint import tree_classes
 from casckpt.checkpoint.leaves import BytesSource, Leaf, Pickled, refused
+from casckpt.checkpoint.manifest import without_collector
 from casckpt.checkpoint.scalars import TEXT_MAX_BYTES, Node, encode_key, encode_scalar
 from casckpt.checkpoint.tree_paths import PATH_MAX, join
 from casckpt.errors import BadLeaf
@@ -72,7 +73,8 @@ def flatten(state: object) -> FlatState:
     """
     walker = _Walker()
     try:
-        tree = walker.walk(state, "")
+        with without_collector():
+            tree = walker.walk(state, "")
     except RecursionError:
         raise BadLeaf(
             "the state is nested too deeply for this call", "", "save it higher up"
@@ -107,18 +109,28 @@ class _Walker:
 
     def walk(self, value: object, path: str) -> Node:
         """Return the node of a value."""
-        known, node = encode_scalar(value)
-        if known:
-            return self._text(value, path) if _is_long(value) else node
+        plain, node = _plain(value)
+        if plain:
+            return node
+        if type(value) in _TEXTS:
+            return self._text(value, path)
         cls = type(value)
         if cls is dict:
             with self._inside(value, path):
                 return self._mapping(value, path)  # type: ignore[arg-type]
         if cls is list or cls is tuple:
             with self._inside(value, path):
-                parts = [self.walk(item, join(path, str(i))) for i, item in enumerate(value)]  # type: ignore[arg-type,var-annotated]
+                parts = self._items(value, path)  # type: ignore[arg-type]
             return parts if cls is list else {"t": parts}
         return self._special(value, path)
+
+    def _items(self, values: Sequence[Any], path: str) -> list[Node]:
+        nodes = []
+        for index, item in enumerate(values):
+            # Most long lists are histories of numbers: no path is made for those.
+            plain, node = _plain(item)
+            nodes.append(node if plain else self.walk(item, join(path, str(index))))
+        return nodes
 
     def _special(self, value: Any, path: str) -> Node:
         root = leaf_module.root_of(value)
@@ -168,7 +180,8 @@ class _Walker:
                     f"the limit is {KEY_MAX}",
                     "use a shorter key",
                 )
-            nodes.append(self.walk(item, join(path, key)))
+            plain, node = _plain(item)
+            nodes.append(node if plain else self.walk(item, join(path, key)))
         return {"d": keys, "v": nodes}
 
     def _special_mapping(self, value: dict[Any, Any], path: str) -> Node:
@@ -238,14 +251,22 @@ class _Walker:
             self._open.pop()
 
 
-def _is_long(value: object) -> bool:
-    return isinstance(value, str | bytes | bytearray) and (
-        len(value) > TEXT_MAX_BYTES
-        # A character is up to 4 bytes of UTF-8.
-        or (
-            isinstance(value, str)
-            and len(value) * 4 > TEXT_MAX_BYTES
-            and not value.isascii()
-            and len(value.encode("utf-8", "surrogatepass")) > TEXT_MAX_BYTES
-        )
+_TEXTS: Final = frozenset({str, bytes, bytearray})
+
+
+def _plain(value: object) -> tuple[bool, Node]:
+    """Return (True, node) for a scalar that lives in the tree: long strings do not."""
+    if type(value) in _TEXTS and len(value) * 4 > TEXT_MAX_BYTES and _is_long(value):  # type: ignore[arg-type]
+        return False, None
+    return encode_scalar(value)
+
+
+def _is_long(value: str | bytes | bytearray) -> bool:
+    if len(value) > TEXT_MAX_BYTES:
+        return True
+    # A character is up to 4 bytes of UTF-8.
+    return (
+        isinstance(value, str)
+        and not value.isascii()
+        and len(value.encode("utf-8", "surrogatepass")) > TEXT_MAX_BYTES
     )

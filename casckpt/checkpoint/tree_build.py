@@ -22,6 +22,8 @@ _CONTAINER_KEYS = {
     "e": ({"e"},),
 }
 
+_JSON_SCALARS = frozenset({str, int, bool})
+
 
 def tag_of(node: Node) -> str | None:
     """Return the tag of a node, None for a plain JSON value.
@@ -146,23 +148,32 @@ class Builder:
             raise malformed("a tree that is nested too deeply")
         try:
             if tag == "x":
-                return self._extension(node, path, whole)
+                return self._extension(node, whole)
             return self._container(node, tag, path, whole)
         finally:
             self._depth -= 1
 
-    def _extension(self, node: Node, path: str, whole: bool) -> Any:
+    def _whole_child(self, node: Node) -> Any:
+        """Return what `build` does where everything is wanted; long lists of numbers are common."""
+        if node is None or type(node) in _JSON_SCALARS:
+            return node
+        if type(node) is dict and len(node) == 1 and "f" in node:
+            return SCALAR_TAGS["f"](node["f"])
+        return self.build(node, "", True)
+
+    def _extension(self, node: Node, whole: bool) -> Any:
         root, kind, attributes, nodes = extension_parts(node)
         if not whole:
             return ABSENT
-        parts = [self.build(child, join(path, i), True) for i, child in enumerate(nodes)]
+        parts = [self._whole_child(child) for child in nodes]
         if self._options.as_numpy and root == "torch":
             root = "numpy"
         return leaf_module.handler(root).build(kind, attributes, parts, self._options)
 
     def _container(self, node: Node, tag: str | None, path: str, whole: bool) -> Any:
         pairs = [
-            (key, self.build(child, join(path, key), whole)) for key, child in children(node, tag)
+            (key, self._whole_child(child) if whole else self.build(child, join(path, key), False))
+            for key, child in children(node, tag)
         ]
         if not whole:
             pairs = [pair for pair in pairs if pair[1] is not ABSENT]
@@ -181,7 +192,7 @@ class Builder:
         if tag == "D":
             name, fields, _ = record_parts(node, tag)
             return tree_classes.make_dataclass(name, fields, values)
-        metadata = self.build(node["m"], join(path, "_metadata"), True) if "m" in node else None
+        metadata = self._whole_child(node["m"]) if "m" in node else None
         return make_mapping(node.get("k"), pairs, metadata)
 
 
@@ -237,7 +248,12 @@ def selected_entries(tree: Node, entry_count: int, selection: Selection | None) 
                     visit(child, join(path, i), True, depth + 1)
         else:
             for key, child in children(node, tag):
-                visit(child, join(path, key), whole, depth + 1)
+                if selection is not None:
+                    visit(child, join(path, key), whole, depth + 1)
+                elif type(child) is list or (
+                    type(child) is dict and not (len(child) == 1 and "f" in child)
+                ):
+                    visit(child, "", whole, depth + 1)
             if tag == "d" and "m" in node and whole:
                 visit(node["m"], join(path, "_metadata"), True, depth + 1)
 

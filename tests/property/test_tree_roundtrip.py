@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import casckpt
 from tests.suites.memory_repository import Saved
 
 FLOATS = st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack(">d", struct.pack(">Q", bits))[0])
@@ -131,8 +132,8 @@ def bits_of(tensor: Any) -> Any:
     import torch
 
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-    bits = tensor.detach().view(width[tensor.element_size()]).contiguous()
-    return bits.reshape(-1).view(torch.uint8).tolist()
+    bits = tensor.detach().view(width[tensor.element_size()])
+    return bits.numpy().tobytes()
 
 
 PLAIN_TREES = st.recursive(SCALARS, containers, max_leaves=20)
@@ -170,3 +171,15 @@ def test_any_tree_restores_into_its_like(tree: Any) -> None:
     back = Saved(tree).restore(into=into)
     assert_same(back, tree)
     assert all(back[name] is kept[name] for name in kept)
+
+
+def test_any_tree_comes_back_from_a_store(tmp_path: pathlib.Path) -> None:
+    with casckpt.open(tmp_path / "store") as store:
+
+        @settings(max_examples=40, deadline=None)
+        @given(tree=TREES, later=st.booleans())
+        def save_and_restore(tree: Any, later: bool) -> None:
+            saved = store.save_async("r", tree).result() if later else store.save("r", tree)
+            assert_same(store.restore(saved.ref), tree)
+
+        save_and_restore()

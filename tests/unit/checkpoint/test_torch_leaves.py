@@ -70,6 +70,13 @@ def test_zero_d_channels_last_and_expanded():
     assert torch.equal(back[2], torch.ones(3, 4))
 
 
+def test_an_axis_of_length_one_may_have_any_stride():
+    odd = torch.zeros(4, dtype=torch.int16).as_strided((1, 1), (7, 2))
+    assert torch.equal(Saved([odd]).restore()[0], odd)
+    Saved([odd + 1]).restore(into=[odd])
+    assert odd.item() == 1
+
+
 def test_parameters_and_requires_grad_are_kept():
     frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
     wanted = torch.ones(2, requires_grad=True)
