@@ -48,6 +48,11 @@ def translate(error: lmdb.Error, what: str) -> CasckptError:
     return OperationFailed(what, reason)
 
 
+def is_engine_error(error: BaseException) -> bool:
+    """Tell whether an error is one of LMDB, after which a whole transaction is lost."""
+    return isinstance(error, lmdb.Error)
+
+
 class Transaction:
     """A read or write transaction over the index tables.
 
@@ -283,9 +288,13 @@ class Environment:
     def nested(self, parent: Transaction, job: Callable[[Transaction], _Result]) -> _Result:
         """Run `job` in a transaction inside `parent`: its exception undoes only its own changes."""
         assert self._handle is not None
-        with self._handle.begin(write=True, parent=parent._handle) as handle:
-            child = Transaction(handle, self._tables)
-            result = job(child)
+        try:
+            with self._handle.begin(write=True, parent=parent._handle) as handle:
+                child = Transaction(handle, self._tables)
+                result = job(child)
+        except lmdb.BadValsizeError as exc:
+            # Refused before anything was changed: the fault of this job, not of the index.
+            raise translate(exc, "cannot write the index; nothing was saved") from exc
         parent.changes += child.changes
         parent.roots_count += child.roots_count
         parent.roots_sum += child.roots_sum

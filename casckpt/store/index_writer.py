@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from casckpt.errors import CasckptError, OperationFailed, StoreBusy
 from casckpt.store import files, layout, opening, rows
-from casckpt.store.environment import Environment, Transaction
+from casckpt.store.environment import Environment, Transaction, is_engine_error
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger("casckpt")
@@ -188,7 +188,9 @@ class IndexWriter:
                 continue
             try:
                 job.result = self.environment.nested(tx, job.run)
-            except CasckptError as exc:
+            except Exception as exc:
+                if is_engine_error(exc):
+                    raise
                 job.error = exc
         if not tx.changes:
             return None

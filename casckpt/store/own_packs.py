@@ -117,10 +117,8 @@ class OwnPacks:
                 sealing = self._sealing.pop(pack.number, None)
             if sealing is not None:
                 sealing.result()
-            elif not pack.sealed:
-                pack.sync()
-            elif pack.failed:
-                raise PackFailed(f"cannot flush {pack.path.name}", "an earlier write to it failed")
+            # Sealed or not: another thread may be about to flush it, and may fail.
+            pack.sync()
 
     # ---- facts
 

@@ -49,6 +49,8 @@ class PackWriter:
         self.sealed = False
         self._reserved = 0
         self._writing = 0
+        self._flushing = 0
+        self._closed = False
         self._records = 0
         self._changed = threading.Condition()
         # ORDER: the row in `packs` is durable before this; then file, its folder, their parents
@@ -143,15 +145,17 @@ class PackWriter:
         """Make every record appended before the call durable; return the synced length."""
         with self._changed:
             target = self.end
+            # Whoever seals the pack flushes it; to return before that would promise too much.
+            while self.synced < target and (self._writing or (self.sealed and not self._closed)):
+                self._changed.wait()
             if self.synced >= target and not self.failed:
                 return self.synced
-            while self._writing:
-                self._changed.wait()
-            if self.failed:
+            if self.failed or self._closed:
                 raise PackFailed(
                     f"cannot flush {self.path.name}", "an earlier write to this pack failed"
                 )
             end = self.end
+            self._flushing += 1
         try:
             files.sync_data(self._descriptor, self.path)
         except BaseException:
@@ -159,6 +163,10 @@ class PackWriter:
             with self._changed:
                 self.failed = True
             raise
+        finally:
+            with self._changed:
+                self._flushing -= 1
+                self._changed.notify_all()
         with self._changed:
             self.synced = max(self.synced, end)
             return self.synced
@@ -171,9 +179,9 @@ class PackWriter:
         with self._changed:
             if self.sealed:
                 return self.synced
-            while self._writing:
-                self._changed.wait()
             self.sealed = True
+            while self._writing or self._flushing:
+                self._changed.wait()
             end = self.end
         try:
             if not self.failed:
@@ -188,6 +196,9 @@ class PackWriter:
                 raise
         finally:
             files.close_file(self._descriptor)
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
         return self.synced
 
     def abandon(self) -> None:

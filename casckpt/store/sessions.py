@@ -65,7 +65,9 @@ class Session:
         # ORDER: locked before it has its name, so that nobody takes it for a dead session's
         self._descriptor = files.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            files.try_lock(self._descriptor, exclusive=True)
+            # A listing locks each file for an instant, to see whether its session is alive.
+            while not files.try_lock(self._descriptor, exclusive=True):
+                time.sleep(0.001)
             self._write()
             files.sync_file(self._descriptor, temporary)
             files.rename(temporary, self.path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 
@@ -95,10 +96,8 @@ def decode_guarded(encoding: int, payload: bytes, length: int, base: bytes | Non
     """Decode into the middle of a buffer; whatever happens, its edges stay as they were."""
     guard = b"\xa5" * 64
     buffer = bytearray(guard + bytes(length) + guard)
-    try:
+    with contextlib.suppress(Corrupt, NewerFormat):
         codec.decode_chunk(encoding, payload, memoryview(buffer)[64 : 64 + length], base)
-    except (Corrupt, NewerFormat):
-        pass
     assert buffer[:64] == guard
     assert buffer[64 + length :] == guard
 

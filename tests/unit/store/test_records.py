@@ -10,7 +10,7 @@ from casckpt.errors import Corrupt, NewerFormat
 from casckpt.store import layout, records
 
 PACK = bytes(range(16))
-KINDS = st.sampled_from(sorted(layout.TYPE_NAMES) + [77])
+KINDS = st.sampled_from([*sorted(layout.TYPE_NAMES), 77])
 
 
 def header(offset: int = 80, refs: tuple[bytes, ...] = (b"r" * 32,), **changes: int) -> bytes:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+from casckpt.errors import CasckptError
+from casckpt.store import files, layout
+from casckpt.store.packs import PackFailed
+
+
+def put(own, payload: bytes):
+    return own.append(layout.TYPE_CHUNK, layout.ENCODING_RAW, bytes(32), len(payload), (), payload)
+
+
+def test_records_of_a_session_go_to_one_pack_until_it_is_full(repository, monkeypatch):
+    own = repository._shared().own
+    first, _ = put(own, b"a")
+    assert put(own, b"b")[0] is first
+    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 1)
+    second, _ = put(own, b"c")
+    assert second is not first
+    own.sync([first, second])
+    assert first.sealed
+    assert first.synced == first.end
+    assert second.synced == second.end
+
+
+def test_a_failed_pack_is_left_and_the_next_record_opens_another(repository):
+    own = repository._shared().own
+    first, _ = put(own, b"a")
+
+    def fail(name: str, where: str) -> None:
+        if name == "write" and where == str(first.path):
+            raise OSError(errno.EIO, "injected")
+
+    files.set_crash_hook(fail)
+    with pytest.raises(CasckptError):
+        put(own, b"b")
+    files.set_crash_hook(None)
+    second, _ = put(own, b"c")
+    assert second is not first
+    with pytest.raises(PackFailed):
+        own.sync([first])
+    own.sync([second])
+
+
+@pytest.mark.parametrize("flush_fails", [False, True])
+def test_durable_means_flushed_though_another_thread_is_sealing(repository, flush_fails):
+    """A failed save seals the packs of its process: another save in flight waits for that flush."""
+    own = repository._shared().own
+    pack, _ = put(own, b"a" * 1000)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hook(name: str, where: str) -> None:
+        if name == "fdatasync" and where == str(pack.path):
+            inside.set()
+            assert go_on.wait(5)
+            if flush_fails:
+                raise OSError(errno.EIO, "injected")
+
+    files.set_crash_hook(hook)
+    sealer = threading.Thread(target=own.seal_all)
+    sealer.start()
+    assert inside.wait(5)
+    outcome: list[object] = []
+
+    def sync() -> None:
+        try:
+            own.sync([pack])
+            outcome.append(pack.synced == pack.end)
+        except PackFailed:
+            outcome.append("failed")
+
+    waiter = threading.Thread(target=sync)
+    waiter.start()
+    waiter.join(0.05)
+    assert outcome == []
+    go_on.set()
+    waiter.join()
+    sealer.join()
+    assert outcome == (["failed"] if flush_fails else [True])
+
+
+def test_sealing_registers_how_far_each_pack_goes(repository):
+    shared = repository._shared()
+    pack, record = put(shared.own, b"a" * 1000)
+    shared.own.seal_all()
+    with shared.environment.read() as tx:
+        row = tx.pack(pack.number)
+    assert (row.size, row.sealed) == (record.offset + record.total_bytes, True)
+    assert put(shared.own, b"b")[0].number != pack.number
