@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,7 +33,7 @@ from casckpt.checkpoint.leaves import (
 from casckpt.checkpoint.leaves_overlap import Span, extent, overlapping
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.checkpoint.tree_paths import join
-from casckpt.errors import BadLeaf
+from casckpt.errors import BadLeaf, BadRequest
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Entry
@@ -221,7 +222,7 @@ class TorchHandler:
             flat = torch.frombuffer(memory, dtype=torch.uint8)
         else:
             flat = torch.empty(entry.length, dtype=torch.uint8)
-        device = torch.device("cpu" if options.device is None else options.device)
+        device = _device("cpu" if options.device is None else options.device)
         dest = _memory_of(flat)
         return TensorSlot(entry, device, dest, flat, device.type != "cpu" and memory is None)
 
@@ -292,6 +293,21 @@ class TorchHandler:
             shapes = [[tuple(item.shape) for item in group["params"]] for group in groups]
             return list(optimizer_problems(shapes, plain))
         return []
+
+
+@lru_cache(maxsize=16)
+def _device(wanted: Any) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        BadRequest: if this torch or this machine has no such device.
+    """
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError, TypeError) as exc:
+        raise BadRequest(
+            f"there is no device {wanted!r} here", str(exc).partition("\n")[0], "use device='cpu'"
+        ) from exc
 
 
 def _pinned_memory(length: int) -> memoryview:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from casckpt.checkpoint import leaves  # noqa: E402
 from casckpt.checkpoint.staging import StagingPool  # noqa: E402
 from casckpt.checkpoint.tree import flatten  # noqa: E402
-from casckpt.errors import BadLeaf, CasckptError, MissingExtra, TreeMismatch  # noqa: E402
+from casckpt.errors import BadLeaf, BadRequest, CasckptError, MissingExtra, TreeMismatch  # noqa: E402
 from tests.suites.memory_repository import Saved  # noqa: E402
 
 DTYPES = [
@@ -377,6 +377,14 @@ def test_staged_tensors_do_not_see_later_changes():
 def test_device_is_honoured():
     back = Saved({"a": torch.ones(2), "b": torch.ones(100_000)}).restore(device="cpu")
     assert back["b"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta:x"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device):
+    saved = Saved({"a": torch.ones(2)})
+    with pytest.raises(BadRequest, match="device"):
+        saved.restore(device=device)
+    assert saved.repo.bytes_read == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
