@@ -46,6 +46,9 @@ _SECTIONS = (
     ("Begin", ("init", "demo", "completion")),
 )
 
+_COMPLETE = "_CASCKPT_COMPLETE"
+"""Set by the scripts of `casckpt completion` when a shell asks what could come next."""
+
 _EXAMPLES = (
     "casckpt ls --best val_loss              the best checkpoints first",
     "casckpt gc --keep-last 3                plan, ask, free",
@@ -79,16 +82,20 @@ def run(words: list[str]) -> int:
         words: what follows the program's name.
     """
     settings = Settings()
+    if _COMPLETE in os.environ:
+        casckpt.main(words, prog_name="casckpt", complete_var=_COMPLETE)
     try:
         try:
-            code = casckpt.main(
-                words or ["--help"], prog_name="casckpt", standalone_mode=False, obj=settings
-            )
+            # Not casckpt.main: it turns a closed pipe into exit code 1, which means findings.
+            with casckpt.make_context("casckpt", words or ["--help"], obj=settings) as context:
+                code = casckpt.invoke(context)
             sys.stdout.flush()
         finally:
             # Options after a mistake are not read by the parser any more.
             settings.json = settings.json or "--json" in words
             settings.debug = settings.debug or "--debug" in words
+    except click.exceptions.Exit as leaving:  # --help and --version
+        return leaving.exit_code
     except (KeyboardInterrupt, click.Abort):
         print("casckpt: interrupted", file=sys.stderr)
         return errors.INTERRUPTED

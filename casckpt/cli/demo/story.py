@@ -17,7 +17,7 @@ from casckpt.cli.demo import equality, measures, peer, text
 from casckpt.cli.demo.child import Event, Training
 from casckpt.cli.output import Output
 
-KILL_AFTER_EPOCH = 5
+KILL_AFTER_EPOCH = 4
 """The kill falls somewhere into the epoch after this one, at a time drawn by chance."""
 
 
@@ -87,7 +87,8 @@ class Story:
         epoch_s = last_s = 0.0
         with Training(self.store_path, self.files) as training:
             self.facts.killed_pid = training.pid
-            for event in training.events():
+            events = training.events()
+            for event in events:
                 self.show(event)
                 if event["run"] != "demo/network":
                     continue
@@ -97,7 +98,10 @@ class Story:
                     time.sleep(random.uniform(0.1, 0.9) * epoch_s)
                     break
             training.kill()
-        self.chapter(f"kill -9 {training.pid}, in the middle of epoch {KILL_AFTER_EPOCH + 1}")
+            for event in events:  # what it told while the demo slept was acknowledged too
+                self.show(event)
+        last = self.facts.saves[-1]["step"]
+        self.chapter(f"kill -9 {training.pid}, while it worked on epoch {last + 1}")
 
     def look_at_what_survived(self) -> None:
         """Check that every acknowledged save is there, whole and equal bit for bit."""

@@ -19,7 +19,7 @@ from typing import Any
 import casckpt
 from casckpt.cli.demo import peer, text
 
-EPOCHS = 12
+EPOCHS = 10
 ROUNDS = 60
 ROUNDS_PER_SAVE = 10
 

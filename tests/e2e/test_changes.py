@@ -1,0 +1,172 @@
+"""Commands that change a store: names, trash, gc, files in and out, repair."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import casckpt
+
+
+def refs(cli, *words):
+    document = json.loads(cli("ls", *words, "--json").out)
+    return [checkpoint["ref"] for checkpoint in document["checkpoints"]]
+
+
+def test_init_and_the_nearest_store_upward(own_cli, tmp_path):
+    deep = tmp_path / "project" / "deep"
+    deep.mkdir(parents=True)
+    own_cli.folder = tmp_path / "project"
+    assert own_cli("init", CASCKPT_STORE="").code == 0
+    assert (tmp_path / "project" / ".casckpt" / "format.json").exists()
+    own_cli.folder = deep
+    answer = own_cli("ls", CASCKPT_STORE="")
+    assert answer.code == 0
+    assert answer.err == "No checkpoints yet.\n"
+    again = own_cli("init", str(tmp_path / "project" / ".casckpt"))
+    assert again.code == 2
+
+
+def test_tag_untag_pin_unpin(own_cli):
+    assert own_cli("tag", "bpm/nn@30", "a", "b").out == "bpm/nn@30  tags: a, b\n"
+    assert refs(own_cli, "--tag", "a") == ["bpm/nn@30"]
+    assert own_cli("untag", "bpm/nn@a", "a").out == "bpm/nn@30  tags: b\n"
+    assert own_cli("pin", "bpm/nn@30", "bpm/nn@40").out.count("pinned") == 2
+    document = json.loads(own_cli("unpin", "bpm/nn@30", "--json").out)
+    assert document["checkpoints"][0]["pinned"] is False
+    assert own_cli("tag", "bpm/nn@30", "latest").code == 2
+
+
+def test_a_mistyped_ref_among_several_changes_nothing(own_cli):
+    assert own_cli("pin", "bpm/nn@30", "bpm/nn@31").code == 12
+    document = json.loads(own_cli("show", "bpm/nn@30", "--json").out)
+    assert document["checkpoint"]["pinned"] is False
+
+
+def test_rm_and_undelete(own_cli):
+    assert own_cli("rm", "bpm/nn@30").code == 0
+    assert "bpm/nn@30" not in refs(own_cli)
+    assert refs(own_cli, "--trash") == ["bpm/nn@30"]
+    assert own_cli("undelete", "bpm/nn@30").out == "bpm/nn@30  is back\n"
+    assert "bpm/nn@30" in refs(own_cli)
+
+
+def test_rm_of_a_run_needs_a_yes_and_leaves_other_runs(own_cli):
+    assert own_cli("rm", "bpm/nn").code == 2
+    assert len(refs(own_cli, "bpm/nn")) == 6
+    assert own_cli("rm", "bpm/nn", "--yes").code == 0
+    assert refs(own_cli) == ["bpm/xgboost@100", "bpm/xgboost@200"]
+
+
+def test_gc_with_nobody_to_ask_changes_nothing(own_cli):
+    answer = own_cli("gc", "--keep-last", "1", stdin="y\n")
+    assert answer.code == 2
+    assert "--yes" in answer.err
+    assert own_cli("gc", "--keep-last", "1", "--json").code == 2
+    assert len(refs(own_cli)) == 8
+
+
+def test_gc_moves_to_the_trash_and_now_frees(own_cli):
+    plan = json.loads(own_cli("gc", "--keep-last", "1", "-n", "--json").out)
+    assert plan["dry_run"] is True
+    assert len(refs(own_cli)) == 8
+    done = json.loads(own_cli("gc", "--keep-last", "1", "--yes", "--json").out)
+    assert done["drop"] == plan["drop"]
+    assert done["dry_run"] is False
+    kept = ["bpm/nn@20", "bpm/nn@60", "bpm/xgboost@100", "bpm/xgboost@200"]
+    assert refs(own_cli) == kept
+    assert refs(own_cli, "--trash") == ["bpm/nn@10", "bpm/nn@30", "bpm/nn@40", "bpm/nn@50"]
+    before = json.loads(own_cli("du", "--json").out)["stored_bytes"]
+    freed = json.loads(own_cli("gc", "--now", "--yes", "--json").out)["freed_bytes"]
+    after = json.loads(own_cli("du", "--json").out)["stored_bytes"]
+    assert freed > 0
+    assert after < before
+    assert own_cli("verify").code == 0
+    assert refs(own_cli) == kept
+
+
+def test_keep_best_needs_a_mode(own_cli):
+    answer = own_cli("gc", "--keep-best", "val_loss", "-n")
+    assert answer.code == 2
+    assert "val_loss" in answer.err
+
+
+def test_restore_and_import_bring_everything_back(own_cli, tmp_path):
+    assert own_cli("restore", "bpm/nn@20", "-o", tmp_path / "out").code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "state.safetensors",
+        "tree.json",
+    ]
+    made = json.loads(
+        own_cli("import", tmp_path / "out", "--run", "back", "--step", "7", "--json").out
+    )
+    assert made["checkpoints"][0]["ref"] == "back@7"
+    assert made["checkpoints"][0]["new_bytes"] == 0
+    assert own_cli("diff", "bpm/nn@20", "back@7", "--exit-code").code == 0
+    assert own_cli("diff", "bpm/nn@20", "bpm/nn@40", "--exit-code").code == 1
+
+
+def test_export_npz(own_cli, tmp_path):
+    answer = own_cli("export", "bpm/nn", "-o", tmp_path / "nn.npz", "-q")
+    assert answer.out == f"{tmp_path / 'nn.npz'}\n"
+    with casckpt.open(own_cli.store, mode="r") as store:
+        state = store.restore("bpm/nn")
+    with np.load(tmp_path / "nn.npz") as arrays:
+        assert np.array_equal(arrays["model.weight"], state["model"]["weight"])
+
+
+def test_damage_is_a_finding_that_names_tensor_and_checkpoints(own_cli):
+    packs = sorted(own_cli.store.glob("packs/*/*.pack"), key=lambda path: path.stat().st_size)
+    data = bytearray(packs[-1].read_bytes())
+    data[60_000] ^= 1  # in the first checkpoint's tensors, which the session wrote first
+    packs[-1].write_bytes(data)
+    answer = own_cli("verify", "--json")
+    assert answer.code == 1
+    found = json.loads(answer.out)
+    assert found["damaged"]
+    assert found["lost"]
+    assert set(found["lost"]).isdisjoint(found["whole"])
+    text = own_cli("verify")
+    assert text.code == 1
+    assert found["lost"][0] in text.out
+    answer = own_cli("restore", found["lost"][0], "-o", own_cli.folder / "out")
+    assert answer.code == 13
+    assert not (own_cli.folder / "out").exists()
+
+
+def test_a_lost_index_is_rebuilt_from_the_packs(own_cli):
+    for path in own_cli.store.glob("index.*/data.mdb"):
+        path.unlink()
+    assert own_cli("ls").code == 13
+    assert own_cli("repair").code == 2
+    assert own_cli("repair", "--rebuild-index").code == 0
+    assert len(refs(own_cli)) == 8
+    assert json.loads(own_cli("repair", "--accept", "--json").out)["accepted"] is True
+    assert own_cli("verify").code == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(cli, shell):
+    answer = cli("completion", shell)
+    assert answer.code == 0
+    assert "_CASCKPT_COMPLETE" in answer.out
+
+
+def complete(cli, *words):
+    answer = cli(
+        _CASCKPT_COMPLETE="bash_complete",
+        COMP_WORDS=" ".join(["casckpt", *words]),
+        COMP_CWORD=str(len(words)),
+    )
+    return [line.partition(",")[2] for line in answer.out.splitlines()]
+
+
+def test_completion_knows_commands_runs_refs_tags_and_metrics(cli):
+    assert complete(cli, "ver") == ["verify"]
+    assert complete(cli, "ls", "b") == ["bpm/nn", "bpm/xgboost"]
+    assert complete(cli, "show", "bpm/nn@p") == ["bpm/nn@paper-v1"]
+    assert complete(cli, "ls", "--tag", "") == ["paper-v1"]
+    assert complete(cli, "ls", "--best", "") == ["accuracy", "val_loss"]
+    assert complete(cli, "ls", "--mode", "") == ["min", "max"]
