@@ -7,15 +7,18 @@
     │   ├── TreeMismatch                  `into` does not fit what was saved
     │   ├── StepExists                    the step is there already, or is not larger than the last
     │   ├── PickleRefused                 the bytes would run code when loaded
-    │   └── MissingExtra                  an optional package is not installed
+    │   ├── MissingExtra                  an optional package is not installed
+    │   └── ConfigMismatch                a run is resumed with other settings than before
     ├── OperationFailed                3  the system refused: other operating-system errors
+    ├── StageFailed                    3  items of a stage failed; the results of others are kept
     ├── StoreUnavailable              10  the path cannot be used as a store
     │   ├── NoStore                       there is no store here
     │   ├── FileSystemRefused             a file system on which commits are not safe
     │   └── PermissionRefused             the operating system denies access
     ├── Busy                          11
     │   ├── StoreBusy                     another process holds what is needed
-    │   └── RunMoved                      another writer has saved to this run meanwhile
+    │   ├── RunMoved                      another writer has saved to this run meanwhile
+    │   └── RunBusy                       another live process trains this run
     ├── Missing                       12
     │   ├── NotFound                      no such run, checkpoint, tag or metric
     │   ├── Ambiguous                     a REF that names more than one checkpoint
@@ -23,6 +26,9 @@
     ├── Corrupt                       13  bytes on disk are not what was written
     ├── NewerFormat                   14  the store needs a newer casckpt
     └── NoSpace                       16  the disk, or the quota, is full
+
+    SystemExit
+    └── Stopped                       75  training stopped by request; no error: run it again
 
 Each class carries its exit code. A message has three parts: what failed, why, and what to do.
 """
@@ -112,11 +118,31 @@ class MissingExtra(BadRequest):
     default_hint = "install it with pip"
 
 
+class ConfigMismatch(BadRequest):
+    """A run is resumed with another config, data, environment or model; every field is listed.
+
+    Attributes:
+        differences: (field, old value, new value) of each.
+    """
+
+    default_hint = (
+        "go on as before, or pass on_mismatch={FIELD: 'allow' | 'warn' | 'restart'}, "
+        "or resume='never' for a new line"
+    )
+
+
 class OperationFailed(CasckptError):
     """The operating system refused an operation for a reason that has no class of its own."""
 
     exit_code = 3
     default_hint = "look at the reason above; what was committed before is untouched"
+
+
+class StageFailed(CasckptError):
+    """Items of a stage failed; what the others returned is kept."""
+
+    exit_code = 3
+    default_hint = "run the same command again: only the items that failed are tried"
 
 
 class StoreUnavailable(CasckptError):
@@ -161,6 +187,19 @@ class RunMoved(Busy):
     default_hint = "look at the run again with `casckpt ls RUN`, then save with a larger step"
 
 
+class RunBusy(Busy):
+    """Another live process trains this run.
+
+    Attributes:
+        run: name of the run.
+        pid: the process.
+        host: the machine it is on.
+        since: when it began, RFC 3339.
+    """
+
+    default_hint = "wait for it, stop it with `casckpt stop RUN`, or use another name"
+
+
 class Missing(CasckptError):
     """What was named is not in the store."""
 
@@ -201,3 +240,30 @@ class NoSpace(CasckptError):
 
     exit_code = 16
     default_hint = "free space with `casckpt gc --now`, or by removing checkpoints first"
+
+
+class Stopped(SystemExit):
+    """Training stopped by request after its state was saved; the same command goes on there.
+
+    It leaves the program with exit code 75 unless it is caught. Not a CasckptError: nothing
+    failed.
+
+    Args:
+        run: name of the run.
+        reason: what asked for the stop.
+    """
+
+    exit_code: ClassVar[int] = 75
+
+    def __init__(self, run: str = "", reason: str = "") -> None:
+        self.run = run
+        self.reason = reason
+        super().__init__(self.exit_code)
+
+    def __str__(self) -> str:
+        """Return what stopped, and why."""
+        return f"{self.run} stopped: {self.reason}" if self.reason else f"{self.run} stopped"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive the trip between processes."""
+        return (type(self), (self.run, self.reason))

@@ -119,22 +119,23 @@ class Catalog:
         return members[-1] if members else None
 
     def around(
-        self, run: str, line: int, step: int | None
+        self, run: str, line: int, step: int | None, batch: int = 0
     ) -> tuple[Checkpoint | None, Checkpoint | None, Checkpoint | None]:
         """Return (the last checkpoint of a line, the one at a step, the one before that step).
 
         Args:
             run: name of the run.
             line: number of the line.
-            step: the step, at its boundary; None for the one after the last.
+            step: the step; None for the one after the last.
+            batch: position inside the step; 0 for its boundary.
         """
         rows = [row for row in self._repository.checkpoint_rows(run) if row.line == line]
         # Only what is returned gets decoded: every save asks, and a run can be long.
         last = max(rows, key=_place_of, default=None)
-        at = [row for row in rows if step is not None and (row.step, row.batch) == (step, 0)]
+        at = [row for row in rows if step is not None and (row.step, row.batch) == (step, batch)]
         before = last
         if step is not None:
-            earlier = (row for row in rows if (row.step, row.batch) < (step, 0))
+            earlier = (row for row in rows if (row.step, row.batch) < (step, batch))
             before = max(earlier, key=_place_of, default=None)
         existing = max(at, key=_place_of, default=None)
         return self._maybe(last), self._maybe(existing), self._maybe(before)

@@ -18,6 +18,7 @@ from casckpt.logs import logger
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Manifest
+    from casckpt.checkpoint.placement import Placement
     from casckpt.checkpoint.staging import StagingPool
     from casckpt.checkpoint.tree import FlatState
 
@@ -44,6 +45,12 @@ class _Request:
     level: str | None
     started_s: float
     created: datetime
+    placement: Placement | None = None
+
+    @property
+    def batch(self) -> int:
+        """Position inside the step."""
+        return 0 if self.placement is None else self.placement.batch
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,7 @@ class Saves(StoreHandle):
             NoSpace: the disk is full; nothing that was committed is lost.
         """
         request = self._request(run, step, metrics, tags, replace, level)
-        with self._background.turn(request.run):
-            from casckpt.checkpoint.tree import flatten
-
-            place = self._place(request)
-            return self._commit(request, place, flatten(state))
+        return self._save_now(request, state)
 
     def save_async(
         self,
@@ -148,7 +151,32 @@ class Saves(StoreHandle):
             MemoryError: there is no room for a copy of the state.
             CasckptError: what the save before failed with, if nobody has been told.
         """
-        request = self._request(run, step, metrics, tags, replace, level)
+        return self._save_later(self._request(run, step, metrics, tags, replace, level), state)
+
+    def _save_placed(
+        self,
+        run: str,
+        state: Any,
+        step: int,
+        placement: Placement,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        tags: str | Sequence[str] = (),
+        replace: bool = False,
+        level: str | None = None,
+        wait: bool = True,
+    ) -> Checkpoint | PendingSave:
+        """Save at a place that the training floor chose; see `save` and `save_async`."""
+        request = self._request(run, step, metrics, tags, replace, level, placement)
+        return self._save_now(request, state) if wait else self._save_later(request, state)
+
+    def _save_now(self, request: _Request, state: Any) -> Checkpoint:
+        with self._background.turn(request.run):
+            from casckpt.checkpoint.tree import flatten
+
+            return self._commit(request, self._place(request), flatten(state))
+
+    def _save_later(self, request: _Request, state: Any) -> PendingSave:
         with self._background.turn(request.run):
             from casckpt.checkpoint.tree import flatten
 
@@ -172,6 +200,7 @@ class Saves(StoreHandle):
         tags: str | Sequence[str],
         replace: bool,
         level: str | None,
+        placement: Placement | None = None,
     ) -> _Request:
         started_s = time.perf_counter()
         self._ready(write=True)
@@ -186,19 +215,23 @@ class Saves(StoreHandle):
             level=level,
             started_s=started_s,
             created=datetime.now(UTC),
+            placement=placement,
         )
 
     def _place(self, request: _Request) -> _Place:
         """Return where the save goes; refuse what cannot be before any byte is written."""
         # ORDER: the head first. Rows seen afterwards can only be newer, and then the commit
         # fails with RunMoved; the other way round it could pass unseen.
-        line = self._catalog.newest_line(request.run)
+        placement = request.placement
+        line = self._catalog.newest_line(request.run) if placement is None else placement.line
         head = self._repository.head(request.run, line)
-        last, existing, before = self._catalog.around(request.run, line, request.step)
+        last, existing, before = self._catalog.around(
+            request.run, line, request.step, request.batch
+        )
         step = request.step
         if step is None:
             step = 0 if last is None else last.step + 1
-        elif last is not None and existing is None and (step, 0) <= last.position:
+        elif last is not None and existing is None and (step, request.batch) <= last.position:
             raise StepExists(
                 f"{request.run} is at step {last.step}; step {step} is not larger",
                 "steps grow within a run",
@@ -219,12 +252,17 @@ class Saves(StoreHandle):
         """Store the state and commit it, anew if a collector got in between."""
         from casckpt.store import SaveAgain
 
-        for _ in range(_ATTEMPTS - 1):
+        for attempt in range(_ATTEMPTS):
             try:
-                return self._commit_once(request, place, flat, stall_s)
+                checkpoint = self._commit_once(request, place, flat, stall_s)
+                break
             except SaveAgain as exc:
+                if attempt == _ATTEMPTS - 1:
+                    raise
                 logger.debug("saving %s again: %s", request.run, exc.why)
-        return self._commit_once(request, place, flat, stall_s)
+        if request.placement is not None and request.placement.after_commit is not None:
+            request.placement.after_commit(checkpoint)
+        return checkpoint
 
     def _commit_once(
         self,
@@ -237,6 +275,9 @@ class Saves(StoreHandle):
         from casckpt.checkpoint.encode import plan_blobs
         from casckpt.store import CommitRequest
 
+        if request.placement is not None and request.placement.before_commit is not None:
+            # ORDER: what a resume reads beside the state is durable before the checkpoint is
+            request.placement.before_commit()
         plan = plan_blobs(flat)
         with self._repository.saver(level=request.level) as saver:
             refs, entries = plan.entries(saver.put_blobs(plan.sources()))
@@ -265,7 +306,7 @@ class Saves(StoreHandle):
                     run=request.run,
                     line=place.line,
                     step=place.step,
-                    batch=0,
+                    batch=request.batch,
                     manifest_id=manifest_id,
                     payload=encode_payload(facts),
                     expect_head=place.head,
@@ -279,18 +320,24 @@ class Saves(StoreHandle):
     ) -> Manifest:
         from casckpt.checkpoint.environment import environment_facts
         from casckpt.checkpoint.manifest import Manifest
+        from casckpt.checkpoint.placement import Placement
 
+        placement = request.placement or Placement(place.line)
         return Manifest(
             run=request.run,
             line=place.line,
             step=place.step,
-            batch=0,
+            batch=request.batch,
             created=request.created.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             tree=flat.tree,
             entries=entries,
-            parent=None if place.parent is None else place.parent.id,
+            parent=placement.parent if place.parent is None else place.parent.id,
+            reasons=placement.reasons,
+            config=placement.config,
             environment=environment_facts(),
             metrics=request.metrics,
+            captured=placement.captured,
+            missing=placement.missing,
         )
 
     def _committed(
@@ -313,12 +360,12 @@ class Saves(StoreHandle):
                 lambda payload: edit_payload(payload, durable_s=durable_s, stall_s=stall_s),
             )
         return Checkpoint(
-            ref=make_ref(request.run, place.line, place.step, 0),
+            ref=make_ref(request.run, place.line, place.step, request.batch),
             id=manifest_id.hex(),
             run=request.run,
             line=place.line,
             step=place.step,
-            batch=0,
+            batch=request.batch,
             created=request.created,
             metrics=dict(facts.metrics),
             tags=tuple(sorted(set(facts.tags))),

@@ -129,3 +129,25 @@ def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
         trashed_boot=clock.boot_id(),
     )
     tx.put("checkpoints", key, changed.encode())
+
+
+def bury_checkpoint(tx: Transaction, run: str, seq: int, payload: bytes) -> bool:
+    """Remove a live checkpoint past the trash if its payload is still this one.
+
+    What a collector does when the grace is over (format.md, 8): the row becomes a tombstone.
+    A payload that has changed means that somebody tagged or pinned it: then nothing happens.
+
+    Returns:
+        Whether it was removed.
+    """
+    key = rows.checkpoint_key(run, seq)
+    value = tx.get("checkpoints", key)
+    if value is None:
+        return False
+    row = rows.Row.decode(value)
+    if row.state != "live" or rows.decode_checkpoint(key, value).payload != payload:
+        return False
+    row = rows.with_checkpoint_payload(row, b"")
+    tx.put("checkpoints", key, replace(row, state="tombstone").encode())
+    tx.set_number("removed_roots", tx.number("removed_roots") + 1)
+    return True

@@ -275,6 +275,19 @@ class Repository:
 
         self._shared(write=True).writer.run(move, row_count=len(checkpoints))
 
+    def bury(self, checkpoints: Sequence[tuple[str, int, bytes]]) -> None:
+        """Remove live checkpoints, given as (run, commit seq, payload), past the trash.
+
+        One whose payload is not this any more (it was tagged or pinned meanwhile) stays.
+        """
+        from casckpt.store.commits import bury_checkpoint
+
+        def remove(tx: Transaction) -> None:
+            for run, seq, payload in checkpoints:
+                bury_checkpoint(tx, run, seq, payload)
+
+        self._shared(write=True).writer.run(remove, row_count=len(checkpoints))
+
     def untrash(self, run: str, seq: int) -> None:
         """Bring a checkpoint back from the trash; NotFound when it is not there any more."""
         key = rows.checkpoint_key(run, seq)
