@@ -178,11 +178,12 @@ def decode_row(
         rest = payload[rest_at:]
         reasons, tags = _rest_cache.get(rest) or _parse_rest(rest)
         run, line, step, batch = row.run, row.line, row.step, row.batch
+        name = f"{run}~{line}" if line or many_lines else run
         # A frozen dataclass assigns each field through object.__setattr__, which for ten
         # thousand rows is most of the time of `ls`; filling the dict at once is not.
         checkpoint = object.__new__(Checkpoint)
         checkpoint.__dict__.update(
-            ref=make_ref(run, line, step, batch, many_lines=many_lines),
+            ref=f"{name}@{step}+{batch}" if batch else f"{name}@{step}",
             id=row.manifest_id.hex(),
             run=run,
             line=line,
