@@ -165,10 +165,16 @@ def layout(
         if number in dim_rows:
             lines.append(click.style(formatting.printable(pattern.format(*row).rstrip()), dim=True))
             continue
+        bold = number in bold_rows
         padded = []
         for i in shown:
             text = formatting.printable(row[i])
-            text = text.rjust(widths[i]) if columns[i].right else text.ljust(widths[i])
-            padded.append(click.style(text, fg=columns[i].color, bold=number in bold_rows or None))
-        lines.append("  ".join(padded))
+            if columns[i].right:
+                text = text.rjust(widths[i])
+            elif i != shown[-1]:
+                text = text.ljust(widths[i])
+            if text and (bold or columns[i].color):
+                text = click.style(text, fg=columns[i].color, bold=bold or None)
+            padded.append(text)
+        lines.append("  ".join(padded).rstrip())
     return lines
