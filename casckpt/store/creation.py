@@ -38,14 +38,14 @@ def create_store(path: Path) -> None:
         FileSystemRefused: the file system is not one to keep a store on.
     """
     path = Path(path)
-    try:
-        made = files.make_folder(path, exist_ok=True)
-    except FileNotFoundError as exc:
+    if not path.absolute().parent.is_dir():
         raise NoStore(
             f"cannot make a store at {path}",
             "the folder that would hold it does not exist",
             f"make it first: mkdir -p {path.parent}",
-        ) from exc
+        )
+    try:
+        made = files.make_folder(path, exist_ok=True)
     except FileExistsError as exc:
         raise NoStore(
             f"cannot make a store at {path}", "a file of that name is in the way"

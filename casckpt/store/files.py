@@ -68,12 +68,13 @@ def _operation(name: str, path: object) -> Iterator[None]:
 def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
     """Open `path` and return its descriptor; symbolic links are refused, never followed.
 
-    Raises FileNotFoundError and FileExistsError as they are: callers decide what they mean.
+    Raises FileNotFoundError, FileExistsError and NotADirectoryError as they are: callers decide
+    what they mean.
     """
     try:
         crash_point("open", path)
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    except (FileNotFoundError, FileExistsError):
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
         raise
     except OSError as exc:
         if exc.errno == errno.ELOOP:

@@ -54,7 +54,7 @@ def read_format(path: Path) -> Format:
         )
         if len(uuid) != 16:
             raise ValueError("uuid")
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise NoStore(
             f"no store at {path}", f"{layout.FORMAT_FILE} does not decode: {exc}"
         ) from exc
@@ -138,6 +138,8 @@ def _stamp(index: Path, transaction: int) -> dict[str, object]:
         "inode": facts_of_file.st_ino,
         "size": facts_of_file.st_size,
         "mtime_ns": facts_of_file.st_mtime_ns,
+        # What a copy that keeps inode and mtime cannot keep: a stamp put back with its index
+        "ctime_ns": facts_of_file.st_ctime_ns,
         "transaction": transaction,
     }
 
@@ -148,7 +150,7 @@ def stamp_fits(index: Path) -> bool:
         text = files.read_whole(index / layout.CLEAN_FILE, _SMALL_FILE_BYTES)
         stamp = json.loads(text)
         wanted = _stamp(index, 0)
-    except (OSError, ValueError, CasckptError):
+    except (OSError, ValueError, RecursionError, CasckptError):
         return False
     return isinstance(stamp, dict) and all(
         stamp.get(key) == value for key, value in wanted.items() if key != "transaction"

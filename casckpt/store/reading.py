@@ -62,7 +62,7 @@ class _Patience:
 
     def saw(self, chain: Chain | None) -> None:
         """Note where the object was found this time."""
-        place = chain and [(row.pack, row.offset) for _, row, _ in chain]
+        place = None if chain is None else [(row.pack, row.offset) for _, row, _ in chain]
         self._attempts = self._attempts + 1 if place == self._place else 1
         self._place = place
 
