@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import edit_payload
@@ -111,7 +111,7 @@ class Curation(StoreHandle):
                 f"`casckpt unpin {pinned[0].ref}` first",
             )
         plan = plan_of(store._repository, doomed, "deleted")
-        store._repository.trash([(ck.run, ck.seq) for ck in doomed])
+        store._remove(doomed)
         return plan
 
     def undelete(self, ref: str | Checkpoint) -> Checkpoint:
@@ -192,7 +192,7 @@ class Curation(StoreHandle):
         self._ready(write=True)
         drop, skipped = ([], []) if plan is None else still_droppable(self._catalog, plan)
         if drop:
-            self._repository.trash([(ck.run, ck.seq) for ck in drop])
+            self._remove(drop)
         if skipped:
             logger.warning(
                 "left alone, because they changed since the plan was made: %s",
@@ -201,7 +201,7 @@ class Curation(StoreHandle):
         report = self._repository.gc(now=now, force=force)
         return GcResult(tuple(drop), tuple(skipped), report.freed_bytes, report.dead_bytes)
 
-    def _named(self, ref_or_run: str | Checkpoint) -> tuple[StoreHandle, list[Checkpoint]]:
+    def _named(self, ref_or_run: str | Checkpoint) -> tuple[Self, list[Checkpoint]]:
         """Return everything a REF, a run, a line or a glob names, and its store."""
         self._ready(write=True)
         if isinstance(ref_or_run, Checkpoint):
@@ -219,6 +219,10 @@ class Curation(StoreHandle):
         store = self if ref.store is None else self._other(Path(ref.store), write=True)
         line = ALL_LINES if ref.line is None else ref.line
         return store, store._catalog.of_line(ref.run, line)
+
+    def _remove(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._last.clear()
+        self._repository.trash([(ck.run, ck.seq) for ck in checkpoints])
 
     def _edit(self, checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
         self._repository.edit_checkpoint(

@@ -85,6 +85,8 @@ class StoreHandle:
         self._options = Options() if options is None else options
         self._background = BackgroundSaves()
         self._others: dict[tuple[Path, Mode], Self] = {}
+        # What this handle committed last on each line; emptied when it removes anything.
+        self._last: dict[tuple[str, int], Checkpoint] = {}
         self._closed = False
         self._open()
 
