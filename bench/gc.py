@@ -28,6 +28,7 @@ def run(context: Context) -> Result:
     _collect_trajectory(context, result)
     for count in (100, 1_000) if context.quick else (100, 1_000, 10_000):
         result.rows.append(_collect_many(context, count))
+    result.notes.append("disk_before and disk_after include casckpt's fixed reserve of 64 MiB")
     result.notes.append("collecting is timed with now=True: no grace period, bytes freed at once")
     return result
 

@@ -11,7 +11,7 @@ from typing import Any
 from bench.harness import RESULTS
 
 Document = dict[str, Any]
-HIDDEN = frozenset({"disk", "seconds", "min_s", "max_s", "disk_bytes", "empty_bytes"})
+HIDDEN = frozenset({"disk", "seconds", "min_s", "max_s", "disk_bytes"})
 START, END = "<!-- results: begin -->", "<!-- results: end -->"
 INK, GRID = "#333333", "#dddddd"
 
@@ -158,7 +158,8 @@ def _plot_input(document: Document, name: str, path: Path) -> Path:
     unit, divisor = ("GB", 1e9) if rows[0]["logical_bytes"] > 5e8 else ("MB", 1e6)
     ends: list[tuple[float, str, Any]] = []
     for row in rows:
-        used = [0.0] + [entry[2] / divisor for entry in row["disk"]]
+        points = [row["empty_bytes"], *(entry[2] for entry in row["disk"])]
+        used = [point / divisor for point in points]
         ours = row["name"].startswith("casckpt")
         style: dict[str, Any] = {
             "linewidth": 2.2 if ours else 1.2,
