@@ -105,7 +105,7 @@ class Committing(StoreHandle):
         """Return the line that a save goes to: what the run chose, else the one opened last."""
         if request.placement is not None:
             return request.placement.line
-        lines = [line for run, line in self._last if run == request.run]
+        lines = [line for run, line in list(self._last) if run == request.run]
         newest = max(lines, default=None)
         if newest is not None and self._repository.head(request.run, newest + 1) is None:
             return newest

@@ -224,8 +224,9 @@ def test_a_long_run_is_not_read_again_for_every_save(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(store._repository, "checkpoint_rows", refuse)
-        assert store.save("r", state(1)).step == 1
-        assert store.save("r", state(2), 7).parent == store._last["r", 0].parent
+        second = store.save("r", state(1))
+        assert second.step == 1
+        assert store.save("r", state(2), 7).parent == second.id
         assert store.save_async("r", state(3)).result().step == 8
     with casckpt.open(store.path) as other:
         assert other.save("r", state(4)).step == 9
