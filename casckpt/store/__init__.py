@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from casckpt.store.commits import CommitRequest as CommitRequest
     from casckpt.store.commits import RowWrite as RowWrite
+    from casckpt.store.objects import SaveAgain as SaveAgain
     from casckpt.store.reading import BlobRead as BlobRead
     from casckpt.store.repository import Repository as Repository
     from casckpt.store.repository import StoreOptions as StoreOptions
     from casckpt.store.rows import CheckpointRow as CheckpointRow
     from casckpt.store.saving import BlobInfo as BlobInfo
     from casckpt.store.saving import BlobSource as BlobSource
-    from casckpt.store.saving import SaveAgain as SaveAgain
 
 _HOMES = {
     "BlobInfo": "saving",
@@ -28,7 +28,7 @@ _HOMES = {
     "CommitRequest": "commits",
     "RowWrite": "commits",
     "Repository": "repository",
-    "SaveAgain": "saving",
+    "SaveAgain": "objects",
     "StoreOptions": "repository",
 }
 __all__ = sorted(_HOMES)

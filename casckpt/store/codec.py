@@ -27,6 +27,9 @@ _ROTATE = 0x80
 # A plane above this many bits per byte gives zstd less than it costs: mantissas measure 7.8 to 8.
 _HOPELESS_BITS = 7.8
 _SAMPLE_WINDOWS, _SAMPLE_BYTES = 8, 4096
+_DELTA_WINDOWS = 16
+# A delta must promise this much before it is worth a second record at every restore.
+_DELTA_BELOW = 0.97
 _HEAD = struct.Struct("<BB")
 _PLANE = struct.Struct("<BI")
 
@@ -120,7 +123,7 @@ def decode_body(encoding: int, payload: Buffer, logical: int) -> bytes:
 
 
 def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None = None) -> Encoded:
-    """Return the smallest of the encodings that `level` tries, never more than raw.
+    """Return the encoding of a chunk at `level`, against `base` if there is one; never over raw.
 
     Args:
         chunk: the logical bytes; any length up to 16 MiB.
@@ -135,16 +138,49 @@ def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None 
     limit = int(_KEEP_BELOW * length)
     width = plane_width(item_size)
     if width > 1 and length >= 4 * width:
-        for predictor in (PREDICTOR_NONE,) if base is None else (PREDICTOR_NONE, PREDICTOR_SUB):
-            payload = _encode_planes(chunk, base, width, predictor, level, limit)
-            if payload is not None:
-                best = Encoded(layout.ENCODING_PLANES, payload, predictor != PREDICTOR_NONE)
-                limit = len(payload) - 1
+        predictor = PREDICTOR_NONE if base is None else PREDICTOR_SUB
+        payload = _encode_planes(chunk, base, width, predictor, level, limit)
+        if payload is not None:
+            best = Encoded(layout.ENCODING_PLANES, payload, base is not None)
     elif level != "fast":
         packed = _compressor("plain small" if level == "small" else "plain").compress(chunk)
         if len(packed) <= limit:
             best = Encoded(layout.ENCODING_ZSTD, packed)
     return best
+
+
+def delta_pays(chunk: Buffer, base: Buffer, item_size: int) -> bool:
+    """Tell from samples whether the difference to `base` is likely to code shorter than `chunk`.
+
+    Sixteen windows of 4 KiB are split into planes both ways; their order-0 entropy decides.
+    """
+    width = plane_width(item_size)
+    if width == 1 or len(chunk) != len(base):
+        return False
+    new, old = _windows(chunk), _windows(base)
+    plain, delta = bytearray(len(new)), bytearray(len(new))
+    native.split_planes(new, plain, width, True)
+    native.sub_split(new, old, delta, width, True)
+    return _planes_bits(delta, width) < _DELTA_BELOW * _planes_bits(plain, width)
+
+
+def _windows(data: Buffer) -> bytes:
+    """Return windows spread evenly over a chunk, on bounds of its items."""
+    view = memoryview(data)
+    if len(view) <= _DELTA_WINDOWS * _SAMPLE_BYTES:
+        return bytes(view)
+    stride = len(view) // _DELTA_WINDOWS // 8 * 8
+    return b"".join(
+        view[at : at + _SAMPLE_BYTES] for at in range(0, stride * _DELTA_WINDOWS, stride)
+    )
+
+
+def _planes_bits(planes: bytearray, width: int) -> float:
+    count = len(planes) // width
+    return sum(
+        native.entropy_bits(memoryview(planes)[at * count : (at + 1) * count])
+        for at in range(width)
+    )
 
 
 def _encode_planes(

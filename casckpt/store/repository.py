@@ -35,12 +35,14 @@ class StoreOptions:
     """How a store is used by this process; nothing here changes what is on disk for others.
 
     `level`: fast, balanced or small. `memory_bytes`: bound above the state being saved or
-    restored. `workers`: threads that code and read; None for one a core.
+    restored. `workers`: threads that code and read; None for one a core. `max_delta_depth`: how
+    many bases a chunk may rest on; 0 stores every chunk whole.
     """
 
     level: str = "balanced"
     memory_bytes: int = 256 * layout.MIB
     workers: int | None = None
+    max_delta_depth: int = 3
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -48,6 +50,8 @@ class StoreOptions:
             raise BadRequest(f"bad level {self.level!r}", "", "use fast, balanced or small")
         if self.memory_bytes < 16 * layout.MIB:
             raise BadRequest("memory_bytes is too small", "", "give at least 16 MiB")
+        if not 0 <= self.max_delta_depth <= layout.CHAIN_MAX_LINKS // 2:
+            raise BadRequest("bad max_delta_depth", "", "give 0 to 500; 3 is the default")
         if self.workers is not None and self.workers < 1:
             raise BadRequest("workers is too small", "", "give at least 1, or None")
 
@@ -146,7 +150,8 @@ class Repository:
 
         shared = self._shared(write=True)
         level = StoreOptions(level=level).level if level else self.options.level
-        return Saver(shared, self._workers(), level, self.options.memory_bytes)
+        options = self.options
+        return Saver(shared, self._workers(), level, options.memory_bytes, options.max_delta_depth)
 
     def read_manifest(self, manifest_id: bytes) -> tuple[list[bytes], bytes]:
         """Return (ids of its blobs, body) of a manifest, checked against its id."""

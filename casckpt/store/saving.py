@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,20 +12,19 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from casckpt import native
-from casckpt.errors import Busy, Corrupt, NoSpace
-from casckpt.store import codec, creation, files, layout, lists, records, rows
+from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace
+from casckpt.store import codec, creation, files, layout, lists
 from casckpt.store.commits import (
     CommitRequest,
     RowWrite,
     insert_checkpoint,
     keep_usable,
-    revive,
-    set_live,
     write_rows,
 )
 from casckpt.store.environment import Transaction
-from casckpt.store.own_packs import register_ends
-from casckpt.store.packs import PackFailed, PackWriter
+from casckpt.store.objects import ObjectWriter, Piece, Placed, SaveAgain, Stored
+from casckpt.store.packs import PackFailed
+from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
 
 _Result = TypeVar("_Result")
@@ -42,23 +40,19 @@ _CDC_LARGE = (64 * layout.KIB, 256 * layout.KIB, layout.MIB)
 _CDC_SMALL_BELOW = 64 * layout.MIB
 
 
-class SaveAgain(Busy):
-    """The save met a collector or a failed pack halfway: nothing was committed, begin it anew."""
-
-    default_hint = "save again; what is already stored is not written twice"
-
-
 @dataclass(frozen=True, slots=True)
 class BlobSource:
     """The bytes of one blob: `buffers` one after the other, unchanged until `put_blobs` returns.
 
     `item_size` is the bytes per item of the array they come from (1, 2, 4, 8 or 16); opaque
-    bytes are cut by content, arrays on a grid of 1 MiB.
+    bytes are cut by content, arrays on a grid of 1 MiB. `base` is the id of a stored blob of the
+    same length that these bytes are likely to resemble, item by item.
     """
 
     buffers: Sequence[bytes | bytearray | memoryview]
     item_size: int = 1
     opaque: bool = False
+    base: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,40 +68,33 @@ class BlobInfo:
     stored_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    blob: int
-    view: memoryview
-    item_size: int
-
-
-@dataclass(slots=True)
-class _Stored:
-    """What became of one piece."""
-
-    id: bytes
-    length: int
-    new_bytes: int = 0
-    stored_bytes: int = 0
-
-
 class Saver:
     """One save in flight; made by `Repository.saver`. Its methods are called from one thread."""
 
     def __init__(
-        self, shared: SharedStore, pool: ThreadPoolExecutor, level: str, memory_bytes: int
+        self,
+        shared: SharedStore,
+        pool: ThreadPoolExecutor,
+        level: str,
+        memory_bytes: int,
+        max_delta_depth: int,
     ) -> None:
         self._shared = shared
         self._pool = pool
-        self._level = level
+        self._reader = Reader(shared, pool)
+        self._objects = ObjectWriter(shared, self._reader, level, max_delta_depth)
         self._window_bytes = max(memory_bytes // 4, 2 * _UNIT_BYTES)
-        self._lock = threading.Lock()
-        self._known: set[bytes] = set()
-        self._placed: dict[bytes, tuple[PackWriter, records.Record]] = {}
-        self._written: dict[int, PackWriter] = {}
         self._committed = False
-        self.new_bytes = 0
-        self.stored_bytes = 0
+
+    @property
+    def new_bytes(self) -> int:
+        """Logical bytes of the chunks this save had to write."""
+        return self._objects.new_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the records of this save took on disk."""
+        return self._objects.stored_bytes
 
     def __enter__(self) -> Self:
         """Begin: take the lease that tells collectors what this save may rely on."""
@@ -145,14 +132,14 @@ class Saver:
             NoSpace, OperationFailed: as the disk says; nothing was committed.
             SaveAgain: another thread's write failed; begin the save anew.
         """
-        finished: list[list[_Stored]] = []
-        under_way: deque[tuple[int, Future[list[tuple[int, _Stored]]]]] = deque()
+        finished: list[list[Stored]] = []
+        under_way: deque[tuple[int, Future[list[tuple[int, Stored]]]]] = deque()
         window = 0
         try:
             for unit, size, count in self._units(sources):
                 while len(finished) < count:
                     finished.append([])
-                under_way.append((size, self._pool.submit(self._store_unit, unit)))
+                under_way.append((size, self._pool.submit(self._objects.store_unit, unit)))
                 window += size
                 while window > self._window_bytes:
                     window -= self._collect(under_way, finished)
@@ -169,8 +156,8 @@ class Saver:
 
     @staticmethod
     def _collect(
-        under_way: deque[tuple[int, Future[list[tuple[int, _Stored]]]]],
-        finished: list[list[_Stored]],
+        under_way: deque[tuple[int, Future[list[tuple[int, Stored]]]]],
+        finished: list[list[Stored]],
     ) -> int:
         size, future = under_way[0]
         stored = future.result()
@@ -179,14 +166,15 @@ class Saver:
             finished[blob].append(piece)
         return size
 
-    def _units(self, sources: Iterable[BlobSource]) -> Iterator[tuple[list[_Piece], int, int]]:
+    def _units(self, sources: Iterable[BlobSource]) -> Iterator[tuple[list[Piece], int, int]]:
         """Yield (pieces for one worker, their bytes, blobs begun so far)."""
-        unit: list[_Piece] = []
+        unit: list[Piece] = []
         size = count = 0
         for blob, source in enumerate(sources):
             count = blob + 1
-            for view in _pieces(source):
-                unit.append(_Piece(blob, view, source.item_size))
+            bases = self._base_chunks(source)
+            for index, view in enumerate(_pieces(source)):
+                unit.append(Piece(blob, view, source.item_size, bases[index] if bases else None))
                 size += len(view)
                 if size >= _UNIT_BYTES or len(unit) >= _UNIT_PIECES:
                     yield unit, size, count
@@ -194,88 +182,23 @@ class Saver:
         if unit or count:
             yield unit, size, count
 
-    def _store_unit(self, unit: list[_Piece]) -> list[tuple[int, _Stored]]:
-        """Hash the pieces, look them up, store what is missing. Runs on a worker."""
-        ids = records.chunk_context().hash_many([piece.view for piece in unit])
-        missing = self._claim_missing(ids)
-        stored = []
-        for identity, piece in zip(ids, unit, strict=True):
-            outcome = _Stored(identity, len(piece.view))
-            if identity in missing:
-                missing.discard(identity)
-                record = self._store_chunk(identity, piece)
-                outcome.new_bytes = len(piece.view)
-                outcome.stored_bytes = record.total_bytes
-            stored.append((piece.blob, outcome))
-        return stored
+    def _base_chunks(self, source: BlobSource) -> list[bytes]:
+        """Return the chunk ids of a source's base, none if it has no base that can be used."""
+        if source.base is None or source.opaque or codec.plane_width(source.item_size) == 1:
+            return []
+        length = sum(memoryview(buffer).nbytes for buffer in source.buffers)
+        try:
+            chunks = self._reader.chunks_of(source.base, length)
+        except (Corrupt, Deleted, NewerFormat):
+            return []
+        return [identity for identity, _ in chunks] if _on_grid(chunks, length) else []
 
-    def _claim_missing(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Return those of `ids` that this caller must store; the others are or will be there."""
-        with self._lock:
-            mine = {identity for identity in ids if identity not in self._known}
-            self._known |= mine
-        if not mine:
-            return mine
-        cold: list[bytes] = []
-        missing: set[bytes] = set()
-        with self._shared.environment.read() as tx:
-            for identity in mine:
-                chain = tx.chain(identity)
-                if chain is None:
-                    missing.add(identity)
-                elif any(pack.state == rows.CONDEMNED for _, _, pack in chain):
-                    cold.append(identity)
-        if cold:
-            # The bytes are there, in a pack that waits to be swept: bring the whole chain back.
-            missing |= self._shared.writer.run(lambda tx: revive(tx, cold), facts=False)
-        return missing
-
-    def _store_chunk(self, identity: bytes, piece: _Piece) -> records.Record:
-        encoded = codec.encode_chunk(piece.view, piece.item_size, self._level)
-        if encoded.encoding != layout.ENCODING_RAW:
-            self._prove(identity, encoded, piece.view)
-        return self._append(
-            layout.TYPE_CHUNK, encoded.encoding, identity, len(piece.view), (), encoded.payload
-        )
-
-    @staticmethod
-    def _prove(identity: bytes, encoded: codec.Encoded, view: memoryview) -> None:
-        """Decode what was encoded and compare: compressors have corrupted data before."""
-        decoded = codec.scratch("proof", len(view))
-        codec.decode_chunk(encoded.encoding, encoded.payload, decoded)
-        if not native.equal_and_hash(records.chunk_context(), view, decoded)[0]:
-            raise Corrupt(
-                f"chunk {identity.hex()[:10]} does not decode to what was encoded",
-                "a fault of the machine or a compressor, or the state changed while it was saved",
-                "save again; nothing was committed",
-            )
-
-    def _append(
-        self,
-        kind: int,
-        encoding: int,
-        identity: bytes,
-        logical: int,
-        refs: tuple[bytes, ...],
-        payload: records.Buffer,
-    ) -> records.Record:
-        pack, record = self._shared.own.append(kind, encoding, identity, logical, refs, payload)
-        with self._lock:
-            self._placed[identity] = (pack, record)
-            self._written[pack.number] = pack
-            self.stored_bytes += record.total_bytes
-            if kind == layout.TYPE_CHUNK:
-                self.new_bytes += logical
-        return record
-
-    # ---- lists and manifests
-
-    def _name(self, pieces: list[_Stored]) -> BlobInfo:
+    def _name(self, pieces: list[Stored]) -> BlobInfo:
         before = self.stored_bytes
         identity = lists.build(
             [piece.id for piece in pieces],
             [piece.length for piece in pieces],
-            lambda refs, body: self._put_object(layout.TYPE_LIST, tuple(refs), body),
+            lambda refs, body: self._objects.put_object(layout.TYPE_LIST, tuple(refs), body),
         )
         return BlobInfo(
             identity,
@@ -284,21 +207,14 @@ class Saver:
             sum(piece.stored_bytes for piece in pieces) + self.stored_bytes - before,
         )
 
-    def _put_object(self, kind: int, refs: tuple[bytes, ...], body: bytes) -> bytes:
-        identity = records.object_id(kind, refs, body)
-        if self._claim_missing([identity]):
-            encoded = codec.encode_body(body)
-            self._append(kind, encoded.encoding, identity, len(body), refs, encoded.payload)
-        return identity
-
     def put_manifest(self, refs: Sequence[bytes], body: bytes) -> BlobInfo:
         """Store a manifest; its refs are ids that `put_blobs` of this save returned."""
-        stranger = next((ref for ref in refs if ref not in self._known), None)
+        stranger = next((ref for ref in refs if ref not in self._objects.known), None)
         if stranger is not None:
             raise ValueError(f"blob {stranger.hex()} was not put by this save")
         before = self.stored_bytes
         try:
-            identity = self._put_object(layout.TYPE_MANIFEST, tuple(refs), body)
+            identity = self._objects.put_object(layout.TYPE_MANIFEST, tuple(refs), body)
         except PackFailed as exc:
             raise SaveAgain("the save was interrupted", str(exc)) from exc
         stored = self.stored_bytes - before
@@ -321,7 +237,7 @@ class Saver:
         Raises:
             SaveAgain: a collector took something this save relies on; begin it anew.
         """
-        known = self._known
+        known = self._objects.known
         if any(root not in known for write in writes for root in write.roots):
             raise ValueError("a row names a manifest that this save has not put")
         self._finish(partial(write_rows, writes=writes), row_count=len(writes))
@@ -329,15 +245,17 @@ class Saver:
     def _finish(self, publish: Callable[[Transaction], _Result], row_count: int) -> _Result:
         try:
             # ORDER: bytes durable, then rows that name them, then the row that makes them roots
-            self._shared.own.sync(self._written.values())
+            self._shared.own.sync(self._objects.written.values())
         except PackFailed as exc:
             raise SaveAgain("the save was interrupted", str(exc)) from exc
         files.crash_point("records durable")
-        placed = list(self._placed.items())
+        placed = list(self._objects.placed.items())
         step = layout.ONE_TRANSACTION_ROWS
         while len(placed) > step:
             batch, placed = placed[:step], placed[step:]
-            self._shared.writer.run(partial(self._index, placed=batch), row_count=step, facts=False)
+            self._shared.writer.run(
+                partial(self._objects.register, placed=batch), row_count=step, facts=False
+            )
         result = self._shared.writer.run(
             partial(self._publish, placed=placed, publish=publish),
             row_count=len(placed) + row_count,
@@ -345,47 +263,17 @@ class Saver:
         self._committed = True
         return result
 
-    def _index(
-        self, tx: Transaction, placed: list[tuple[bytes, tuple[PackWriter, records.Record]]]
-    ) -> None:
-        """Register records, each only where no usable one is registered (protocol, SAVE 5)."""
-        for number in self._written:
-            row = tx.pack(number)
-            if row is None or row.state == rows.DROPPED:
-                raise SaveAgain(
-                    "the save was interrupted", "a collector took its pack for abandoned"
-                )
-            set_live(tx, number, row)
-        register_ends(tx, self._written.values())
-        for identity, (pack, record) in placed:
-            if keep_usable(tx, identity):
-                continue
-            tx.put(
-                "objects",
-                identity,
-                rows.ObjectRow(
-                    record.kind,
-                    record.encoding,
-                    0,
-                    len(record.refs),
-                    pack.number,
-                    record.offset,
-                    record.stored,
-                    record.logical,
-                ).encode(),
-            )
-
     def _publish(
         self,
         tx: Transaction,
-        placed: list[tuple[bytes, tuple[PackWriter, records.Record]]],
+        placed: Placed,
         publish: Callable[[Transaction], _Result],
     ) -> _Result:
         """Register the rest, check what may have gone, and add the roots (protocol, SAVE 6)."""
-        self._index(tx, placed)
+        self._objects.register(tx, placed)
         if tx.number("gc_epoch") != self._lease.epoch:
             # A collector condemned packs since this save began: look at everything once more.
-            for identity in self._known:
+            for identity in self._objects.known:
                 if not keep_usable(tx, identity):
                     raise SaveAgain(
                         "the save was interrupted", "a collector freed a chunk that it had found"
@@ -413,6 +301,12 @@ def _pieces(source: BlobSource) -> Iterator[memoryview]:
         return
     for start in range(0, len(whole), layout.GRID_BYTES):
         yield whole[start : start + layout.GRID_BYTES]
+
+
+def _on_grid(chunks: Sequence[tuple[bytes, int]], length: int) -> bool:
+    """Tell whether chunks are those of an array of `length` bytes, cut on the grid."""
+    sizes = [size for _, size in chunks]
+    return sum(sizes) == length and all(size == layout.GRID_BYTES for size in sizes[:-1])
 
 
 def _require_ballast(shared: SharedStore) -> None:

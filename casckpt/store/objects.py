@@ -1,0 +1,231 @@
+"""Storing objects: look up, find a base, encode, prove, append, register.
+
+The part of a save that works on one object at a time. `Saver` drives it (`saving.py`): it cuts
+blobs into pieces, hands them out to workers, and commits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from casckpt import native
+from casckpt.errors import Busy, Corrupt, Deleted, NewerFormat
+from casckpt.store import codec, layout, records, rows
+from casckpt.store.commits import keep_usable, revive, set_live
+from casckpt.store.environment import Transaction
+from casckpt.store.own_packs import register_ends
+from casckpt.store.packs import PackWriter
+from casckpt.store.reading import Chain, Reader
+from casckpt.store.sharing import SharedStore
+
+# After this many chunks of a blob in a row for which a delta did not pay, its bases are not read.
+_REFUSALS = 2
+
+Placed = list[tuple[bytes, tuple[PackWriter, records.Record]]]
+
+
+class SaveAgain(Busy):
+    """The save met a collector or a failed pack halfway: nothing was committed, begin it anew."""
+
+    default_hint = "save again; what is already stored is not written twice"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk to be: of which blob of the save, its bytes, and a chunk it may resemble."""
+
+    blob: int
+    view: memoryview
+    item_size: int
+    base: bytes | None = None
+
+
+@dataclass(slots=True)
+class Stored:
+    """What became of a piece; `new_bytes` and `stored_bytes` are 0 if it was there already."""
+
+    id: bytes
+    length: int
+    new_bytes: int = 0
+    stored_bytes: int = 0
+
+
+class ObjectWriter:
+    """The objects of one save. Thread safe: workers store units side by side.
+
+    `known` are all ids that the save relies on, `placed` the records it appended, `written` the
+    packs they are in.
+    """
+
+    def __init__(
+        self, shared: SharedStore, reader: Reader, level: str, max_delta_depth: int
+    ) -> None:
+        self._shared = shared
+        self._reader = reader
+        self._level = level
+        self._max_delta_depth = max_delta_depth
+        self._refused: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.known: set[bytes] = set()
+        self.placed: dict[bytes, tuple[PackWriter, records.Record]] = {}
+        self.written: dict[int, PackWriter] = {}
+        self.new_bytes = 0
+        self.stored_bytes = 0
+
+    def store_unit(self, unit: list[Piece]) -> list[tuple[int, Stored]]:
+        """Hash the pieces, look them up, store what is missing. Runs on a worker."""
+        ids = records.chunk_context().hash_many([piece.view for piece in unit])
+        bases = {identity: piece.base for identity, piece in zip(ids, unit, strict=True)}
+        missing = self._claim_missing(bases)
+        stored = []
+        for identity, piece in zip(ids, unit, strict=True):
+            outcome = Stored(identity, len(piece.view))
+            if identity in missing:
+                record = self._store_chunk(identity, piece, missing.pop(identity))
+                outcome.new_bytes = len(piece.view)
+                outcome.stored_bytes = record.total_bytes
+            stored.append((piece.blob, outcome))
+        return stored
+
+    def _claim_missing(self, bases: Mapping[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+        """Return the ids that this caller must store, each with a base that can be used, or None.
+
+        The other ids are stored already, or another worker of this save is about to.
+        """
+        with self._lock:
+            mine = [identity for identity in bases if identity not in self.known]
+            self.known.update(mine)
+        if not mine:
+            return {}
+        cold: list[bytes] = []
+        missing: dict[bytes, bytes | None] = {}
+        with self._shared.environment.read() as tx:
+            for identity in mine:
+                chain = tx.chain(identity)
+                if chain is None:
+                    missing[identity] = self._usable_base(tx, bases[identity], cold)
+                elif _is_cold(chain):
+                    cold.append(identity)
+        if cold:
+            # The bytes are there, in a pack that waits to be swept: bring the whole chain back.
+            late = self._shared.writer.run(lambda tx: revive(tx, cold), facts=False)
+            missing = {key: None if base in late else base for key, base in missing.items()}
+            missing.update({identity: None for identity in mine if identity in late})
+        return missing
+
+    def _usable_base(self, tx: Transaction, base: bytes | None, cold: list[bytes]) -> bytes | None:
+        """Return `base` if a chunk may be stored against it; one to be revived goes to `cold`."""
+        chain = None if base is None else tx.chain(base)
+        # Every link is one more record to read at each restore.
+        if base is None or chain is None or len(chain) > self._max_delta_depth:
+            return None
+        if _is_cold(chain):
+            cold.append(base)
+        return base
+
+    def _store_chunk(self, identity: bytes, piece: Piece, base: bytes | None) -> records.Record:
+        old = None if base is None else self._base_bytes(piece, base)
+        encoded = codec.encode_chunk(piece.view, piece.item_size, self._level, old)
+        if encoded.encoding != layout.ENCODING_RAW:
+            self._prove(identity, encoded, piece.view, old)
+        refs = (base,) if base is not None and encoded.uses_base else ()
+        return self._append(
+            layout.TYPE_CHUNK, encoded.encoding, identity, len(piece.view), refs, encoded.payload
+        )
+
+    def _base_bytes(self, piece: Piece, base: bytes) -> memoryview | None:
+        """Return the bytes of a base chunk, checked, if a delta against them pays."""
+        if self._refused.get(piece.blob, 0) >= _REFUSALS:
+            return None
+        old = codec.scratch("base", len(piece.view))
+        try:
+            self._reader.read_chunk(base, old)
+        except (Corrupt, Deleted, NewerFormat):
+            # Damage in the old checkpoint is not handed on to the new one.
+            return None
+        if codec.delta_pays(piece.view, old, piece.item_size):
+            self._refused.pop(piece.blob, None)
+            return old
+        self._refused[piece.blob] = self._refused.get(piece.blob, 0) + 1
+        return None
+
+    @staticmethod
+    def _prove(
+        identity: bytes, encoded: codec.Encoded, view: memoryview, base: memoryview | None
+    ) -> None:
+        """Decode what was encoded and compare: compressors have corrupted data before."""
+        decoded = codec.scratch("proof", len(view))
+        codec.decode_chunk(encoded.encoding, encoded.payload, decoded, base)
+        if not native.equal_and_hash(records.chunk_context(), view, decoded)[0]:
+            raise Corrupt(
+                f"chunk {identity.hex()[:10]} does not decode to what was encoded",
+                "a fault of the machine or a compressor, or the state changed while it was saved",
+                "save again; nothing was committed",
+            )
+
+    def _append(
+        self,
+        kind: int,
+        encoding: int,
+        identity: bytes,
+        logical: int,
+        refs: tuple[bytes, ...],
+        payload: records.Buffer,
+    ) -> records.Record:
+        pack, record = self._shared.own.append(kind, encoding, identity, logical, refs, payload)
+        with self._lock:
+            self.placed[identity] = (pack, record)
+            self.written[pack.number] = pack
+            self.stored_bytes += record.total_bytes
+            if kind == layout.TYPE_CHUNK:
+                self.new_bytes += logical
+        return record
+
+    def put_object(self, kind: int, refs: tuple[bytes, ...], body: bytes) -> bytes:
+        """Store a list or manifest unless it is there; return its id."""
+        identity = records.object_id(kind, refs, body)
+        if self._claim_missing({identity: None}):
+            encoded = codec.encode_body(body)
+            self._append(kind, encoded.encoding, identity, len(body), refs, encoded.payload)
+        return identity
+
+    def register(self, tx: Transaction, placed: Placed) -> None:
+        """Register records, each only where no usable one is registered (protocol, SAVE 5)."""
+        for number in self.written:
+            row = tx.pack(number)
+            if row is None or row.state == rows.DROPPED:
+                raise SaveAgain(
+                    "the save was interrupted", "a collector took its pack for abandoned"
+                )
+            set_live(tx, number, row)
+        register_ends(tx, self.written.values())
+        for identity, (pack, record) in placed:
+            if keep_usable(tx, identity):
+                continue
+            base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
+            below = tx.chain(base) if base else []
+            if below is None or any(link == identity for link, _, _ in below):
+                raise SaveAgain("the save was interrupted", "a collector freed a base it relies on")
+            if base:
+                keep_usable(tx, base)
+            tx.put(
+                "objects",
+                identity,
+                rows.ObjectRow(
+                    record.kind,
+                    record.encoding,
+                    len(below),
+                    len(record.refs),
+                    pack.number,
+                    record.offset,
+                    record.stored,
+                    record.logical,
+                    base,
+                ).encode(),
+            )
+
+
+def _is_cold(chain: Chain) -> bool:
+    return any(pack.state == rows.CONDEMNED for _, _, pack in chain)
