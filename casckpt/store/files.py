@@ -18,6 +18,7 @@ from pathlib import Path
 
 from casckpt.errors import (
     CasckptError,
+    Corrupt,
     FileSystemRefused,
     NoSpace,
     NoStore,
@@ -63,6 +64,18 @@ def _operation(name: str, path: object) -> Iterator[None]:
         yield
     except OSError as exc:
         raise translate(exc, f"cannot {name} {path}") from exc
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """As `_operation`; a bad sector is Corrupt: damage of what stands there."""
+    try:
+        with _operation("read", path):
+            yield
+    except CasckptError as exc:
+        if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EIO:
+            raise Corrupt(exc.what, f"the disk cannot give it back: {exc.why}") from exc
+        raise
 
 
 def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
@@ -124,7 +137,7 @@ def write_vector(
 def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:
     """Read up to `length` bytes at `offset`; fewer only at the end of the file."""
     parts = []
-    with _operation("read", path):
+    with _reading(path):
         while length > 0:
             part = os.pread(descriptor, length, offset)
             if not part:
@@ -138,7 +151,7 @@ def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:
 def read_into(descriptor: int, destination: memoryview, offset: int, path: Path) -> int:
     """Fill `destination` from `offset`; return the bytes read, fewer only at end of file."""
     done = 0
-    with _operation("read", path):
+    with _reading(path):
         while done < len(destination):
             count = os.preadv(descriptor, [destination[done:]], offset + done)
             if count == 0:

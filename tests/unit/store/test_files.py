@@ -70,7 +70,6 @@ def test_errors_of_the_system_become_ours(file, number, kind, tmp_path):
     for call in (
         lambda: files.write_at(descriptor, b"x", 0, path),
         lambda: files.write_vector(descriptor, [b"x"], 0, path),
-        lambda: files.read_at(descriptor, 1, 0, path),
         lambda: files.sync_data(descriptor, path),
         lambda: files.sync_file(descriptor, path),
         lambda: files.sync_folder(tmp_path),
@@ -86,6 +85,23 @@ def test_errors_of_the_system_become_ours(file, number, kind, tmp_path):
         with pytest.raises(kind) as caught:
             call()
         assert f"errno {number}" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, errors.Corrupt), (errno.EMFILE, errors.OperationFailed)],
+)
+def test_a_bad_sector_is_damage_and_not_a_failed_call(file, number, kind):
+    path, descriptor = file
+
+    def fail(operation: str, where: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    files.set_crash_hook(fail)
+    with pytest.raises(kind):
+        files.read_at(descriptor, 1, 0, path)
+    with pytest.raises(kind):
+        files.read_into(descriptor, memoryview(bytearray(1)), 0, path)
 
 
 def test_write_whole_leaves_the_old_file_or_the_new_one(tmp_path):
