@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import edit_payload
@@ -13,9 +13,12 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.queries import glob_or_name, selects_run
 from casckpt.checkpoint.records import Checkpoint, check_metrics
 from casckpt.checkpoint.refs import ALL_LINES, parse_ref
-from casckpt.errors import BadRequest, NotFound, StepExists
+from casckpt.errors import BadRequest, Busy, NotFound, StepExists
 from casckpt.ids import check_tag
 from casckpt.logs import logger
+
+_ATTEMPTS: Final = 10
+"""Each attempt fails only if another process removed a checkpoint of the plan during it."""
 
 
 class Curation(StoreHandle):
@@ -190,9 +193,7 @@ class Curation(StoreHandle):
             BadRequest: the store is read-only.
         """
         self._ready(write=True)
-        drop, skipped = ([], []) if plan is None else still_droppable(self._catalog, plan)
-        if drop:
-            self._remove(drop)
+        drop, skipped = self._drop(plan)
         if skipped:
             logger.warning(
                 "left alone, because they changed since the plan was made: %s",
@@ -219,6 +220,23 @@ class Curation(StoreHandle):
         store = self if ref.store is None else self._other(Path(ref.store), write=True)
         line = ALL_LINES if ref.line is None else ref.line
         return store, store._catalog.of_line(ref.run, line)
+
+    def _drop(self, plan: GcPlan | None) -> tuple[list[Checkpoint], list[Checkpoint]]:
+        """Move what a plan drops to the trash; return it, and what had to be left alone."""
+        if plan is None:
+            return [], []
+        for _ in range(_ATTEMPTS):
+            drop, skipped = still_droppable(self._catalog, plan)
+            try:
+                if drop:
+                    self._remove(drop)
+            except NotFound:
+                continue  # somebody else removed one of them since it was looked at
+            return drop, skipped
+        raise Busy(
+            "the plan could not be carried out",
+            "other processes keep removing the same checkpoints",
+        )
 
     def _remove(self, checkpoints: Sequence[Checkpoint]) -> None:
         self._last.clear()

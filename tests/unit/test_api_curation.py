@@ -176,6 +176,23 @@ def test_an_old_plan_leaves_alone_what_changed_since(five, caplog):
     assert "left alone" in caplog.text
 
 
+def test_a_removal_between_look_and_deed_is_looked_at_again(five, monkeypatch):
+    plan = five.plan_gc(KeepLast(2))
+    real = five._repository.trash
+    rivals = iter(["r@1"])
+
+    def trash(rows):
+        for rival in rivals:
+            with casckpt.open(five.path) as other:
+                other.delete(rival)
+        real(rows)
+
+    monkeypatch.setattr(five._repository, "trash", trash)
+    done = five.gc(plan)
+    assert refs(done.dropped) == ["r@0", "r@2"]
+    assert refs(done.skipped) == ["r@1"]
+
+
 def test_what_became_the_newest_since_stays(five):
     plan = five.plan_gc(KeepLast(1))
     five.delete("r@4")
