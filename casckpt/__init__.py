@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint as Checkpoint
     from casckpt.checkpoint.records import RunInfo as RunInfo
     from casckpt.errors import CasckptError as CasckptError
+    from casckpt.training.state import State as State
 
 # A literal: asking the installed package for it costs more than the whole import.
 __version__: Final = "0.1.0"
@@ -51,12 +52,15 @@ _HOMES: Final = {
     "Pickled": "checkpoint.leaves",
     "Policy": "checkpoint.policies",
     "RunInfo": "checkpoint.records",
+    "State": "training.state",
     "Store": "api",
     "open": "api",
     "restore": "api",
     "save": "api",
 }
 _MODULES: Final = frozenset({"errors"})
+_FRAMEWORKS: Final = frozenset({"torch"})
+"""Each needs its extra, so none is among the names that a star import loads."""
 
 __all__ = sorted([*_HOMES, *_MODULES])
 
@@ -65,7 +69,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name at its first use."""
     from importlib import import_module
 
-    if name in _MODULES:
+    if name in _MODULES or name in _FRAMEWORKS:
         return import_module(f"casckpt.{name}")
     home = _HOMES.get(name)
     if home is None:
@@ -77,4 +81,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_FRAMEWORKS})

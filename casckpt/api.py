@@ -26,6 +26,7 @@ from casckpt.checkpoint.refs import parse_ref, split_store
 from casckpt.checkpoint.restores import Restores
 from casckpt.checkpoint.saves import Saves
 from casckpt.errors import BadRef, BadRequest, NoStore
+from casckpt.training import randomness
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.exchange import Tensors
@@ -52,6 +53,7 @@ __all__ = [
 
 # Floor 3 meets tensors and must not know torch: this is where the two are introduced.
 register_lazy("torch", "casckpt.adapters.torch")
+randomness.register_lazy("torch", "casckpt.adapters.torch_random")
 
 _NUMBER: Final = re.compile(r"\d+")
 

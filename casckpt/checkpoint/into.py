@@ -275,6 +275,11 @@ class IntoPlan:
         return finish
 
     def _object(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
+        kind = getattr(target, "casckpt_into", None)
+        if kind == "parts":
+            return self._parts(node, target, path, whole)
+        if kind == "shown":
+            return self._module(node, target, path, whole)
         handler = leaf_module.handler_of(target)
         skeleton = Builder(self._described, len(self._entries), RestoreOptions(as_numpy=True))
         problems: list[str] | None = []
@@ -294,6 +299,55 @@ class IntoPlan:
 
         def finish(leaf: LeafOf) -> Any:
             target.load_state_dict(made(leaf))
+            return target
+
+        return finish
+
+    def _parts(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
+        """Plan for named parts: plain values are set anew, and may be added by the checkpoint."""
+        if tag_of(node) != "d":
+            return self._wrong(path, "no state of named parts in the checkpoint", target)
+        own = target.state_dict()
+        names = dict(children(node, "d"))
+        finishes: list[tuple[Any, Finish]] = []
+        for name, child in names.items():
+            below = join(path, name)
+            if not whole and not self._has_selected(child, below):
+                continue
+            if name not in own or self._is_replaced(child, own[name]):
+                finishes.append((name, self._replaced(child, own.get(name), below)))
+            else:
+                finishes.append((name, self._match(child, own[name], below, whole)))
+        if whole:
+            self.differences.missing += [join(path, name) for name in own if name not in names]
+
+        def finish(leaf: LeafOf) -> Any:
+            target.load_state_dict({name: made(leaf) for name, made in finishes})
+            return target
+
+        return finish
+
+    def _is_replaced(self, node: Node, target: Any) -> bool:
+        """Return whether a part has no memory of its own that has to be kept."""
+        if target is None or (child_kind(target) is not None and not items_of(target)):
+            return True
+        if is_array(target) or is_object(target):
+            return False
+        return is_pure(target) and self._is_pure(node)
+
+    def _replaced(self, node: Node, target: Any, path: str) -> Finish:
+        """Plan a new value, in the list or dict that was there if it is of that kind."""
+        made = self._new(node, path)
+
+        def finish(leaf: LeafOf) -> Any:
+            value = made(leaf)
+            if type(value) is not type(target) or not isinstance(target, dict | list):
+                return value
+            if isinstance(target, list):
+                target[:] = value
+            else:
+                target.clear()
+                target.update(value)
             return target
 
         return finish
