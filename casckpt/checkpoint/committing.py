@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from casckpt.checkpoint.bases import layout_of_entries, layout_of_plan
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import RowFacts, edit_payload, encode_payload, make_ref
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.errors import StepExists
+from casckpt.errors import Corrupt, Deleted, NewerFormat, StepExists
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.encode import BlobPlan
     from casckpt.checkpoint.manifest import Manifest
     from casckpt.checkpoint.placement import Placement
     from casckpt.checkpoint.tree import FlatState
@@ -40,6 +42,7 @@ class SaveRequest:
     started_s: float
     created: datetime
     placement: Placement | None = None
+    parent: Checkpoint | None = None
 
     @property
     def batch(self) -> int:
@@ -149,7 +152,9 @@ class Committing(StoreHandle):
             request.placement.before_commit()
         plan = plan_blobs(flat)
         with self._repository.saver(level=request.level) as saver:
-            refs, entries = plan.entries(saver.put_blobs(plan.sources()))
+            bases = self._choose_bases(request, place, plan)
+            infos = saver.put_blobs(plan.sources(bases))
+            refs, entries = plan.entries(infos)
             made = self._manifest(request, place, flat, entries)
             if place.existing is not None:
                 before, refs_before = self._catalog.manifest_and_refs(place.existing)
@@ -182,7 +187,31 @@ class Committing(StoreHandle):
                     replace_seq=None if place.existing is None else place.existing.seq,
                 )
             )
+        self._bases.remember(
+            request.run, place.line, manifest_id.hex(), layout_of_plan(plan, infos)
+        )
         return self._committed(request, place, seq, manifest_id, facts, stalled=stall_s is None)
+
+    def _choose_bases(
+        self, request: SaveRequest, place: Place, plan: BlobPlan
+    ) -> list[bytes | None]:
+        """Return what each blob may be coded against: the same leaves of the parent."""
+        depth = self._repository.options.max_delta_depth
+        parent = request.parent or place.parent
+        if parent is None or depth == 0 or self._level(request) == "fast":
+            return []
+        layout = self._bases.remembered(parent.run, parent.line, parent.id)
+        if layout is None:
+            try:
+                manifest, refs = self._catalog.manifest_and_refs(parent)
+            except (Corrupt, Deleted, NewerFormat):
+                # A damaged parent is no reason not to save; the checkpoint is stored whole.
+                return []
+            layout = layout_of_entries(manifest.entries, refs)
+        return self._bases.choose(request.run, place.line, plan.keys(), layout, depth + 1)
+
+    def _level(self, request: SaveRequest) -> str:
+        return request.level or self._repository.options.level
 
     def _manifest(
         self, request: SaveRequest, place: Place, flat: FlatState, entries: tuple[Any, ...]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from casckpt.checkpoint.bases import blob_key, leaf_key
 from casckpt.checkpoint.leaves import ALIGNMENT, Leaf
 from casckpt.checkpoint.manifest import Entry
 from casckpt.checkpoint.tree import FlatState
@@ -50,17 +51,35 @@ class BlobPlan:
     state: FlatState
     _blobs: list[_Blob]
 
-    def sources(self) -> Iterator[BlobSource]:
-        """Yield what the store is to write; copies, where needed, are made one at a time."""
+    def keys(self) -> list[int]:
+        """Return what recognises each blob in another checkpoint, in the order of `sources`."""
+        leaves = self.state.leaves
+        return [
+            blob_key(
+                [
+                    leaf_key(leaves[i].path, leaves[i].dtype, leaves[i].shape, offset)
+                    for i, offset in zip(blob.leaves, blob.offsets, strict=True)
+                ]
+            )
+            for blob in self._blobs
+        ]
+
+    def sources(self, bases: Sequence[bytes | None] = ()) -> Iterator[BlobSource]:
+        """Yield what the store is to write; copies, where needed, are made one at a time.
+
+        Args:
+            bases: for each blob, the id of a stored blob that it may resemble; or nothing.
+        """
         from casckpt.store import BlobSource
 
-        for blob in self._blobs:
+        for index, blob in enumerate(self._blobs):
             buffer: memoryview | bytearray
             if len(blob.leaves) == 1:
                 buffer = _view(self.state.leaves[blob.leaves[0]])
             else:
                 buffer = self._joined(blob)
-            yield BlobSource([buffer], blob.item_size, blob.opaque)
+            base = bases[index] if bases else None
+            yield BlobSource([buffer], blob.item_size, blob.opaque, base)
 
     def _joined(self, blob: _Blob) -> bytearray:
         buffer = bytearray(blob.length)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
+from casckpt.checkpoint.bases import Bases
 from casckpt.checkpoint.pending import BackgroundSaves
 from casckpt.checkpoint.places import folder_of_ref, is_store
 from casckpt.checkpoint.queries import Catalog
@@ -87,6 +88,7 @@ class StoreHandle:
         self._others: dict[tuple[Path, Mode], Self] = {}
         # What this handle committed last on each line; emptied when it removes anything.
         self._last: dict[tuple[str, int], Checkpoint] = {}
+        self._bases = Bases()
         self._closed = False
         self._open()
 

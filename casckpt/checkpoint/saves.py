@@ -35,6 +35,7 @@ class Saves(Committing):
         tags: str | Sequence[str] = (),
         replace: bool = False,
         level: str | None = None,
+        parent: str | Checkpoint | None = None,
     ) -> Checkpoint:
         """Save a state tree; when this returns, the checkpoint is durable.
 
@@ -50,6 +51,9 @@ class Saves(Committing):
             tags: names for this checkpoint; policies never drop a tagged one.
             replace: move the checkpoint at this step to the trash, if its content is another.
             level: "fast", "balanced" or "small"; None for the store's.
+            parent: a REF of this store whose bytes the state resembles (a fine-tuned model's
+                origin, another fold): it is stored as differences to that where it pays. None
+                for the checkpoint before it in the run.
 
         Returns:
             The new checkpoint; or the one that was there, if it holds the same state at the
@@ -62,7 +66,7 @@ class Saves(Committing):
             RunMoved: another process saved to the run meanwhile; nothing was committed.
             NoSpace: the disk is full; nothing that was committed is lost.
         """
-        request = self._request(run, step, metrics, tags, replace, level)
+        request = self._request(run, step, metrics, tags, replace, level, parent=parent)
         return self._save_now(request, state)
 
     def save_async(
@@ -75,6 +79,7 @@ class Saves(Committing):
         tags: str | Sequence[str] = (),
         replace: bool = False,
         level: str | None = None,
+        parent: str | Checkpoint | None = None,
     ) -> PendingSave:
         """Save a state tree in the background; returns after one copy of its bytes.
 
@@ -91,6 +96,7 @@ class Saves(Committing):
             tags: see `save`.
             replace: see `save`.
             level: see `save`.
+            parent: see `save`.
 
         Raises:
             StepExists: the step is smaller than the last one.
@@ -99,7 +105,8 @@ class Saves(Committing):
             MemoryError: there is no room for a copy of the state.
             CasckptError: what the save before failed with, if nobody has been told.
         """
-        return self._save_later(self._request(run, step, metrics, tags, replace, level), state)
+        request = self._request(run, step, metrics, tags, replace, level, parent=parent)
+        return self._save_later(request, state)
 
     def _save_placed(
         self,
@@ -149,6 +156,7 @@ class Saves(Committing):
         replace: bool,
         level: str | None,
         placement: Placement | None = None,
+        parent: str | Checkpoint | None = None,
     ) -> SaveRequest:
         started_s = time.perf_counter()
         self._ready(write=True)
@@ -164,7 +172,19 @@ class Saves(Committing):
             started_s=started_s,
             created=datetime.now(UTC),
             placement=placement,
+            parent=None if parent is None else self._base_checkpoint(parent),
         )
+
+    def _base_checkpoint(self, parent: str | Checkpoint) -> Checkpoint:
+        """Return the checkpoint that a save is to be coded against; it must be in this store."""
+        store, checkpoint = self._find(parent)
+        if store is not self:
+            raise BadRequest(
+                f"cannot save against {checkpoint.ref} of another store",
+                "a difference is stored beside what it is a difference to",
+                "leave `parent` out, or save into that store",
+            )
+        return checkpoint
 
     def _staging_pool(self) -> StagingPool:
         if self._staging is None:

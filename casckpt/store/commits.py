@@ -90,6 +90,17 @@ def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
             "another writer has saved to it since it was looked at",
             run=request.run,
         )
+    place = rows.step_key(request.run, request.line, request.step, request.batch)
+    taken = tx.get("steps", place)
+    if taken is not None and rows.read_u64(taken) != request.replace_seq:
+        # The head says nothing of this place when a larger step stands in the trash.
+        value = tx.get("checkpoints", rows.checkpoint_key(request.run, rows.read_u64(taken)))
+        if value is not None and rows.Row.decode(value).state == "live":
+            raise RunMoved(
+                f"run {request.run} has moved",
+                f"another writer has saved step {request.step} since it was looked at",
+                run=request.run,
+            )
     # The seq that the writer will give this transaction; jobs that share it share the number, so
     # rows of one transaction are told apart by their run.
     seq = tx.number("seq") + 1
@@ -104,11 +115,7 @@ def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
         request.payload,
     )
     tx.put("checkpoints", rows.checkpoint_key(request.run, seq), row.encode())
-    tx.put(
-        "steps",
-        rows.step_key(request.run, request.line, request.step, request.batch),
-        rows.u64(seq),
-    )
+    tx.put("steps", place, rows.u64(seq))
     if request.replace_seq is not None:
         trash_checkpoint(tx, request.run, request.replace_seq)
     return seq

@@ -1,0 +1,75 @@
+"""Which stored blob each blob of a save may be coded against: the same leaves, one save earlier.
+
+A blob is recognised by its leaves: paths, dtypes, shapes and places. So the parent's blob for the
+same weights is found whatever else was added to the state, and a group of small arrays only if the
+whole group is the same. Whether a difference pays is for the store to find out, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.encode import BlobPlan
+    from casckpt.checkpoint.manifest import Entry
+    from casckpt.store import BlobInfo
+
+Layout = dict[int, bytes]
+"""Blob ids by the hash of the blob's leaves. Equal hashes of unlike blobs cost a vain look."""
+
+
+def layout_of_plan(plan: BlobPlan, infos: Sequence[BlobInfo]) -> Layout:
+    """Return the layout of a state that was just stored."""
+    return {key: info.id for key, info in zip(plan.keys(), infos, strict=True)}
+
+
+def layout_of_entries(entries: Iterable[Entry], refs: Sequence[bytes]) -> Layout:
+    """Return the layout of a checkpoint, from its manifest."""
+    leaves: dict[int, list[tuple[object, ...]]] = defaultdict(list)
+    for entry in entries:
+        if entry.blob is not None and entry.alias is None:
+            leaves[entry.blob].append(leaf_key(entry.path, entry.dtype, entry.shape, entry.offset))
+    return {blob_key(keys): refs[blob] for blob, keys in leaves.items()}
+
+
+def leaf_key(path: str, dtype: str, shape: tuple[int, ...], offset: int) -> tuple[object, ...]:
+    """Return what recognises a leaf in its blob."""
+    return (path, dtype, shape, offset)
+
+
+def blob_key(leaves: Sequence[tuple[object, ...]]) -> int:
+    """Return what recognises a blob: good within this process only."""
+    return hash(tuple(leaves))
+
+
+class Bases:
+    """The layouts of the last saves of this handle, and whose turn it is to be stored whole."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[str, int], tuple[str, Layout]] = {}
+        self._turns: dict[tuple[str, int], int] = {}
+
+    def remembered(self, run: str, line: int, checkpoint_id: str) -> Layout | None:
+        """Return the layout of a checkpoint if it was the last one that was saved here."""
+        known = self._layouts.get((run, line))
+        return known[1] if known is not None and known[0] == checkpoint_id else None
+
+    def remember(self, run: str, line: int, checkpoint_id: str, layout: Layout) -> None:
+        """Keep the layout of a checkpoint for the next save of its line."""
+        self._layouts[run, line] = (checkpoint_id, layout)
+
+    def choose(
+        self, run: str, line: int, keys: Sequence[int], layout: Layout, period: int
+    ) -> list[bytes | None]:
+        """Return the base of each blob; every `period`-th blob in turn has none.
+
+        Keyframes are staggered over blobs, so that no save is much larger than the others. The
+        turn begins anywhere after a restart: the store bounds the depth of every chain.
+        """
+        turn = self._turns[run, line] = self._turns.get((run, line), -1) + 1
+        return [
+            None if (turn + index) % period == 0 else layout.get(key)
+            for index, key in enumerate(keys)
+        ]
