@@ -11,7 +11,6 @@ from casckpt.store import BlobRead, BlobSource, CommitRequest, Repository, files
 from casckpt.store.saving import SaveAgain
 from tests.unit.store.stores import MIB, check, pack_files, read, save
 
-
 DATA_OPERATIONS = ("reserve", "write", "fdatasync")
 
 
