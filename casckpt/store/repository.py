@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Repository:
         self.mode = mode
         self.options = options
         self._lock = threading.Lock()
+        _handles.add(self)
         self._closed = False
         self._pool: ThreadPoolExecutor | None = None
         self._shared_store: SharedStore | None = sharing.acquire(self.path, writable=mode == "a")
@@ -180,6 +182,13 @@ class Repository:
                 rows.decode_checkpoint(key, value) for key, value in tx.scan("checkpoints", prefix)
             ]
         return [row for row in found if row.state in states]
+
+    def checkpoint_row(self, run: str, seq: int) -> CheckpointRow | None:
+        """Return the checkpoint of one commit, whatever its state, or None."""
+        key = rows.checkpoint_key(run, seq)
+        with self._shared().environment.read() as tx:
+            value = tx.get("checkpoints", key)
+        return None if value is None else rows.decode_checkpoint(key, value)
 
     def find_manifest(self, hex_prefix: str) -> list[CheckpointRow]:
         """Return the live checkpoints whose manifest id begins with `hex_prefix`."""
@@ -356,6 +365,18 @@ class Repository:
     def accept_rebuild(self) -> None:
         """Allow retention and gc again after a rebuild: what was recovered is what is wanted."""
         self._shared(write=True).writer.run(lambda tx: tx.set_number("rebuilt", 0), facts=False)
+
+
+_handles: weakref.WeakSet[Repository] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Give each handle a lock of its own: a thread of the parent may have held the old one."""
+    for handle in list(_handles):
+        handle._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _with_name(name: str, payload: bytes) -> bytes:
