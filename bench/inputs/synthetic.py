@@ -22,9 +22,15 @@ def state_of(size_bytes: int, seed: int = 0, tensor_bytes: int = TENSOR_BYTES) -
 
 
 def nudge(state: dict[str, Any], seed: int) -> None:
-    """Change every value of a state a little, in place, as one optimizer step does."""
+    """Change every value of a state a little, in place, as some optimizer steps do.
+
+    All tensors get the same noise: drawing it anew would take longer than saving.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = next(iter(state["model"].values()))
+    noise = torch.empty_like(first).normal_(std=1e-3, generator=generator)
     for tensor in state["model"].values():
-        tensor.mul_(1.0 + 1e-4 * (seed + 1))
+        tensor.add_(noise)
     state["step"] += 1
 
 
