@@ -24,6 +24,7 @@ from casckpt.native.filters import (
     xor_split,
 )
 from casckpt.native.hashing import ID_SIZE, Hasher, IdContext, blake3, derive_key, keyed
+from casckpt.native.kernels import prove as _prove
 from casckpt.native.prefix_set import PrefixSet
 
 __all__ = [
@@ -49,3 +50,5 @@ __all__ = [
     "xor_join",
     "xor_split",
 ]
+
+_prove()

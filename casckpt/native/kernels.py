@@ -7,6 +7,9 @@ threads of the process.
 
 from __future__ import annotations
 
+import logging
+
+from casckpt.native import filters, hashing
 from casckpt.native._binding import check, lib
 
 _NUMBERS: dict[str, int] = {
@@ -38,3 +41,44 @@ def use(name: str) -> None:
     if name not in _NUMBERS:
         raise ValueError(f"no kernel {name!r}; there are {', '.join(_NUMBERS)}")
     check(lib.cas_kernel_use(_NUMBERS[name]), f"kernel {name}")
+
+
+def prove() -> str:
+    """Check the active kernel against the portable one, and leave what differs; return its name.
+
+    Run once when the package is loaded, in well under a millisecond. A kernel is chosen by what
+    the processor says of itself, and a wrong one would give chunks wrong names for ever: a fault of
+    the processor, the compiler or the kernel must show here, as slowness, and not there.
+    """
+    chosen = active()
+    use("portable")
+    expected = _sample()
+    for name in (chosen, *reversed(available())):
+        use(name)
+        if _sample() == expected:
+            break
+        logging.getLogger("casckpt").warning(
+            "the %s kernel gives wrong bytes on this processor and is not used", name
+        )
+    return active()
+
+
+def _sample() -> list[bytes]:
+    """Return what hashing and the filters make of fixed inputs that reach every lane and tail."""
+    # Sixteen BLAKE3 chunks fill the widest kernel; the rest is its tail.
+    data = bytes((at * 167 + (at >> 8)) & 0xFF for at in range(1500)) * 12
+    results = hashing.IdContext("casckpt kernel proof v1").hash_many([data, data[:3000], b""])
+    one, two = data[:2053], data[3:2053] + b"\xff\x80\x00"
+    out, back = bytearray(len(one)), bytearray(len(one))
+    for width in (2, 4, 8):
+        for split, join in (
+            (filters.sub_split, filters.sub_join),
+            (filters.xor_split, filters.xor_join),
+        ):
+            split(one, two, out, width, True)
+            join(out, two, back, width, True)
+            results += [bytes(out), bytes(back)]
+        filters.split_planes(one, out, width, True)
+        filters.join_planes(out, back, width, True)
+        results += [bytes(out), bytes(back)]
+    return results
