@@ -8,7 +8,7 @@ without the wrappers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from casckpt.adapters import missing_extra
@@ -83,6 +83,11 @@ class BareModule:
         own = {bare_name(name): name for name in self.module.state_dict()}
         named = OrderedDict((own.get(name, name), value) for name, value in state.items())
         self.module.load_state_dict(named, strict=strict)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield the module's parameters by their bare names."""
+        for name, parameter in self.module.named_parameters():
+            yield bare_name(name), parameter
 
 
 def bare(module: torch.nn.Module) -> torch.nn.Module:

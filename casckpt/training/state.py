@@ -43,7 +43,7 @@ class State:
         """Return a part."""
         try:
             return object.__getattribute__(self, "_parts")[name]
-        except KeyError:
+        except (KeyError, AttributeError):  # the latter while it is being unpickled or copied
             raise AttributeError(f"the state has no part {name!r}") from None
 
     def __setattr__(self, name: str, part: Any) -> None:
@@ -62,13 +62,22 @@ class State:
             raise AttributeError(f"the state has no part {name!r}")
         del self._parts[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a part of that name."""
+        return name in self._parts
+
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the parts."""
         return iter(self._parts)
 
+    def __dir__(self) -> list[str]:
+        """Return the parts besides what every object has."""
+        return sorted({*super().__dir__(), *self._parts})
+
     def __repr__(self) -> str:
-        """Return the names of the parts."""
-        return f"<{type(self).__qualname__}: {', '.join(self._parts)}>"
+        """Return the names of the parts and their types."""
+        parts = ", ".join(f"{name}={type(part).__name__}" for name, part in self._parts.items())
+        return f"State({parts})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the parts by name, as a checkpoint shows them; nothing is copied."""
@@ -90,9 +99,32 @@ class State:
             else:
                 setattr(self, name, value)
 
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parameters of modules among the parts, as a checkpoint names them."""
+        for name, part in self._parts.items():
+            named = getattr(self._shown(part), "named_parameters", None)
+            if callable(named):
+                for path, parameter in named():
+                    yield f"{name}.{path}", parameter
+
     def _shown(self, part: Any) -> Any:
         """Return what stands for a part in a checkpoint: itself, or an object in its place."""
         return GeneratorPart(part) if is_generator(part) else part
+
+
+def tree_of(state: Any) -> Any:
+    """Return the state of a loop, if a resume can restore into it.
+
+    Raises:
+        BadRequest: nothing can be restored into it.
+    """
+    if isinstance(state, dict | list) or callable(getattr(state, "load_state_dict", None)):
+        return state
+    raise BadRequest(
+        f"the state is a {type(state).__name__}",
+        "a resume restores into it, so it must be able to change",
+        "pass a dict, a casckpt.State, or an object with load_state_dict()",
+    )
 
 
 class GeneratorPart:
