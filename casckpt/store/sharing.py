@@ -12,14 +12,17 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casckpt.errors import CasckptError
 from casckpt.store import creation, environment, files, layout, opening
 from casckpt.store.environment import Environment
-from casckpt.store.index_writer import IndexWriter
-from casckpt.store.own_packs import OwnPacks
 from casckpt.store.packs import PackFiles
-from casckpt.store.sessions import Session
+
+if TYPE_CHECKING:
+    from casckpt.store.index_writer import IndexWriter
+    from casckpt.store.own_packs import OwnPacks
+    from casckpt.store.sessions import Session
 
 _registry_lock = threading.RLock()
 _open: dict[tuple[int, int], SharedStore] = {}
@@ -62,7 +65,8 @@ class SharedStore:
         self.environment = Environment(self.index, readonly=not self.writable)
         try:
             creation.check_index(self.environment, self.format.uuid)
-            if alone and not fits and self.writable:
+            # Those already in may be readers, whom an old index does no harm.
+            if not fits and self.writable:
                 opening.refuse_old_index(self.path, self.format.uuid, self.environment)
         except BaseException:
             self.environment.close()

@@ -207,6 +207,28 @@ def test_an_index_put_back_from_a_backup_is_refused(path, tmp_path, keep_times):
         check(repository, first)
 
 
+def test_an_old_index_is_refused_to_writers_although_a_reader_is_in(path):
+    with Repository.open(path) as repository:
+        save(repository, [b"one"], step=1)
+    backup = (path / "index.0" / "data.mdb").read_bytes()
+    with Repository.open(path) as repository:
+        save(repository, [b"two"], step=2)
+    (path / "index.0" / "data.mdb").write_bytes(backup)
+    code = (
+        "import sys; from casckpt.store import Repository;"
+        "r = Repository.open(sys.argv[1], mode='r'); print('open', flush=True); sys.stdin.read()"
+    )
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert reader.stdout.readline() == b"open\n"
+        with pytest.raises(Corrupt, match="older than its packs"):
+            Repository.open(path)
+    finally:
+        reader.communicate()
+
+
 def test_a_damaged_index_is_found_by_the_walk_not_by_the_user(path):
     with Repository.open(path) as repository:
         for step in range(5):
