@@ -7,8 +7,6 @@ threads of the process.
 
 from __future__ import annotations
 
-import logging
-
 from casckpt.native import filters, hashing
 from casckpt.native._binding import check, lib
 
@@ -57,6 +55,8 @@ def prove() -> str:
         use(name)
         if _sample() == expected:
             break
+        import logging
+
         logging.getLogger("casckpt").warning(
             "the %s kernel gives wrong bytes on this processor and is not used", name
         )

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NewerFormat, NoStore, PermissionRefused, StoreBusy
-from casckpt.store import clock, codec, facts, files, layout, packs, records, rows
+from casckpt.store import clock, files, layout, packs, records, rows
 from casckpt.store.environment import Environment
 
 _SMALL_FILE_BYTES = 64 * layout.KIB
@@ -174,6 +173,9 @@ def walk_index(index: Path) -> None:
     Raises Corrupt if the child dies or reports damage. Past a minute the walk is given up and
     the index trusted, as it is by every process that finds others at work.
     """
+    # Only after a crash: `ls` on a store that was closed in order does without.
+    import subprocess
+
     command = [sys.executable, "-m", "casckpt.store.walk", str(index)]
     try:
         outcome = subprocess.run(command, capture_output=True, timeout=_WALK_LIMIT_S, check=False)
@@ -214,6 +216,8 @@ def refuse_old_index(path: Path, store_uuid: bytes, environment: Environment) ->
 
 
 def _newest_fact(file: Path, store_uuid: bytes, registered: dict[bytes, int]) -> int:
+    from casckpt.store import codec, facts
+
     try:
         uuid = bytes.fromhex(file.name.removesuffix(layout.PACK_SUFFIX))
         descriptor = files.open_file(file, os.O_RDONLY)

@@ -6,7 +6,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,8 @@ from casckpt.store.rows import CheckpointRow, Row, RowState
 from casckpt.store.sharing import SharedStore
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from casckpt.store.collection import GcReport, SpacePlan
     from casckpt.store.commits import CommitRequest, RowWrite
     from casckpt.store.reading import BlobRead
@@ -138,6 +139,9 @@ class Repository:
             return shared
 
     def _workers(self) -> ThreadPoolExecutor:
+        # Not at the top: `ls` has no use for it, and is waited for.
+        from concurrent.futures import ThreadPoolExecutor
+
         with self._lock:
             if self._pool is None:
                 count = self.options.workers or os.cpu_count() or 1

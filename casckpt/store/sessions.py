@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import struct
 import threading
 import time
@@ -84,7 +83,7 @@ class Session:
         return min((lease.epoch for lease in self._leases), default=NO_LEASE)
 
     def _write(self) -> None:
-        host = socket.gethostname().encode()[:64]
+        host = os.uname().nodename.encode()[:64]
         body = _SESSION.pack(
             _MAGIC,
             self.uuid,

@@ -52,11 +52,25 @@ class SharedStore:
             files.close_file(self._lock)
             raise
         self.packs = PackFiles(path, self.format.uuid)
-        self.own = OwnPacks(path, self.format.uuid, self.session)
-        self.writer = IndexWriter(self.environment, path, self.own)
+        if writable:
+            self._prepare_to_write()
+        _all.add(self)
+
+    own: OwnPacks
+    """The packs of this process; only there if the store is open for writing."""
+
+    writer: IndexWriter
+    """The thread that writes the index; only there if the store is open for writing."""
+
+    def _prepare_to_write(self) -> None:
+        # Not at the top: `ls` only reads, and is waited for.
+        from casckpt.store.index_writer import IndexWriter
+        from casckpt.store.own_packs import OwnPacks
+
+        self.own = OwnPacks(self.path, self.format.uuid, self.session)
+        self.writer = IndexWriter(self.environment, self.path, self.own)
         self.writer.before_first_write = self._before_first_write
         self.own.writer = self.writer
-        _all.add(self)
 
     def _open_index(self, alone: bool) -> None:
         fits = opening.stamp_fits(self.index)
@@ -82,12 +96,17 @@ class SharedStore:
     def reopen_writable(self) -> None:
         """Turn a store that only readers have open into one that can be written."""
         opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
+        lock, alone = opening.take_store_lock(self.path, readonly=False)
         self.environment.close()
         files.close_file(self._lock)
-        self.writable = True
-        self._lock, alone = opening.take_store_lock(self.path, readonly=False)
-        self._open_index(alone)
-        self.writer.environment = self.environment
+        self._lock, self.writable = lock, True
+        try:
+            self._open_index(alone)
+        except BaseException:
+            self.writable = False
+            self.environment = Environment(self.index, readonly=True)
+            raise
+        self._prepare_to_write()
 
     def session(self) -> Session:
         """Return this process's session, begun at its first use."""
@@ -102,6 +121,8 @@ class SharedStore:
         return self._session is not None
 
     def _begin_session(self) -> Session:
+        from casckpt.store.sessions import Session
+
         try:
             return Session(self.path)
         except CasckptError as exc:
@@ -113,9 +134,10 @@ class SharedStore:
 
     def close(self) -> None:
         """Finish what waits, seal, and leave the index stamped if nobody else has it open."""
-        with contextlib.suppress(CasckptError):
-            self.own.close()
-        self.writer.close()
+        if self.writable:
+            with contextlib.suppress(CasckptError):
+                self.own.close()
+            self.writer.close()
         self.packs.close()
         transaction = self.environment.last_transaction()
         self.environment.close()
@@ -137,8 +159,9 @@ class SharedStore:
         files.close_file(self._lock)
         if self._session is not None:
             self._session.abandon()
-        self.own.abandon()
-        self.writer.abandon()
+        if self.writable:
+            self.own.abandon()
+            self.writer.abandon()
         self.packs.abandon()
         self.environment.close()
 
