@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casckpt.errors import Corrupt
-from casckpt.store import rows
+from casckpt.store import layout, rows
 
 U64 = st.integers(0, 2**64 - 1)
 ID = st.binary(min_size=32, max_size=32)
@@ -15,8 +17,10 @@ NAME = st.text("abcXYZ019._-/", min_size=1, max_size=200)
 
 OBJECT_ROWS = st.builds(
     rows.ObjectRow,
-    st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1),
-    U64, U64, U64, U64, st.just(b"") | ID,
+    st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**16 - 1),
+    st.integers(0, layout.REFS_MAX), U64, st.integers(0, layout.PACK_CAP_BYTES),
+    st.integers(0, layout.BODY_MAX_BYTES), st.integers(0, layout.BODY_MAX_BYTES),
+    st.just(b"") | ID,
 )  # fmt: skip
 PACK_ROWS = st.builds(
     rows.PackRow, UUID, UUID, st.sampled_from([0, 1, 2]), st.booleans(), U64, U64, U64
@@ -26,6 +30,13 @@ PACK_ROWS = st.builds(
 @given(OBJECT_ROWS)
 def test_object_row_round_trip(row):
     assert rows.ObjectRow.decode(row.encode()) == row
+
+
+@pytest.mark.parametrize("field", ["ref_count", "offset", "stored", "logical"])
+def test_an_object_row_with_an_impossible_length_is_corrupt(field):
+    row = rows.ObjectRow(1, 0, 0, 0, 1, 80, 100, 100)
+    with pytest.raises(Corrupt):
+        rows.ObjectRow.decode(replace(row, **{field: 2**32 - 1}).encode())
 
 
 @given(PACK_ROWS)

@@ -51,7 +51,7 @@ def test_a_blob_of_several_buffers_is_their_concatenation(repository):
 def test_the_same_bytes_are_stored_once(repository):
     data = os.urandom(5 * MIB)
     first = save(repository, [data, data], step=1)
-    assert [info.new_bytes for info in first.infos] == [5 * MIB, 0]
+    assert sum(info.new_bytes for info in first.infos) == 5 * MIB
     with repository.saver() as saver:
         (info,) = saver.put_blobs([BlobSource([data], 4)])
         assert (info.new_bytes, info.stored_bytes, saver.new_bytes) == (0, 0, 0)
