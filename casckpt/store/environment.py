@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 import lmdb
 
 from casckpt.errors import CasckptError, Corrupt, NoSpace, OperationFailed, StoreBusy
-from casckpt.store import layout, records, rows
+from casckpt.store import files, layout, records, rows
 
 _Result = TypeVar("_Result")
 
@@ -245,6 +245,9 @@ class Environment:
                 handle.close()
         except lmdb.Error as exc:
             raise translate(exc, f"cannot make the index {path.name}") from exc
+        except OSError as exc:
+            # py-lmdb makes the folder itself, and reports that as the operating system does.
+            raise files.translate(exc, f"cannot make the index {path.name}") from exc
 
     def close(self) -> None:
         """Close the environment; not an error if it is closed."""

@@ -82,7 +82,8 @@ class PackCheck:
     # ---- one pack
 
     def _check_pack(self, pack: _Pack) -> None:
-        # A row comes before its file: a pack that holds nothing may not be there yet.
+        # A row comes before its file: a pack that holds nothing may not be there yet, or may have
+        # been given up while its header was written.
         empty = pack.row.size <= layout.PACK_HEADER_BYTES
         try:
             descriptor = files.open_file(pack.path, os.O_RDONLY)
@@ -94,9 +95,9 @@ class PackCheck:
             self._found.pack(pack.number, WHOLE_PACK, pack.path.name, reason(exc))
             return
         try:
-            length = os.fstat(descriptor).st_size
-            if empty and length < layout.PACK_HEADER_BYTES:
+            if empty:
                 return
+            length = os.fstat(descriptor).st_size
             self._check_pack_header(pack, descriptor)
             if length < pack.row.size:
                 message = f"cut off at {length} of {pack.row.size} bytes"

@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from casckpt.errors import CasckptError, Corrupt
+from casckpt.errors import Corrupt, NewerFormat, NoStore
 from casckpt.store import codec, facts, files, layout, packs, records, rows
 from casckpt.store.facts import Change
 from casckpt.store.findings import reason
 from casckpt.store.packs import PackFiles
 from casckpt.store.records import Record
+
+# What is on the disk, and will be the next time too. Any other error (too many open files, no
+# permission) ends the rebuild: an index without that pack would have lost what is in it.
+_DAMAGE = (Corrupt, NewerFormat, NoStore, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Salvage:
         for path, size in zip(paths, sizes, strict=True):
             try:
                 yield from self._scan_pack(path)
-            except (CasckptError, ValueError) as exc:
+            except _DAMAGE as exc:
                 self.unreadable.append(f"{path.name}: {reason(exc)}")
             done += size
             self._progress(done, total)
@@ -115,7 +119,7 @@ class Salvage:
                     payload = packs.read_payload(descriptor, path, record)
                     pack.size = record.offset + record.total_bytes
                     self._note(pack, record, payload)
-                except CasckptError as exc:
+                except _DAMAGE as exc:
                     self.unreadable.append(f"{path.name} at {record.offset}: {reason(exc)}")
                     continue
                 if record.kind not in (layout.TYPE_FACT, layout.TYPE_SNAPSHOT):

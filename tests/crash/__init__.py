@@ -1,0 +1,24 @@
+"""Crash, fault and power-loss tests of the store.
+
+Every test here does the same three things: prepare a small store, run a *workload* in a child
+process while a *fault* strikes, and let the *oracle* look at what is left.
+
+    shim.c, shim.py   faults below the Python code and below LMDB, by LD_PRELOAD
+    scale.py          a store in small: every limit that makes a file or a transaction end
+    acks.py           what the workload was told, and so what must be there
+    workloads.py      init, saves, delete, gc, rebuild, ... as children run them
+    oracle.py         the invariants I1 to I8 of docs/format.md, checked after each fault
+    points.py         one fault at one operation: kill, kill again, errno, short write, lying flush
+    powerloss.py      states that a log of operations allows after the power failed
+    damage.py         flipped bits and cut files
+    swarm.py          many processes, with kills, one store
+    mutants.py        the code without one of its rules; a test must notice
+    campaign.py       the runner: `python -m tests.crash.campaign --help`
+
+The tests are samples by seed that fit into continuous integration; the campaign runs the same
+points for as long as it is told to and adds its counts to bench/results/crash.json. Every failure
+prints one line that repeats it.
+
+What this cannot show: real power cuts, disks that lie about flushes, file systems other than the
+one the tests run on, network file systems, macOS and Windows.
+"""

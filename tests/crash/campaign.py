@@ -1,0 +1,200 @@
+"""The runner: `python -m tests.crash.campaign --kind kill --minutes 5`.
+
+    --replay POINT...      carry out single points, as a failure printed them
+    --kind NAME            none, kill, again, lost, error, short, lie, beside, power, flip;
+                           several, or all by default
+    --workload NAME        only these
+    --sample N             of each kind and workload, N points drawn by --seed; all by default
+    --seed-range A:B       seeds of the kinds that draw (power, flip), and of --sample
+    --minutes M            stop when the time is over
+    --mutant NAME          with a rule of the code switched off; a violation is then success
+    --json FILE            where counts accumulate, with the commit (bench/results/crash.json)
+    --start-over           forget the counts of the file for the kinds that are run
+
+Kinds that have few points are run point by point from where the last run with the same commit
+stopped. The status is 0 if nothing was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.crash import shim
+
+ROOT = Path(__file__).resolve().parents[2]
+POINT_KINDS = ("none", "kill", "again", "lost", "error", "short", "lie")
+KINDS = (*POINT_KINDS, "beside", "power", "flip")
+POWER_WORKLOADS = ("init", "first_save", "dedup_save", "gc", "compact", "save_and_gc", "rebuild")
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the arguments say and return 0 if nothing was found."""
+    options = _parse(arguments)
+    if why := shim.missing():
+        sys.stdout.write(f"SKIPPED: {why}\n")
+        return 0
+    if not shim.is_loaded():
+        os.chdir(ROOT)
+        command = [sys.executable, "-m", "tests.crash.campaign", *arguments]
+        os.execve(sys.executable, command, shim.environment())
+    from tests.crash import scale
+
+    scale.shrink()
+    return _Campaign(options).run()
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--replay", nargs="+", default=[])
+    parser.add_argument("--kind", nargs="+", default=[], choices=KINDS)
+    parser.add_argument("--workload", nargs="+", default=[])
+    parser.add_argument("--sample", type=int, default=0)
+    parser.add_argument("--seed-range", default="0:1")
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--mutant", default="")
+    parser.add_argument("--first", action="store_true", help="stop at the first finding")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--start-over", action="store_true")
+    return parser.parse_args(arguments)
+
+
+class _Campaign:
+    def __init__(self, options: argparse.Namespace) -> None:
+        from tests.crash import mutants
+        from tests.crash.points import Lab
+
+        self.options = options
+        self.lab = Lab(mutant=mutants.MUTANTS[options.mutant] if options.mutant else None)
+        self.deadline = time.monotonic() + options.minutes * 60 if options.minutes else None
+        self.counts: dict[str, int] = {}
+        self.states: dict[str, int] = {}
+        self.bad: list[tuple[str, str]] = []
+        low, _, high = options.seed_range.partition(":")
+        self.seeds = range(int(low), int(high or int(low) + 1))
+
+    def run(self) -> int:
+        began = time.monotonic()
+        try:
+            for kind, point in self._points():
+                self._one(kind, point)
+                if self.options.first and self.bad:
+                    break
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    sys.stdout.write("the time is over\n")
+                    break
+        finally:
+            self.lab.close()
+        words = ", ".join(f"{kind} {count}" for kind, count in self.counts.items())
+        sys.stdout.write(
+            f"{sum(self.counts.values())} points ({words}), {len(self.bad)} bad, "
+            f"{time.monotonic() - began:.0f} s\n"
+        )
+        if self.options.json is not None:
+            self._save()
+        return 1 if self.bad else 0
+
+    def _one(self, kind: str, point: str) -> None:
+        from tests.crash import damage, powerloss
+
+        if kind == "power":
+            found, states = powerloss.run(self.lab, point, self.deadline, first=self.options.first)
+        elif kind == "flip":
+            found, states = damage.run(self.lab, point, self.deadline, first=self.options.first)
+        else:
+            said = self.lab.point(point)
+            found, states = [(point, said)] if said else [], 1
+        self.counts[kind] = self.counts.get(kind, 0) + states
+        for where, said in found:
+            self.bad.append((where, said))
+            mutant = f" --mutant {self.options.mutant}" if self.options.mutant else ""
+            sys.stdout.write(
+                f"BAD {said}\n    replay: python -m tests.crash.campaign --replay {where}{mutant}\n"
+            )
+            sys.stdout.flush()
+
+    def _points(self) -> Iterator[tuple[str, str]]:
+        if self.options.replay:
+            for point in self.options.replay:
+                kind = point.partition(":")[0]
+                yield kind, point
+            return
+        rows = [list(self._of(kind)) for kind in self.options.kind or KINDS]
+        # By turns, so that every kind has its share when the time runs out.
+        for turn in itertools.zip_longest(*rows):
+            yield from (entry for entry in turn if entry is not None)
+
+    def _of(self, kind: str) -> Iterator[tuple[str, str]]:
+        from tests.crash import interleave
+        from tests.crash.points import points_of
+        from tests.crash.workloads import WORKLOADS
+
+        if kind == "flip":
+            yield from ((kind, f"flip:{seed}") for seed in self.seeds)
+            return
+        if kind == "beside":
+            yield from ((kind, f"beside:{name}") for name in interleave.SCENARIOS)
+            return
+        names = self.options.workload or (POWER_WORKLOADS if kind == "power" else WORKLOADS)
+        if kind == "power":
+            yield from ((kind, f"power:{name}:{seed}") for seed in self.seeds for name in names)
+            return
+        chosen: list[str] = []
+        for name in names:
+            points = points_of(kind, self.lab, name)
+            if self.options.sample and self.options.sample < len(points):
+                draw = random.Random(f"{self.options.seed_range} {kind} {name}")
+                points = draw.sample(points, self.options.sample)
+            chosen += points
+        random.Random(kind).shuffle(chosen)
+        yield from ((kind, point) for point in chosen)
+
+    # ---- results that accumulate
+
+    def _save(self) -> None:
+        path: Path = self.options.json
+        document = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", "casckpt/store", "casckpt/checkpoint")
+        for kind, count in self.counts.items():
+            runs = document["runs"].setdefault(kind, [])
+            if self.options.start_over:
+                runs.clear()
+            runs.append(
+                {
+                    "points": count,
+                    "bad": sum(where.startswith(f"{kind}:") for where, _ in self.bad),
+                    "commit": commit,
+                    "uncommitted_changes": bool(changed),
+                    "seeds": self.options.seed_range,
+                    "workloads": self.options.workload or "all",
+                    "sample": self.options.sample or "every point",
+                    "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+            )
+        document["totals"] = {
+            kind: {name: sum(run[name] for run in runs) for name in ("points", "bad")}
+            for kind, runs in document["runs"].items()
+        }
+        document["machine"] = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""Run the campaign from a test, and say how to repeat what it finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.crash import shim
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def campaign():
+    """Return a function that runs the campaign and fails the test on what it finds."""
+    if why := shim.missing():
+        pytest.skip(f"SKIPPED: {why}")
+
+    def run(*arguments: str, minutes: float = 3.0) -> str:
+        status, said = launch(*arguments, "--minutes", str(minutes))
+        assert status == 0, said
+        return said
+
+    return run
+
+
+def launch(*arguments: str) -> tuple[int, str]:
+    """Run the campaign in a process of its own; return its status and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crash.campaign", *arguments],
+        cwd=ROOT,
+        env=shim.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    return done.returncode, done.stdout + done.stderr[-3000:]

@@ -1,0 +1,290 @@
+"""The store without one of its rules: what the tests of this folder are tested with.
+
+Each mutant changes the code of the process it is called in. `CAUGHT_BY` says which points of the
+campaign, or which scenario of `interleave.py`, must find a violation when it is on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from casckpt.errors import CasckptError
+from casckpt.store import (
+    collection,
+    commits,
+    compaction,
+    creation,
+    files,
+    index_writer,
+    layout,
+    objects,
+    own_packs,
+    packs,
+    rebuilding,
+    records,
+    saving,
+    snapshots,
+)
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
+
+
+def no_flush_before_commit() -> None:
+    """Rows name records that are not durable (SAVE 4)."""
+
+    def sync(pack: packs.PackWriter) -> int:
+        pack.synced = pack.end
+        return pack.end
+
+    _replace(packs.PackWriter, "sync", sync)
+    _replace(files, "sync_data", lambda descriptor, path: None)
+
+
+def rename_before_flush() -> None:
+    """A file gets its name before its bytes are durable."""
+
+    def write_whole(path: Path, data: bytes, temporary: Path) -> None:
+        descriptor = files.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        files.write_at(descriptor, data, 0, temporary)
+        files.rename(temporary, path)
+        files.sync_folder(path.parent)
+        files.sync_file(descriptor, path)
+        files.close_file(descriptor)
+
+    _replace(files, "write_whole", write_whole)
+
+
+def no_flush_of_pack_folders() -> None:
+    """A pack's bytes are durable, its name is not (PACK)."""
+    real = files.sync_folder
+
+    def sync_folder(path: Path) -> None:
+        if layout.PACKS_FOLDER not in path.parts:
+            real(path)
+
+    _replace(files, "sync_folder", sync_folder)
+
+
+def no_flush_of_index_folder() -> None:
+    """LMDB's files are durable, their names are not (Opening)."""
+    real = files.sync_folder
+
+    def sync_folder(path: Path) -> None:
+        if not path.name.startswith(layout.INDEX_PREFIX):
+            real(path)
+
+    _replace(files, "sync_folder", sync_folder)
+
+
+def flush_again_after_failure() -> None:
+    """fdatasync is tried again, and the kernel says that all is well (Faults)."""
+    real = os.fdatasync
+
+    def sync_data(descriptor: int, path: Path) -> None:
+        try:
+            real(descriptor)
+        except OSError:
+            real(descriptor)
+
+    _replace(files, "sync_data", sync_data)
+
+
+def failed_flush_is_no_error() -> None:
+    """fdatasync fails, and the save goes on."""
+
+    def sync_data(descriptor: int, path: Path) -> None:
+        try:
+            os.fdatasync(descriptor)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+
+    _replace(files, "sync_data", sync_data)
+
+
+def no_write_loop() -> None:
+    """A short write counts as a whole one (Faults)."""
+
+    def write_vector(descriptor: int, buffers: list[Any], offset: int, path: Path) -> int:
+        os.pwritev(descriptor, buffers, offset)
+        return sum(len(buffer) for buffer in buffers)
+
+    _replace(files, "write_vector", write_vector)
+
+
+def format_first() -> None:
+    """init says that the store is there before it is."""
+
+    def create_index(path: Path, uuid: bytes) -> int:
+        body = (
+            f'{{"version": 1, "uuid": "{uuid.hex()}", "read": [], "write": [], "collect": []}}'
+        ).encode()
+        files.write_whole(path / layout.FORMAT_FILE, body, path / "format.json.new")
+        return real_create(path, uuid)
+
+    real_create = creation.create_index
+    _replace(creation, "create_index", create_index)
+
+
+def current_first() -> None:
+    """A rebuild names its index before it is filled (REBUILD)."""
+    real = creation.create_index
+
+    def create_index(path: Path, uuid: bytes) -> int:
+        number = real(path, uuid)
+        if (path / layout.FORMAT_FILE).exists():
+            creation.set_current(path, number)
+        return number
+
+    _replace(rebuilding.creation, "create_index", create_index)
+
+
+def no_facts() -> None:
+    """Transactions leave no fact, so packs alone cannot give the index back (Facts)."""
+    _replace(own_packs.OwnPacks, "append_fact", lambda self, pack, seq, changes: None)
+
+
+def facts_die_with_their_pack() -> None:
+    """Facts are not copied out of packs that go (GC 4)."""
+    _replace(snapshots, "copy_facts", lambda shared, numbers: None)
+    _replace(snapshots, "write_snapshot", lambda shared: None)
+    _replace(collection.snapshots, "snapshot_packs", lambda tx: frozenset())
+    real = collection._Collector._keep_facts
+
+    def keep_facts(self: Any, dead: set[int]) -> None:
+        real(self, dead)
+        self._copied = dict.fromkeys(dead, 2**62)
+
+    _replace(collection._Collector, "_keep_facts", keep_facts)
+
+
+def copies_not_flushed() -> None:
+    """Compaction repoints rows at copies that are not durable (GC 3)."""
+    real = compaction.compact
+
+    def compact(shared: Any, run: bytes, mark: Any, numbers: set[int]) -> int:
+        kept = own_packs.OwnPacks.sync
+
+        def no_sync(self: Any, written: Any) -> None:
+            for pack in written:
+                pack.synced = pack.end
+
+        _replace(own_packs.OwnPacks, "sync", no_sync)
+        try:
+            return real(shared, run, mark, numbers)
+        finally:
+            _replace(own_packs.OwnPacks, "sync", kept)
+
+    _replace(compaction, "compact", compact)
+
+
+def _chain_is_enough(tx: Any, identity: bytes) -> bool:
+    return tx.chain(identity) is not None
+
+
+def lease_ignored() -> None:
+    """The commit does not look whether packs were condemned meanwhile (SAVE 6)."""
+    _replace(saving, "keep_usable", _chain_is_enough)
+
+
+def condemned_is_not_revived() -> None:
+    """A hit in a condemned pack counts, and the pack stays condemned (SAVE 2)."""
+    _replace(objects, "revive", lambda tx, ids: set())
+    for module in (commits, objects, saving):
+        _replace(module, "keep_usable", _chain_is_enough)
+
+
+def no_hash_check() -> None:
+    """What is read is not compared with its id, its header or its payload check (READ)."""
+    _replace(records, "check_payload", lambda record, payload: None)
+    real = records.chunk_context()
+
+    class Blind:
+        expected = b""
+
+        def hash(self, data: Any) -> bytes:
+            return Blind.expected
+
+        def hash_many(self, many: Any) -> Any:
+            return real.hash_many(many)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    from casckpt.store import reading
+
+    read = reading.Reader._read_link
+
+    def read_link(self: Any, identity: bytes, *rest: Any) -> None:
+        Blind.expected = identity
+        context = records.chunk_context
+        _replace(records, "chunk_context", Blind)
+        try:
+            read(self, identity, *rest)
+        finally:
+            _replace(records, "chunk_context", context)
+
+    _replace(reading.Reader, "_read_link", read_link)
+
+
+def commit_before_rows_are_durable() -> None:
+    """A commit returns although its transaction failed."""
+    real = index_writer.IndexWriter.run
+
+    def run(self: Any, job: Any, **how: Any) -> Any:
+        try:
+            return real(self, job, **how)
+        except CasckptError as exc:
+            if exc.exit_code == 3:
+                return 1
+            raise
+
+    _replace(index_writer.IndexWriter, "run", run)
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    mutant.__name__: mutant
+    for mutant in (
+        no_flush_before_commit,
+        rename_before_flush,
+        no_flush_of_pack_folders,
+        no_flush_of_index_folder,
+        flush_again_after_failure,
+        failed_flush_is_no_error,
+        no_write_loop,
+        format_first,
+        current_first,
+        no_facts,
+        facts_die_with_their_pack,
+        copies_not_flushed,
+        lease_ignored,
+        condemned_is_not_revived,
+        no_hash_check,
+        commit_before_rows_are_durable,
+    )
+}
+
+CAUGHT_BY: dict[str, tuple[str, ...]] = {
+    "no_flush_before_commit": ("--kind", "power", "--workload", "first_save"),
+    "rename_before_flush": ("--kind", "power", "--workload", "init"),
+    "no_flush_of_pack_folders": ("--kind", "power", "--workload", "first_save"),
+    "no_flush_of_index_folder": ("--kind", "power", "--workload", "init"),
+    "flush_again_after_failure": ("--kind", "lie", "--workload", "first_save"),
+    "failed_flush_is_no_error": ("--kind", "lie", "--workload", "first_save"),
+    "no_write_loop": ("--kind", "short", "--workload", "first_save"),
+    "format_first": ("--kind", "kill", "--workload", "init"),
+    "current_first": ("--kind", "kill", "--workload", "rebuild"),
+    "no_facts": ("--kind", "lost", "--workload", "attach"),
+    "facts_die_with_their_pack": ("--replay", "lost:gc:100000"),
+    "copies_not_flushed": ("--kind", "power", "--workload", "compact"),
+    "lease_ignored": ("--kind", "beside"),
+    "condemned_is_not_revived": ("--kind", "beside"),
+    "no_hash_check": ("--kind", "flip"),
+    "commit_before_rows_are_durable": ("--kind", "error", "--workload", "first_save"),
+}

@@ -1,0 +1,187 @@
+"""Look at a store after a fault, as its next user would, and say what breaks I1 to I8."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from casckpt.api import Store, repair_store
+from casckpt.errors import CasckptError
+from casckpt.store import layout, rows
+from tests.crash import shim
+from tests.crash.acks import Expected
+from tests.crash.workloads import open_store, same, state
+
+HANG_S = 30
+
+
+class Violation(Exception):
+    """An invariant does not hold."""
+
+
+def check(place: Path, expected: Expected, *, repair: bool = False, thorough: bool = True) -> None:
+    """Raise Violation, or whatever the store raised, unless all is well.
+
+    `repair`: the index was lost before the workload began, so it is rebuilt first. `thorough`
+    goes on to work in the store: it saves, collects, and looks at everything again.
+    """
+    if expected.untyped:
+        raise Violation(f"I5: an error that is not casckpt's: {expected.untyped[0]}")
+    if not place.exists() or (not expected.live and not (place / layout.FORMAT_FILE).exists()):
+        _fresh(place, expected)
+        return
+    if repair:
+        repair_store(place, rebuild_index=True)
+    with open_store(place) as store:
+        _all_there(store, expected)
+        _clean(store, "after recovery")
+        if not thorough:
+            return
+        store.save("after", state(70), 0)
+        if repair or expected.rebuilt:
+            store._repository.accept_rebuild()
+        store.gc(now=True)
+        _all_there(store, expected)
+        _same_state(store.restore("after@0"), 70, "the save after recovery")
+        _clean(store, "after the next save and gc")
+    # A file without a whole header belongs to nobody after a rebuild: reported, and kept.
+    _accounted(place, strangers=repair or expected.rebuilt)
+    with open_store(place, "r") as store:
+        _all_there(store, expected)
+
+
+def _fresh(place: Path, expected: Expected) -> None:
+    """There is no store, which is right if nobody was told that there is one; make it now."""
+    if "open" in expected.done:
+        raise Violation("I1: the store that was opened is gone")
+    with open_store(place) as store:
+        store.save("after", state(70), 0)
+    with open_store(place, "r") as store:
+        _same_state(store.restore("after@0"), 70, "the first save")
+
+
+def _all_there(store: Store, expected: Expected) -> None:
+    found = {(ck.run, ck.step): ck for ck in store.checkpoints("*")}
+    for place, allowed in expected.live.items():
+        checkpoint = found.pop(place, None)
+        if checkpoint is None:
+            if None not in allowed:
+                raise Violation(f"I1: {place} was acknowledged and is gone")
+            continue
+        seeds = sorted(seed for seed in allowed if seed is not None)
+        if not seeds:
+            raise Violation(f"I2: {place} is live and was removed")
+        restored = store.restore(checkpoint)
+        if not any(same(restored, state(seed)) for seed in seeds):
+            raise Violation(f"I1: {place} is not what was saved")
+        for tag, sure in expected.tags.get(place, {}).items():
+            if sure and tag not in checkpoint.tags:
+                raise Violation(f"I1: {place} has lost its tag {tag}")
+        for name, value in expected.metrics.get(place, {}).items():
+            if checkpoint.metrics.get(name) != value:
+                raise Violation(f"I1: {place} has lost its metric {name}")
+    for (run, step), checkpoint in found.items():
+        if run == "run":
+            raise Violation(f"I2: nobody saved {run}@{step}")
+        store.restore(checkpoint)  # I3: whatever is listed can be read
+
+
+def _same_state(restored: object, seed: int, what: str) -> None:
+    if not same(restored, state(seed)):
+        raise Violation(f"I7: {what} came back changed")
+
+
+def _clean(store: Store, when: str) -> None:
+    for problem in store._repository.verify("bytes").damaged:
+        raise Violation(f"I5: {when} verify says: {problem.pack} {problem.message}")
+
+
+def _accounted(place: Path, *, strangers: bool) -> None:
+    """I4: once all is closed and collected, every pack is registered, and no session is left."""
+    with open_store(place, "r") as store:
+        with store._repository._shared().environment.read() as tx:
+            packs = [rows.PackRow.decode(value) for _, value in tx.scan("packs")]
+        known = {row.uuid.hex() for row in packs}
+        for path in (place / layout.PACKS_FOLDER).glob("*/*"):
+            if not strangers and path.name.removesuffix(layout.PACK_SUFFIX) not in known:
+                raise Violation(f"I4: nobody knows the pack {path.name}")
+        for row in packs:
+            if row.state != rows.LIVE:
+                raise Violation(f"I4: pack {row.uuid.hex()} is left in state {row.state}")
+    left = [path.name for path in (place / layout.SESSIONS_FOLDER).iterdir()]
+    if left:
+        raise Violation(f"I4: sessions are left: {left}")
+
+
+# ---- in a child, since a broken store may kill whoever looks at it
+
+
+def in_child(work: Callable[[], None], said: Path, hang_s: float = HANG_S) -> str:
+    """Run `work` in a fork; return "" if it came back, else what went wrong."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _quiet()
+            work()
+            status = 0
+        except BaseException as exc:
+            with contextlib.suppress(OSError):
+                said.write_text(_words(exc))
+        finally:
+            os._exit(status)
+    status = wait(child, hang_s)
+    if status is None:
+        return f"I8: it hung for {hang_s:g} s"
+    if os.WIFSIGNALED(status):
+        return f"I5: signal {signal.Signals(os.WTERMSIG(status)).name}"
+    if status != 0:
+        return said.read_text() if said.exists() else f"status {status}"
+    return ""
+
+
+def _words(exc: BaseException) -> str:
+    where = traceback.extract_tb(exc.__traceback__)
+    last = next((f for f in reversed(where) if "casckpt/casckpt" in f.filename), where[-1])
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    if isinstance(exc, Violation):
+        return str(exc)
+    if isinstance(exc, CasckptError):
+        return f"I8: {type(exc).__name__}: {' / '.join(str(exc).splitlines())} ({place})"
+    return f"I5: {type(exc).__name__}: {exc} ({place})"
+
+
+def wait(child: int, hang_s: float) -> int | None:
+    """Return the wait status of a child; None if it hung and was killed."""
+    import select
+
+    with _pidfd(child) as descriptor:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        hung = not poller.poll(hang_s * 1000)
+        if hung:
+            os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    return None if hung else status
+
+
+@contextlib.contextmanager
+def _pidfd(child: int) -> Iterator[int]:
+    descriptor = os.pidfd_open(child)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _quiet() -> None:
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    shim.disarm()

@@ -1,0 +1,228 @@
+"""One fault at one operation of one workload, and what was left of the store.
+
+A point is a line of text that repeats it: `kill:gc:17`, `again:gc:17:5`, `error:gc:17:ENOSPC:once`,
+`short:gc:17:ever`, `lie:gc:17`, `none:gc`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from casckpt.store import layout
+from tests.crash import interleave, oracle, scale, shim
+from tests.crash.acks import AckLog, Expected
+from tests.crash.workloads import WORKLOADS
+
+ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "EINTR", "EROFS", "EMFILE", "ESTALE")
+_EINTR_TIMES = 40  # Python and LMDB repeat an interrupted call, so "for ever" would be for ever
+Mutant = Callable[[], None]
+
+
+def scratch_folder() -> Path:
+    """Return a new folder, in memory where there is such a file system: flushes are free there."""
+    memory = Path("/dev/shm")
+    base = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="casckpt-crash-", dir=base))
+
+
+@dataclass
+class Lab:
+    """Templates of prepared stores, and a place to break copies of them."""
+
+    folder: Path = field(default_factory=scratch_folder)
+    mutant: Mutant | None = None
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Path:
+        """The store of the point at work."""
+        return self.folder / "store"
+
+    @property
+    def log(self) -> Path:
+        """What its workload was told."""
+        return self.folder / "acks"
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def template(self, workload: str) -> Path:
+        """Return the prepared store of a workload, with its ack log beside it."""
+        made = self.folder / f"template-{workload}"
+        log = made.with_suffix(".acks")
+        if not log.exists():
+
+            def prepare() -> None:
+                scale.repeatable(f"prepare {workload}")
+                WORKLOADS[workload].prepare(made, AckLog(log))
+
+            log.touch()
+            said = oracle.in_child(prepare, self.folder / "said")
+            if said or Expected.read(log).errors:
+                why = said or Expected.read(log).errors
+                raise RuntimeError(f"cannot prepare {workload}: {why}")
+        return made
+
+    def reset(self, workload: str) -> None:
+        """Put a fresh copy of the prepared store in place."""
+        made = self.template(workload)
+        shutil.rmtree(self.place, ignore_errors=True)
+        if made.exists():
+            shutil.copytree(made, self.place)
+        shutil.copyfile(made.with_suffix(".acks"), self.log)
+        for leftover in self.folder.glob("store-*"):
+            leftover.unlink()
+
+    def run(self, workload: str, fault: tuple[int, int, int, int], trace: str = "") -> str:
+        """Run a workload in a child under a fault; return "" or why that alone is a finding."""
+        kind, first, last, number = fault
+
+        def work() -> None:
+            scale.repeatable(f"run {workload}")
+            if self.mutant is not None:
+                self.mutant()
+            log = AckLog(self.log)
+            shim.arm(self.place, kind, first, last, number, trace)
+            WORKLOADS[workload].run(self.place, log)
+            operations = shim.count()
+            shim.disarm()
+            log.finish(operations)
+
+        said = oracle.in_child(work, self.folder / "said")
+        if said == f"I5: signal {signal.SIGKILL.name}" and kind == shim.KILL:
+            return ""
+        return said
+
+    def operations(self, workload: str) -> int:
+        """Return how many operations a workload makes when nothing goes wrong."""
+        if workload not in self._counts:
+            self.reset(workload)
+            said = self.run(workload, (shim.COUNT, 1, shim.EVER, 0))
+            expected = Expected.read(self.log)
+            if said or expected.operations is None or expected.errors:
+                raise RuntimeError(f"{workload} fails without a fault: {said or expected.errors}")
+            self._counts[workload] = expected.operations
+        return self._counts[workload]
+
+    def judge(self, workload: str, *, repair: bool = False) -> str:
+        """Return "" if the store at `place` is as it must be, else what is wrong."""
+        expected = Expected.read(self.log)
+
+        def look() -> None:
+            scale.repeatable(f"look {workload}")
+            if self.mutant is not None:
+                self.mutant()
+            must = repair or WORKLOADS[workload].repair
+            oracle.check(self.place, expected, repair=must)
+
+        return oracle.in_child(look, self.folder / "said")
+
+    # ---- points
+
+    def point(self, text: str) -> str:
+        """Carry a point out; return "" or what went wrong."""
+        kind, workload, *rest = text.split(":")
+        if kind == "beside":
+            return self._beside(workload)
+        self.reset(workload)
+        if kind == "lost":
+            return self._lose_index(workload, int(rest[0]))
+        if kind == "none":
+            return self.run(workload, (shim.COUNT, 1, shim.EVER, 0)) or self.judge(workload)
+        at = int(rest[0])
+        if kind == "kill":
+            return self.run(workload, (shim.KILL, at, at, 0)) or self.judge(workload)
+        if kind == "again":
+            return self._kill_again(workload, at, int(rest[1]))
+        return self.run(workload, _fault(kind, at, rest[1:])) or self.judge(workload)
+
+    def _kill_again(self, workload: str, first: int, second: int) -> str:
+        """Kill the workload, then kill whoever comes after it (I6), then look."""
+        said = self.run(workload, (shim.KILL, first, first, 0))
+        if said:
+            return said
+        expected = Expected.read(self.log)
+
+        def recover() -> None:
+            scale.repeatable(f"recover {workload}")
+            shim.arm(self.place, shim.KILL, second, second)
+            repair = WORKLOADS[workload].repair
+            oracle.check(self.place, expected, repair=repair)
+
+        said = oracle.in_child(recover, self.folder / "said")
+        if said and said != f"I5: signal {signal.SIGKILL.name}":
+            return said
+        with self.log.open("a") as log:
+            log.write('{"event": "begin", "call": "save", "run": "after", "step": 0, "seed": 70}\n')
+        return self._look_again(workload)
+
+    def _beside(self, scenario: str) -> str:
+        """Run a scenario of `interleave.py`."""
+
+        def work() -> None:
+            scale.repeatable(f"beside {scenario}")
+            if self.mutant is not None:
+                self.mutant()
+            interleave.run(self.place, scenario)
+
+        shutil.rmtree(self.place, ignore_errors=True)
+        return oracle.in_child(work, self.folder / "said")
+
+    def _lose_index(self, workload: str, at: int) -> str:
+        """Kill the workload, lose the index too, and rebuild it from the packs."""
+        said = self.run(workload, (shim.KILL, at, at, 0))
+        if said or not (self.place / layout.FORMAT_FILE).exists():
+            return said or self.judge(workload)
+        for index in self.place.glob(f"{layout.INDEX_PREFIX}*"):
+            shutil.rmtree(index)
+        return self.judge(workload, repair=True)
+
+    def _look_again(self, workload: str) -> str:
+        expected = Expected.read(self.log)
+        # The recovery that was killed may have saved: then the oracle's own save finds it there.
+        return oracle.in_child(
+            lambda: oracle.check(self.place, expected, repair=WORKLOADS[workload].repair),
+            self.folder / "said",
+        )
+
+
+def _fault(kind: str, at: int, rest: list[str]) -> tuple[int, int, int, int]:
+    if kind == "lie":
+        return shim.LIE, at, at, 0
+    last = at if rest[-1] == "once" else shim.EVER
+    if kind == "short":
+        return shim.SHORT, at, last, 0
+    number = getattr(errno, rest[0])
+    if number == errno.EINTR and last != at:
+        last = at + _EINTR_TIMES
+    return shim.ERROR, at, last, number
+
+
+def points_of(kind: str, lab: Lab, workload: str) -> list[str]:
+    """Return every point of a kind in a workload; for `again` one second kill in eight."""
+    every = range(1, lab.operations(workload) + 1)
+    if kind == "lost":
+        # One past the end: nothing was killed, and the index is lost all the same.
+        return [f"lost:{workload}:{at}" for at in (*every, len(every) + 50)]
+    if kind in ("kill", "lie"):
+        return [f"{kind}:{workload}:{at}" for at in every]
+    if kind == "none":
+        return [f"none:{workload}"]
+    if kind == "short":
+        return [f"short:{workload}:{at}:{how}" for at in every for how in ("once", "ever")]
+    if kind == "error":
+        return [
+            f"error:{workload}:{at}:{name}:{how}"
+            for at in every
+            for name in ERRNOS
+            for how in ("once", "ever")
+        ]
+    return [f"again:{workload}:{a}:{b}" for a in every for b in range(1 + a % 8, 140, 8)]

@@ -1,0 +1,75 @@
+"""A store in small, and children that do the same thing twice.
+
+With the real limits a save of 100 KB is one chunk in one pack in one transaction. Here it is many,
+so that a small store goes through every path that a large one does, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import random
+import sys
+
+import casckpt.checkpoint
+import casckpt.native
+import casckpt.store
+from casckpt import api
+from casckpt.errors import Corrupt
+from casckpt.store import compaction, layout, opening, packs, saving, walk
+from tests.crash import shim
+
+KIB = layout.KIB
+
+
+def shrink() -> None:
+    """Scale the limits of this process down; what is on disk stays a store of the same format."""
+    constants = vars(layout)
+    constants["GRID_BYTES"] = 16 * KIB
+    constants["PACK_SEAL_BYTES"] = 96 * KIB
+    constants["ONE_TRANSACTION_ROWS"] = 6
+    constants["TRANSACTION_MAX_ROWS"] = 12
+    constants["BALLAST_MIN_BYTES"] = constants["BALLAST_MAX_BYTES"] = 64 * KIB
+    vars(saving)["_UNIT_BYTES"] = 32 * KIB
+    vars(packs)["_RESERVE_BYTES"] = vars(packs)["_TAIL_BYTES"] = 8 * KIB
+    vars(compaction)["SMALL_COUNT"] = 6
+    # Without torch an import makes numpy arrays, and a child needs no second to load it.
+    vars(api)["_tensors"] = lambda required=False: None
+    vars(opening)["walk_index"] = _walk_in_a_fork
+    # What a child would import anew each time is imported here once.
+    for package in (casckpt.store, casckpt.checkpoint, casckpt.native):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+
+
+def repeatable(label: str) -> None:
+    """Draw all names of this process from a generator, so that a point means the same again."""
+    source = random.Random(label)
+    vars(os)["urandom"] = source.randbytes
+
+
+def _walk_in_a_fork(index: object) -> None:
+    """As `opening.walk_index`, without the 100 ms of a new interpreter."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 13
+        shim.disarm()
+        try:
+            walk.walk(index)  # type: ignore[arg-type]
+            status = 0
+        except Corrupt as exc:
+            os.write(writing, (exc.why or exc.what).encode()[:500])
+        except BaseException as exc:
+            os.write(writing, repr(exc).encode()[:500])
+            status = 1
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    os.close(writing)
+    said = os.read(reading, 500).decode()
+    os.close(reading)
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise Corrupt("the index is damaged", said or f"reading it ended with status {status}")
