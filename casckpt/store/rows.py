@@ -19,6 +19,10 @@ _STATES: Final[tuple[RowState, ...]] = ("live", "trash", "tombstone")
 _ROW_VERSION = 1
 
 _OBJECT = struct.Struct("<BBHIQQQQ")
+# As a record's header has it (format.md, section 5): what coding may add to incompressible bytes
+_STORED_SLACK_BYTES = 4096
+# A pack ends with a record that begins below its cap.
+_OFFSET_MAX = layout.PACK_CAP_BYTES + layout.BODY_MAX_BYTES
 _PACK = struct.Struct("<16s16sBBHIQQQ")
 _ROW = struct.Struct("<BBHI")
 _TRASH = struct.Struct("<QQ16s")
@@ -72,11 +76,19 @@ class ObjectRow:
 
     @staticmethod
     def decode(value: bytes) -> ObjectRow:
-        """Return the row of a value; Corrupt if it has another length."""
+        """Return the row of a value; Corrupt if a length is beyond what a record may have."""
         if len(value) not in (_OBJECT.size, _OBJECT.size + ID_BYTES):
             raise Corrupt("damaged index", f"an objects row of {len(value)} bytes")
         fields: tuple[int, ...] = _OBJECT.unpack_from(value)
         kind, encoding, depth, refs, pack, offset, stored, logical = fields
+        # LMDB has no checksums: a flipped bit here must not become 2^60 bytes of memory.
+        if (
+            logical > layout.BODY_MAX_BYTES
+            or stored > layout.BODY_MAX_BYTES + _STORED_SLACK_BYTES
+            or refs > layout.REFS_MAX
+            or offset > _OFFSET_MAX
+        ):
+            raise Corrupt("damaged index", f"an objects row of {stored} bytes at {offset}")
         base = value[_OBJECT.size :]
         return ObjectRow(kind, encoding, depth, refs, pack, offset, stored, logical, base)
 
