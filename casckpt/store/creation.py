@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from casckpt.errors import CasckptError, Corrupt, NoStore, OperationFailed
+from casckpt.errors import CasckptError, Corrupt, NoStore, OperationFailed, PermissionRefused
 from casckpt.store import files, layout
 from casckpt.store.environment import Environment
 
@@ -45,7 +45,7 @@ def create_store(path: Path) -> None:
             f"make it first: mkdir -p {path.parent}",
         )
     try:
-        made = files.make_folder(path, exist_ok=True)
+        files.make_folder(path, exist_ok=True)
     except FileExistsError as exc:
         raise NoStore(
             f"cannot make a store at {path}", "a file of that name is in the way"
@@ -67,7 +67,7 @@ def create_store(path: Path) -> None:
             )
         if not files.try_lock(lock, exclusive=True):
             raise OperationFailed(f"cannot make a store at {path}", "another process is making it")
-        _fill(path, made)
+        _fill(path)
     finally:
         files.close_file(lock)
 
@@ -80,7 +80,7 @@ def _is_ours(path: Path) -> bool:
     )
 
 
-def _fill(path: Path, made: bool) -> None:
+def _fill(path: Path) -> None:
     for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER, layout.QUARANTINE_FOLDER):
         files.make_folder(path / name, exist_ok=True)
     for name in (layout.GC_LOCK_FILE, layout.WRITER_FILE):
@@ -101,7 +101,9 @@ def _fill(path: Path, made: bool) -> None:
     }
     body = (json.dumps(document, indent=1) + "\n").encode()
     files.write_whole(path / layout.FORMAT_FILE, body, path / (layout.FORMAT_FILE + ".new"))
-    if made:
+    # Whoever made the folder may have died before this. A parent that we may not read is not ours
+    # to flush, and holds the folder since before.
+    with contextlib.suppress(PermissionRefused):
         files.sync_folder(path.parent)
 
 

@@ -55,7 +55,7 @@ class PackWriter:
         self._changed = threading.Condition()
         # ORDER: the row in `packs` is durable before this; then file, its folder, their parents
         folder = self.path.parent
-        made = files.make_folder(folder, exist_ok=True)
+        files.make_folder(folder, exist_ok=True)
         self._descriptor = files.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             files.write_at(
@@ -66,8 +66,8 @@ class PackWriter:
             )
             files.sync_file(self._descriptor, self.path)
             files.sync_folder(folder)
-            if made:
-                files.sync_folder(folder.parent)
+            # Even if the folder was there: who made it may have died before this.
+            files.sync_folder(folder.parent)
         except BaseException:
             self.failed = True
             files.close_file(self._descriptor)
