@@ -148,6 +148,7 @@ class _Collector:
         self._run = os.urandom(16)
         self._expired = 0
         self._moved_bytes = 0
+        self._dead_sessions: frozenset[bytes] = frozenset()
 
     def run(self) -> GcReport:
         self._begin()
@@ -308,12 +309,19 @@ class _Collector:
         with self._shared.environment.read() as tx:
             floor, keep = tx.number("snapshot_seq"), snapshots.snapshot_packs(tx)
         holding = {number for number in dead if registered[number].highest_fact > floor}
-        died = any(not info.alive for info in sessions.list_sessions(self._shared.path))
+        self._dead_sessions = frozenset(
+            info.uuid for info in sessions.list_sessions(self._shared.path) if not info.alive
+        )
         # A session that died may have committed without leaving the fact of it.
-        if died or dead & keep or snapshots.facts_outweigh(self._shared):
+        if self._dead_sessions or dead & keep or snapshots.facts_outweigh(self._shared):
             snapshots.write_snapshot(self._shared)
         elif holding:
-            snapshots.copy_facts(self._shared, holding)
+            try:
+                snapshots.copy_facts(self._shared, holding)
+            except (Corrupt, FileNotFoundError):
+                # Damaged, or registered and never made: the index still knows all they said.
+                snapshots.write_snapshot(self._shared)
+                return
             self._copied = {number: registered[number].highest_fact for number in holding}
 
     # ---- 6 and 7
@@ -406,7 +414,8 @@ class _Collector:
     def _reap_sessions(self) -> None:
         """Remove the files of sessions that are over; their packs stay what their rows say."""
         for info in sessions.list_sessions(self._shared.path):
-            if not info.alive:
+            # One that died after the snapshot may have left a commit that is in no fact.
+            if not info.alive and info.uuid in self._dead_sessions:
                 with contextlib.suppress(CasckptError):
                     files.unlink(info.path, missing_ok=True)
 
