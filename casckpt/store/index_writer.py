@@ -7,6 +7,7 @@ changes only. Changes to anything but objects and packs take the next seq and be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -239,7 +240,9 @@ class IndexWriter:
                     "end that process if it is stopped; nothing of yours was lost",
                 )
             time.sleep(random.uniform(0.0002, 0.002))
-        files.write_at(self._descriptor, f"{os.getpid()}\n".ljust(24).encode(), 0, self._path)
+        # Only a name for whoever waits: on a full disk the transaction itself may still find room.
+        with contextlib.suppress(CasckptError):
+            files.write_at(self._descriptor, f"{os.getpid()}\n".ljust(24).encode(), 0, self._path)
 
     def _holder(self) -> str:
         text = files.read_at(self._descriptor, 24, 0, self._path).decode("ascii", "replace").strip()
