@@ -17,11 +17,16 @@ NAME = st.text("abcXYZ019._-/", min_size=1, max_size=200)
 
 OBJECT_ROWS = st.builds(
     rows.ObjectRow,
-    st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**16 - 1),
-    st.integers(0, layout.REFS_MAX), U64, st.integers(0, layout.PACK_CAP_BYTES),
-    st.integers(0, layout.BODY_MAX_BYTES), st.integers(0, layout.BODY_MAX_BYTES),
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.integers(0, 2**16 - 1),
+    st.integers(0, layout.REFS_MAX),
+    U64,
+    st.integers(0, layout.PACK_CAP_BYTES),
+    st.integers(0, layout.BODY_MAX_BYTES),
+    st.integers(0, layout.BODY_MAX_BYTES),
     st.just(b"") | ID,
-)  # fmt: skip
+)
 PACK_ROWS = st.builds(
     rows.PackRow, UUID, UUID, st.sampled_from([0, 1, 2]), st.booleans(), U64, U64, U64
 )
@@ -37,6 +42,15 @@ def test_an_object_row_with_an_impossible_length_is_corrupt(field):
     row = rows.ObjectRow(1, 0, 0, 0, 1, 80, 100, 100)
     with pytest.raises(Corrupt):
         rows.ObjectRow.decode(replace(row, **{field: 2**32 - 1}).encode())
+
+
+@pytest.mark.parametrize("field", ["ref_count", "offset", "stored", "logical"])
+def test_an_object_row_of_impossible_lengths_is_corrupt(field):
+    """A reader makes room for what the row says before it has seen a record."""
+    possible = rows.ObjectRow(1, 0, 0, 0, 1, 80, 10, 10)
+    row = replace(possible, **{field: 2**31})
+    with pytest.raises(Corrupt):
+        rows.ObjectRow.decode(row.encode())
 
 
 @given(PACK_ROWS)
