@@ -22,7 +22,7 @@ Layout = dict[int, bytes]
 
 def layout_of_plan(plan: BlobPlan, infos: Sequence[BlobInfo]) -> Layout:
     """Return the layout of a state that was just stored."""
-    return {key: info.id for key, info in zip(plan.keys(), infos, strict=True)}
+    return {key: info.id for key, info in zip(plan.blob_keys(), infos, strict=True)}
 
 
 def layout_of_entries(entries: Iterable[Entry], refs: Sequence[bytes]) -> Layout:
@@ -65,10 +65,11 @@ class Bases:
     ) -> list[bytes | None]:
         """Return the base of each blob; every `period`-th blob in turn has none.
 
-        Keyframes are staggered over blobs, so that no save is much larger than the others. The
-        turn begins anywhere after a restart: the store bounds the depth of every chain.
+        Keyframes are staggered over blobs, so that no save is much larger than the others; the
+        first blob's comes when its chain is full. After a restart the turn begins anew: the store
+        bounds the depth of every chain all the same.
         """
-        turn = self._turns[run, line] = self._turns.get((run, line), -1) + 1
+        turn = self._turns[run, line] = self._turns.get((run, line), 0) + 1
         return [
             None if (turn + index) % period == 0 else layout.get(key)
             for index, key in enumerate(keys)

@@ -208,7 +208,10 @@ class Committing(StoreHandle):
                 # A damaged parent is no reason not to save; the checkpoint is stored whole.
                 return []
             layout = layout_of_entries(manifest.entries, refs)
-        return self._bases.choose(request.run, place.line, plan.keys(), layout, depth + 1)
+        if request.parent is not None:
+            # Asked for: a chain begins here, so nothing is due to be stored whole.
+            return [layout.get(key) for key in plan.blob_keys()]
+        return self._bases.choose(request.run, place.line, plan.blob_keys(), layout, depth + 1)
 
     def _level(self, request: SaveRequest) -> str:
         return request.level or self._repository.options.level

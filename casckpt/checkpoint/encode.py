@@ -51,7 +51,7 @@ class BlobPlan:
     state: FlatState
     _blobs: list[_Blob]
 
-    def keys(self) -> list[int]:
+    def blob_keys(self) -> list[int]:
         """Return what recognises each blob in another checkpoint, in the order of `sources`."""
         leaves = self.state.leaves
         return [

@@ -48,11 +48,14 @@ class Options:
         level: how hard new bytes are compressed: "fast", "balanced" or "small".
         memory_bytes: memory a save or a restore may take above the state itself.
         workers: threads that hash and compress; None for one per core.
+        max_delta_depth: how many older chunks a chunk may be a difference to, one over the
+            other. Each makes a restore slower and the store smaller; 0 stores chunks whole.
     """
 
     level: str = "balanced"
     memory_bytes: int = 256 * MiB
     workers: int | None = None
+    max_delta_depth: int = 3
 
 
 class StoreHandle:
@@ -104,6 +107,7 @@ class StoreHandle:
                 level=self._options.level,
                 memory_bytes=self._options.memory_bytes,
                 workers=self._options.workers,
+                max_delta_depth=self._options.max_delta_depth,
             ),
         )
         self._catalog = Catalog(self._repository)
