@@ -20,6 +20,9 @@ from casckpt.checkpoint.scalars import Node
 FORMAT: Final = 1
 """FORMAT: version of the body; a reader refuses a larger one."""
 
+RESULT: Final = {"kind": "result"}
+"""FORMAT: `config` of a manifest that holds the result of a stage's item: no checkpoint."""
+
 KINDS: Final = frozenset({"array", "tensor", "storage", "str", "bytes", "bytearray", "pickle"})
 
 
@@ -134,6 +137,15 @@ def decode(body: bytes | bytearray | memoryview, ref_count: int) -> Manifest:
 
     with without_collector():
         return read_manifest(bytes(body), ref_count)
+
+
+def is_result(body: bytes | bytearray | memoryview) -> bool:
+    """Return whether a body is the manifest of a result; False for one that does not parse."""
+    try:
+        document = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("config") == RESULT
 
 
 @contextmanager

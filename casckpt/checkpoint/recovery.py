@@ -13,7 +13,17 @@ from casckpt.logs import logger
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Manifest
-    from casckpt.store import Repository
+    from casckpt.store import CommitRequest, Repository
+
+
+def place_of(identity: bytes, body: bytes) -> CommitRequest | None:
+    """Return where a manifest goes that no fact names: None for a result, which is no checkpoint.
+
+    Its row of progress is lost like any other row of the last second; the item is done again.
+    """
+    from casckpt.store.rebuilding import recovered_request
+
+    return None if manifests.is_result(body) else recovered_request(identity)
 
 
 def fill_recovered(repository: Repository) -> list[tuple[str, int]]:

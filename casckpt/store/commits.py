@@ -54,6 +54,20 @@ def write_rows(tx: Transaction, writes: Iterable[RowWrite]) -> None:
             tx.put(write.table, write.key, row.encode())
 
 
+def add_rows(tx: Transaction, writes: Iterable[RowWrite]) -> list[bool]:
+    """Put rows where there are none, and remove rows; return which writes took effect.
+
+    Of two processes that bring the same row the first wins, whatever either has looked at.
+    """
+    taken = []
+    for write in writes:
+        is_free = write.payload is None or tx.get(write.table, write.key) is None
+        if is_free:
+            write_rows(tx, (write,))
+        taken.append(is_free)
+    return taken
+
+
 def set_live(tx: Transaction, number: int, row: rows.PackRow) -> None:
     """Set a pack live; not an error if it is."""
     if row.state != rows.LIVE:

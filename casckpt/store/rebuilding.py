@@ -69,8 +69,8 @@ def rebuild(
     Args:
         path: the store.
         progress: called with (bytes read, bytes in all).
-        recover: given (id, body) of a whole manifest that no fact names, returns where it goes;
-            None, or no function: run `recovered/ID`, step 0.
+        recover: given (id, body) of a whole manifest that no fact names, returns where it goes,
+            or None if it gets no row. No function: run `recovered/ID`, step 0.
 
     Raises:
         NoStore: format.json is missing or damaged.
@@ -235,12 +235,15 @@ class _Rebuild:
             for identity, row in self._manifests()
             if identity not in self._salvage.named and self._is_whole(identity, 0)
         ]
+        recovered = []
         for start in range(0, len(found), layout.ONE_TRANSACTION_ROWS):
             batch = found[start : start + layout.ONE_TRANSACTION_ROWS]
-            requests = [self._request(identity, row) for identity, row in batch]
+            asked = [self._request(identity, row) for identity, row in batch]
+            requests = [request for request in asked if request is not None]
             files.crash_point("rebuild", self._environment.path)
             self._environment.write(partial(self._insert, requests=requests))
-        return [identity for identity, _ in found]
+            recovered += [request.manifest_id for request in requests]
+        return recovered
 
     def _manifests(self) -> Iterator[tuple[bytes, rows.ObjectRow]]:
         start = b""
@@ -273,18 +276,15 @@ class _Rebuild:
         self._whole[identity] = whole
         return whole
 
-    def _request(self, identity: bytes, row: rows.ObjectRow) -> CommitRequest:
+    def _request(self, identity: bytes, row: rows.ObjectRow) -> CommitRequest | None:
         if self._recover is not None:
             with self._environment.read() as tx:
                 pack = tx.pack(row.pack)
             assert pack is not None
             with contextlib.suppress(CasckptError):
                 _, body = self._salvage.body_at(Place(pack.uuid, row.offset))
-                request = self._recover(identity, body)
-                if request is not None:
-                    return request
-        name = f"{_RECOVERED_RUN}/{identity.hex()[:ABBREVIATION]}"
-        return CommitRequest(name, 0, 0, 0, identity, b"", None)
+                return self._recover(identity, body)
+        return recovered_request(identity)
 
     def _insert(self, tx: Transaction, requests: list[CommitRequest]) -> None:
         for request in requests:
@@ -327,6 +327,12 @@ class _Rebuild:
 
         files.crash_point("rebuild", self._environment.path)
         self._environment.write(set_all)
+
+
+def recovered_request(identity: bytes) -> CommitRequest:
+    """Return where a manifest goes of which nothing else is known."""
+    name = f"{_RECOVERED_RUN}/{identity.hex()[:ABBREVIATION]}"
+    return CommitRequest(name, 0, 0, 0, identity, b"", None)
 
 
 def _apply(tx: Transaction, changes: list[Change]) -> None:

@@ -283,6 +283,20 @@ class Repository:
             lambda tx: write_rows(tx, writes), row_count=len(writes)
         )
 
+    def add_rows(self, writes: Sequence[RowWrite]) -> list[bool]:
+        """Put rows where there are none, and remove rows, in one transaction; durable on return.
+
+        Returns:
+            For each write whether it took effect: the first of two processes wins.
+        """
+        from casckpt.store.commits import add_rows
+
+        if any(write.roots for write in writes):
+            raise ValueError("rows with roots are committed by Saver.commit_rows")
+        return self._shared(write=True).writer.run(
+            lambda tx: add_rows(tx, writes), row_count=len(writes)
+        )
+
     def trash(self, checkpoints: Sequence[tuple[str, int]]) -> None:
         """Put live checkpoints, given as (run, commit seq), into the trash, all or none."""
         from casckpt.store.commits import trash_checkpoint

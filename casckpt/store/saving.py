@@ -17,6 +17,7 @@ from casckpt.store import codec, creation, files, layout, lists
 from casckpt.store.commits import (
     CommitRequest,
     RowWrite,
+    add_rows,
     insert_checkpoint,
     keep_usable,
     write_rows,
@@ -237,10 +238,22 @@ class Saver:
         Raises:
             SaveAgain: a collector took something this save relies on; begin it anew.
         """
+        self._check_roots(writes)
+        self._finish(partial(write_rows, writes=writes), row_count=len(writes))
+
+    def add_rows(self, writes: Sequence[RowWrite]) -> list[bool]:
+        """Do as `commit_rows`, but put rows only where there are none; return which were put.
+
+        Raises:
+            SaveAgain: a collector took something this save relies on; begin it anew.
+        """
+        self._check_roots(writes)
+        return self._finish(partial(add_rows, writes=writes), row_count=len(writes))
+
+    def _check_roots(self, writes: Sequence[RowWrite]) -> None:
         known = self._objects.known
         if any(root not in known for write in writes for root in write.roots):
             raise ValueError("a row names a manifest that this save has not put")
-        self._finish(partial(write_rows, writes=writes), row_count=len(writes))
 
     def _finish(self, publish: Callable[[Transaction], _Result], row_count: int) -> _Result:
         try:
