@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint as Checkpoint
     from casckpt.checkpoint.records import RunInfo as RunInfo
     from casckpt.errors import CasckptError as CasckptError
+    from casckpt.errors import Stopped as Stopped
+    from casckpt.training.arguments import add_arguments as add_arguments
+    from casckpt.training.arguments import resume_choice as resume_choice
+    from casckpt.training.every import Every as Every
+    from casckpt.training.progress import Progress as Progress
+    from casckpt.training.run import Run as Run
     from casckpt.training.state import State as State
 
 # A literal: asking the installed package for it costs more than the whole import.
@@ -42,6 +48,7 @@ __version__: Final = "0.1.0"
 _HOMES: Final = {
     "CasckptError": "errors",
     "Checkpoint": "checkpoint.records",
+    "Every": "training.every",
     "GcPlan": "checkpoint.plans",
     "KeepBest": "checkpoint.policies",
     "KeepEvery": "checkpoint.policies",
@@ -51,15 +58,20 @@ _HOMES: Final = {
     "PendingSave": "checkpoint.pending",
     "Pickled": "checkpoint.leaves",
     "Policy": "checkpoint.policies",
+    "Progress": "training.progress",
+    "Run": "training.run",
     "RunInfo": "checkpoint.records",
     "State": "training.state",
+    "Stopped": "errors",
     "Store": "api",
+    "add_arguments": "training.arguments",
     "open": "api",
     "restore": "api",
+    "resume_choice": "training.arguments",
     "save": "api",
 }
 _MODULES: Final = frozenset({"errors"})
-_FRAMEWORKS: Final = frozenset({"torch"})
+_FRAMEWORKS: Final = frozenset({"torch", "xgboost"})
 """Each needs its extra, so none is among the names that a star import loads."""
 
 __all__ = sorted([*_HOMES, *_MODULES])

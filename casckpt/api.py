@@ -27,6 +27,7 @@ from casckpt.checkpoint.restores import Restores
 from casckpt.checkpoint.saves import Saves
 from casckpt.errors import BadRef, BadRequest, NoStore
 from casckpt.training import randomness
+from casckpt.training.calls import Runs
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.exchange import Tensors
@@ -51,8 +52,9 @@ __all__ = [
     "save",
 ]
 
-# Floor 3 meets tensors and must not know torch: this is where the two are introduced.
+# Floors 3 and 4 meet tensors and must not know torch: this is where they are introduced.
 register_lazy("torch", "casckpt.adapters.torch")
+register_lazy("xgboost", "casckpt.adapters.xgboost_parts")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")
 
 _NUMBER: Final = re.compile(r"\d+")
@@ -77,7 +79,7 @@ class RepairResult:
     messages: tuple[str, ...]
 
 
-class Store(Saves, Restores, Questions, Curation):
+class Store(Runs, Saves, Restores, Questions, Curation):
     """A store of checkpoints: a folder, opened.
 
     Made by `casckpt.open`. Thread safe; many processes may use one store at once. Opening it
@@ -214,6 +216,7 @@ def save(
     tags: str | Sequence[str] = (),
     replace: bool = False,
     level: str | None = None,
+    parent: str | Checkpoint | None = None,
 ) -> Checkpoint:
     """Save a state tree in one call; see `Store.save`.
 
@@ -226,6 +229,7 @@ def save(
         tags: see `Store.save`.
         replace: see `Store.save`.
         level: see `Store.save`.
+        parent: see `Store.save`.
     """
     ref = parse_ref(run)
     if ref.id_prefix or ref.selector is not None or ref.line is not None:
@@ -235,7 +239,14 @@ def save(
     path = default_store() if ref.store is None else Path(ref.store)
     with open(path) as store:
         return store.save(
-            ref.run, state, step, metrics=metrics, tags=tags, replace=replace, level=level
+            ref.run,
+            state,
+            step,
+            metrics=metrics,
+            tags=tags,
+            replace=replace,
+            level=level,
+            parent=parent,
         )
 
 
@@ -289,7 +300,7 @@ def repair_store(
         NoStore: there is none.
         StoreBusy: somebody has it open.
     """
-    from casckpt.checkpoint.recovery import fill_recovered
+    from casckpt.checkpoint.recovery import fill_recovered, place_of
     from casckpt.store import Repository
 
     place = Path(path).expanduser().absolute()
@@ -301,7 +312,7 @@ def repair_store(
         raise NoStore(f"no store at {place}")
     messages: tuple[str, ...] = ()
     if rebuild_index:
-        messages = _messages(Repository.rebuild_index(place))
+        messages = _messages(Repository.rebuild_index(place, recover=place_of))
     with Repository.open(place) as repository:
         recovered = fill_recovered(repository)
         if accept:

@@ -135,26 +135,45 @@ class RunInfo:
         line: the line opened last.
         lines: how many lines there are.
         checkpoint_count: live checkpoints on all lines.
-        last: the newest checkpoint of the newest line.
+        last: the newest checkpoint of the newest line, None if there is none yet.
         metrics: metrics of `last`.
         created: when the oldest live checkpoint was saved.
         updated: when the newest one was.
         logical_bytes: sum over live checkpoints of what a restore writes.
         new_bytes: sum of logical bytes of chunks that these saves had to write.
         stored_bytes: sum of what those took.
+        status: running, finished, stopped, failed or lost; empty for plain saves.
+        reason: why it stopped, or what it failed with.
+        best: the best checkpoint by the metric that the run declared.
+        progress: how far its parts are: loops and stages.
+        config: the settings that the line recorded last, by dotted name.
+        elapsed_s: work so far, all sessions of the line.
+        expected: glob over children to how many the run said there will be.
     """
 
     name: str
     line: int
     lines: int
     checkpoint_count: int
-    last: Checkpoint
+    last: Checkpoint | None
     metrics: Mapping[str, float]
-    created: datetime
-    updated: datetime
-    logical_bytes: int
-    new_bytes: int
-    stored_bytes: int
+    created: datetime | None = None
+    updated: datetime | None = None
+    logical_bytes: int = 0
+    new_bytes: int = 0
+    stored_bytes: int = 0
+    status: str = ""
+    reason: str = ""
+    best: Checkpoint | None = None
+    progress: tuple[Any, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """What the run's saves took on disk."""
+        return self.stored_bytes
 
 
 def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:

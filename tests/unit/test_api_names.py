@@ -9,15 +9,16 @@ import pytest
 import casckpt
 
 PUBLIC = {
-    "CasckptError", "Checkpoint", "GcPlan", "KeepBest", "KeepEvery", "KeepLast", "KeepNewerThan",
-    "Options", "PendingSave", "Pickled", "Policy", "RunInfo", "Store", "errors", "open", "restore",
+    "CasckptError", "Checkpoint", "Every", "GcPlan", "KeepBest", "KeepEvery", "KeepLast",
+    "KeepNewerThan", "Options", "PendingSave", "Pickled", "Policy", "Progress", "Run", "RunInfo",
+    "State", "Stopped", "Store", "add_arguments", "errors", "open", "restore", "resume_choice",
     "save",
 }  # fmt: skip
 
 METHODS = {
     "attach_metrics", "best", "checkpoints", "close", "delete", "diff", "entries", "export", "gc",
-    "get", "history", "import_files", "latest", "pin", "plan_gc", "repair", "restore", "runs",
-    "save", "save_async", "stats", "tag", "undelete", "untag", "verify", "wait",
+    "get", "history", "import_files", "latest", "pin", "plan_gc", "repair", "restore", "run",
+    "runs", "save", "save_async", "stats", "tag", "undelete", "untag", "verify", "wait",
 }  # fmt: skip
 
 
@@ -34,8 +35,8 @@ def test_the_store_has_these_calls():
 
 
 def test_what_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'Run'"):
-        _ = casckpt.Run
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = casckpt.Nothing
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

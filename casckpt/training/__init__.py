@@ -1,0 +1,1 @@
+"""Training: runs and their lines, exact resume, guards, stages. Knows no framework."""

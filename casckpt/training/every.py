@@ -1,0 +1,112 @@
+"""How often to save: by count, by time, or by the share of time that saving may take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Final
+
+from casckpt.errors import BadRequest
+
+OVERHEAD_MAX: Final = 0.5
+"""More than half of the time spent on saving is a mistake, not a wish."""
+
+_COST_MIN_S: Final = 0.001
+_INTERVAL_MAX_S: Final = 3600.0
+"""Cap of an interval that is computed: nobody wants to lose more than an hour to a fast guess."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """A distance between saves; exactly one of these.
+
+    Args:
+        epochs: save after so many epochs.
+        steps: save after so many optimizer steps.
+        seconds: save at the first boundary after so many seconds.
+        overhead: save as often as this share of the time allows, from 0 to 0.5, by the measured
+            time that a save makes training wait; at least once an hour.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    overhead: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse anything but one sensible distance."""
+        given = [(one.name, getattr(self, one.name)) for one in fields(self)]
+        given = [(name, value) for name, value in given if value is not None]
+        if len(given) != 1:
+            raise BadRequest(
+                f"Every with {len(given)} distances",
+                "",
+                "pass one of epochs, steps, seconds, overhead",
+            )
+        name, value = given[0]
+        whole = name in ("epochs", "steps")
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise BadRequest(f"Every({name}={value!r})", "it is no number")
+        if not value > 0 or not math.isfinite(value):
+            raise BadRequest(f"Every({name}={value!r})", "a distance is larger than 0")
+        if name == "overhead" and value > OVERHEAD_MAX:
+            raise BadRequest(f"Every(overhead={value!r})", f"at most {OVERHEAD_MAX}")
+
+    @staticmethod
+    def of(value: Every | int | None, unit: str) -> Every | None:
+        """Return what `save_every=` was given, a plain number counting epochs or steps.
+
+        Raises:
+            BadRequest: it is no distance.
+        """
+        if value is None or isinstance(value, Every):
+            return value
+        return Every(epochs=value) if unit == "epoch" else Every(steps=value)
+
+
+@dataclass
+class Since:
+    """What has happened since the last save that counts as `every`.
+
+    Attributes:
+        epochs: epochs that ended.
+        steps: optimizer steps.
+        saved_at_s: when it was, on the monotonic clock.
+        cost_s: how long a save makes training wait, as measured lately.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    saved_at_s: float = 0.0
+    cost_s: float = 0.0
+
+    def is_due(self, every: Every, now_s: float, *, epoch: int | None = None) -> bool:
+        """Return whether it is time.
+
+        Args:
+            every: the distance.
+            now_s: the monotonic clock.
+            epoch: the epoch that ends here, whose multiples count; None inside one.
+        """
+        if every.epochs is not None:
+            return epoch is not None and epoch % every.epochs == 0
+        if every.steps is not None:
+            return self.steps >= every.steps
+        if every.seconds is not None:
+            return now_s - self.saved_at_s >= every.seconds
+        assert every.overhead is not None
+        return now_s - self.saved_at_s >= interval_s(self.cost_s, every.overhead)
+
+    def saved(self, now_s: float) -> None:
+        """Begin to count anew."""
+        self.epochs = self.steps = 0
+        self.saved_at_s = now_s
+
+
+def interval_s(cost_s: float, overhead: float) -> float:
+    """Return the shortest distance between saves that keeps their share of time.
+
+    Young's optimum, sqrt(2 * cost * mean time to failure), needs a failure rate that a training
+    run does not know (Young 1974, Daly 2006); the share it implies is what is asked for here.
+    """
+    return min(max(cost_s, _COST_MIN_S) / overhead, _INTERVAL_MAX_S)

@@ -1,0 +1,92 @@
+"""What a resume needs beside the state, as one JSON value in a checkpoint's manifest.
+
+Generators, loader positions and counters are small trees, with an array here and there. They are
+written as a state is, into memory instead of packs, so every kind of leaf that a state may have
+comes back exactly. They are not part of the state: `restore` does not show them.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from casckpt import native
+from casckpt.checkpoint import manifest
+from casckpt.checkpoint.scalars import Node
+from casckpt.errors import BadLeaf, Corrupt
+
+if TYPE_CHECKING:
+    from casckpt.store import BlobInfo, BlobRead, BlobSource, Repository
+    from casckpt.store.saving import Saver
+
+LIMIT_BYTES: Final = 4 * 1024 * 1024
+"""Largest extra: a manifest is read whole by every `show`, and positions take kilobytes."""
+
+
+class _Memory:
+    """Takes and gives blobs as a store does."""
+
+    def __init__(self, blobs: Iterable[bytes] = ()) -> None:
+        self.blobs = {native.blake3(blob): blob for blob in blobs}
+
+    def put_blobs(self, sources: Iterable[BlobSource]) -> list[BlobInfo]:
+        from casckpt.store import BlobInfo
+
+        infos = []
+        for source in sources:
+            blob = b"".join(bytes(memoryview(buffer).cast("B")) for buffer in source.buffers)
+            identity = native.blake3(blob)
+            self.blobs[identity] = blob
+            infos.append(BlobInfo(identity, len(blob), len(blob), len(blob)))
+        return infos
+
+    def read_blobs(self, wishes: Sequence[BlobRead], *, verify: bool = True) -> None:
+        for wish in wishes:
+            target = memoryview(wish.dest).cast("B")
+            target[:] = self.blobs[wish.id][wish.offset : wish.offset + len(target)]
+
+
+def pack(value: Any) -> Node:
+    """Return a JSON value, without fractions, that `unpack` turns back into the tree.
+
+    Raises:
+        BadLeaf: something in it cannot be stored, or it is too large.
+    """
+    from casckpt.checkpoint.encode import write_state
+    from casckpt.checkpoint.tree import flatten
+
+    flat = flatten(value)
+    memory = _Memory()
+    refs, entries = write_state(cast("Saver", memory), flat)
+    body = manifest.encode(
+        manifest.Manifest(
+            run="extra", line=0, step=0, batch=0, created=_NO_TIME, tree=flat.tree, entries=entries
+        )
+    )
+    blobs = [base64.b85encode(memory.blobs[ref]).decode("ascii") for ref in refs]
+    size = len(body) + sum(map(len, blobs))
+    if size > LIMIT_BYTES:
+        raise BadLeaf(f"{size:,} bytes beside the state", f"the limit is {LIMIT_BYTES:,}")
+    return {"body": body.decode("ascii"), "blobs": blobs}
+
+
+def unpack(node: Node) -> Any:
+    """Return the tree of a packed value.
+
+    Raises:
+        Corrupt: if it is none.
+        MissingExtra: it holds tensors, and their library is not installed.
+    """
+    from casckpt.checkpoint.decode import restore_tree
+
+    try:
+        memory = _Memory(base64.b85decode(text) for text in node["blobs"])
+        refs = [native.blake3(base64.b85decode(text)) for text in node["blobs"]]
+        body = manifest.decode(node["body"].encode("ascii"), len(refs))
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise Corrupt("what a checkpoint keeps beside the state does not decode", str(exc)) from exc
+    return restore_tree(cast("Repository", memory), body, refs)
+
+
+_NO_TIME: Final = "1970-01-01T00:00:00.000000Z"

@@ -1,0 +1,275 @@
+"""The loop over epochs: yields what is left to do, saves when the body ends, and leaves on request.
+
+`Loop` is what the loops over epochs and over steps share; `steps.py` has the other one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.refs import rank
+from casckpt.errors import BadRequest
+from casckpt.logs import logger
+from casckpt.training import position, randomness
+from casckpt.training.every import Every
+from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
+from casckpt.training.monitor import Monitor
+from casckpt.training.resume import Extra
+from casckpt.training.saving import LoopSaver
+from casckpt.training.state import tree_of
+
+if TYPE_CHECKING:
+    from casckpt.training.run import Run
+    from casckpt.training.stops import StopRequest
+
+AtEnd = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """What a loop was asked, checked.
+
+    Attributes:
+        total: units in all.
+        every: distance between saves that are kept.
+        monitor: what is best.
+        keep: chooses among every and best.
+        at_end: which state the loop leaves behind.
+    """
+
+    total: int
+    every: Every | None
+    monitor: Monitor
+    keep: Policy | None
+    at_end: AtEnd
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if isinstance(self.total, bool) or not isinstance(self.total, int) or self.total < 0:
+            raise BadRequest(f"total={self.total!r}", "it is a whole number from 0 on")
+        if self.at_end not in ("last", "best"):
+            raise BadRequest(f"at_end={self.at_end!r}", "it is 'last' or 'best'")
+        if self.at_end == "best" and not self.monitor.metric:
+            raise BadRequest("at_end='best' of what?", "", "pass monitor= and mode=")
+        if self.keep is not None and not isinstance(self.keep, Policy):
+            raise BadRequest(f"keep={self.keep!r:.60} is no policy", "", "pass KeepLast(3)")
+
+
+class Loop:
+    """What loops share: where they stand, and how their state is saved.
+
+    Attributes:
+        done: units that are done, all sessions.
+        saver: saves the state.
+    """
+
+    unit = "epoch"
+
+    def __init__(self, run: Run, state: Any, options: LoopOptions) -> None:
+        """Restore the state, and stand where the run stands."""
+        tree_of(state)
+        self._run = run
+        self._state = state
+        self._options = options
+        run._begin(state)
+        run._loop = self
+        checkpoint, extra = run._position()
+        self.done = 0
+        self.extra = extra
+        if checkpoint is not None:
+            self.done = checkpoint.step
+            run._restore_into(checkpoint, tree_of(state))
+            options.monitor.load(extra.loop.get("monitor", {}))
+        self.saver = LoopSaver(run, state, options.monitor, options.keep)
+        self.saver.since.steps = extra.loop.get("steps", 0)
+        self.streams = dict(extra.streams)
+        self.row: dict[str, float] = dict(extra.row) if self.middle else {}
+        run._row = self.row
+        self.note()
+
+    @property
+    def middle(self) -> dict[str, Any] | None:
+        """Position inside the unit that the loop goes on from."""
+        return self.extra.middle
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.done >= self._options.total or self._options.monitor.is_exhausted
+
+    def note(self) -> None:
+        """Note the progress."""
+        self._run.note_progress(f"{self.unit}s", self.done, self._options.total)
+
+    def counters(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the loop."""
+        return {
+            "unit": self.unit,
+            "total": self._options.total,
+            "done": self.done,
+            "steps": self.saver.since.steps,
+            "monitor": self._options.monitor.saved(),
+        }
+
+    def leave(self) -> None:
+        """End the loop after its last unit: wait for the saves, and take the best if asked."""
+        self.saver.settle()
+        if self._options.at_end == "best":
+            self._take_best()
+        self._run._row = None
+        self._run._part_ended()
+
+    def stop_level(self, request: StopRequest) -> str | None:
+        """Return how to save on a stop; "none" if there is no time."""
+        grace_s = self._run.grace_s
+        if grace_s is None or request.kind != "term":
+            return None
+        return self.saver.level_for(grace_s - (time.monotonic() - request.at_s))
+
+    def _take_best(self) -> None:
+        monitor, run = self._options.monitor, self._run
+        members = run.store._catalog.matching(run.name)
+        upto = [one for one in members if one.line <= run.line]
+        ranked = rank(visible(upto, None), monitor.metric, monitor.mode)
+        if not ranked:
+            logger.warning("%s: no checkpoint has a finite %s", run.name, monitor.metric)
+            return
+        run.store.restore(ranked[0][1], into=tree_of(self._state))
+
+
+class EpochLoop(Loop):
+    """The loop over epochs."""
+
+    def __init__(self, run: Run, state: Any, options: LoopOptions, *, save_latest: bool) -> None:
+        """See `Run.epochs`."""
+        super().__init__(run, state, options)
+        self._save_latest = save_latest
+        self._passes = 0
+        self._began: dict[str, Any] = {}
+        self.missing: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the epochs that are left."""
+        ended = False
+        try:
+            while not self.is_over:
+                self._enter()
+                yield self.done + 1
+                if self._end_body():
+                    break
+            ended = True
+        finally:
+            self._run._broken = not ended
+        self.leave()
+
+    def batches(self, loader: Any, accumulate: int, save_every_s: float | None) -> Iterator[Any]:
+        """Yield the batches of this epoch that are left; see `Run.batches`."""
+        first = self._passes == 0
+        self._passes += 1
+        middle = self.middle if first else None
+        self.extra = Extra(log=self.extra.log)
+        current = position.Pass(loader, middle["pass"] if middle else None)
+        if middle is not None:
+            # Here and not before: making the iterator draws from the generators itself.
+            randomness.restore(self.streams)
+            self.streams = {}
+        if first:
+            self.missing = position.missing_of(current.kind)
+        can_save = first and current.kind != "none"
+        watch, since, every = self._run._session.watch, self.saver.since, self._options.every
+        saved_at_s = time.monotonic()
+        for batch in current:
+            yield batch
+            current.count += 1
+            if current.count % accumulate:
+                continue
+            since.steps += 1
+            request = watch.look()
+            if not can_save:
+                continue
+            if request is not None and request.kind != "call":
+                self._save_inside(current, (STOP,), request)
+                self._run._leave(request)
+            now_s = time.monotonic()
+            due = every is not None and every.epochs is None and since.is_due(every, now_s)
+            if due or (save_every_s is not None and now_s - saved_at_s >= save_every_s):
+                saved_at_s = now_s
+                self._save_inside(current, (EVERY,) if due else (LATEST,), None)
+
+    def _enter(self) -> None:
+        """Stand at the beginning of the next epoch, as the uninterrupted run does."""
+        run = self._run
+        self._passes = 0
+        self.missing = ()
+        if self.middle is not None:
+            randomness.restore(self.middle["began"])
+        elif self.streams:
+            randomness.restore(self.streams)
+            self.streams = {}
+        if self.middle is None:
+            self.row = {}
+        run._row, run._row_at = self.row, self.done + 1
+        self._began = randomness.capture()
+
+    def _save_inside(
+        self, current: position.Pass, reasons: tuple[str, ...], request: StopRequest | None
+    ) -> None:
+        level = None if request is None else self.stop_level(request)
+        where = current.position()
+        if level == "none" or where is None:
+            return
+        self.saver.save(
+            self.done,
+            current.count,
+            reasons,
+            row=self.row,
+            metrics=False,
+            loop=self.counters(),
+            middle={"began": self._began, "pass": where},
+            wait=request is not None,
+            level=level,
+        )
+
+    def _end_body(self) -> bool:
+        """Fix the row, save what is due, and return whether the loop ends here."""
+        options, run, saver = self._options, self._run, self.saver
+        # An epoch whose body did not come to its batches again is done all the same.
+        self.extra, self.streams = Extra(log=self.extra.log), {}
+        self.done += 1
+        saver.since.epochs += 1
+        is_best = options.monitor.update(self.row, self.done)
+        request = run._session.watch.look()
+        reasons = []
+        if options.every is not None and saver.since.is_due(
+            options.every, time.monotonic(), epoch=self.done
+        ):
+            reasons.append(EVERY)
+        if is_best:
+            reasons.append(BEST)
+        if self.is_over:
+            reasons.append(FINAL)
+        elif request is not None:
+            reasons.append(STOP)
+        if self._save_latest and not reasons:
+            reasons.append(LATEST)
+        self.note()
+        level = None if request is None else self.stop_level(request)
+        if reasons and level != "none":
+            saver.save(
+                self.done,
+                0,
+                tuple(reasons),
+                row=self.row,
+                loop=self.counters(),
+                missing=self.missing,
+                wait=self.is_over or request is not None,
+                level=level,
+            )
+        if request is not None:
+            run._leave(request, is_over=self.is_over)
+        return request is not None

@@ -1,0 +1,227 @@
+"""Opening a run: look, compare, decide, say so in one line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from casckpt.checkpoint.records import Checkpoint
+from casckpt.errors import BadRequest
+from casckpt.ids import check_run_name
+from casckpt.logs import logger
+from casckpt.training import guards, resume
+from casckpt.training.guards import Facts, Policy
+from casckpt.training.lines import RunRecord, read_record
+from casckpt.training.resume import Decision, Extra
+from casckpt.training.session import Session
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+    from casckpt.training.run import Run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a Run begins with.
+
+    Attributes:
+        line: number of its line.
+        checkpoint: what it goes on from.
+        extra: what that holds beside the state.
+        facts: settings to record when work begins.
+        policy: what to do about differences.
+        session: the work of this process.
+        is_finished: whether the line was finished before.
+        grace_s: seconds between SIGTERM and the kill.
+    """
+
+    line: int
+    checkpoint: Checkpoint | None
+    extra: Extra
+    facts: Facts
+    policy: Policy
+    session: Session
+    is_finished: bool
+    grace_s: float | None
+
+
+def open_run(
+    store: Store,
+    name: str,
+    *,
+    config: Any = None,
+    data: Any = None,
+    resume: str | Checkpoint = "auto",
+    on_mismatch: Policy = "raise",
+    under: int | None = None,
+    world_size: int | None = None,
+    grace_s: float | None = None,
+) -> Run:
+    """Open a run; see `Store.run`.
+
+    Args:
+        store: the store.
+        name: name of the run.
+        config: its settings.
+        data: fingerprint of its data, or name to fingerprint.
+        resume: auto, must, never or a REF.
+        on_mismatch: an action, or pattern to action.
+        under: line of the parent run, for a child.
+        world_size: processes that train together.
+        grace_s: seconds between SIGTERM and the kill.
+    """
+    from casckpt.training.run import Run
+
+    check_run_name(name)
+    policy = guards.check_policy(on_mismatch)
+    facts = guards.settings(config, data, world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    record = read_record(store._repository, name)
+    # The line is not known before the decision; the lock is of the run.
+    early = Session(store._repository, name, 0, 0.0)
+    decision = _decide(store, name, record, resume, under, early)
+    old = _old_facts(store, name, record, decision)
+    try:
+        if guards.obey(name, guards.compare(old, facts, policy)):
+            decision = Decision(None)
+    except BaseException:
+        early.end("")
+        raise
+    return Run(store, name, _carry_out(store, name, decision, facts, policy, under, grace_s, early))
+
+
+def restarted(run: Run) -> Opened:
+    """Return what a run begins with on a new empty line."""
+    session = run._session
+    record = read_record(run.repository, run.name)
+    under = record.lines[run.line].under if run.line in record.lines else None
+    return _carry_out(
+        run.store, run.name, Decision(None), run._facts, run._policy, under, run.grace_s, session
+    )
+
+
+def recorded_facts(store: Store, name: str, line: int, checkpoint: Checkpoint | None) -> Facts:
+    """Return the settings that a line recorded last; of one just begun, those it came from."""
+    record = read_record(store._repository, name)
+    found = record.lines.get(line)
+    if found is not None and found.guarded:
+        return found.guarded
+    if checkpoint is None or checkpoint.source is not store._catalog:
+        return {}
+    home = record if checkpoint.run == name else read_record(store._repository, checkpoint.run)
+    origin = home.lines.get(checkpoint.line)
+    return origin.guarded if origin is not None else {}
+
+
+def _decide(
+    store: Store,
+    name: str,
+    record: RunRecord,
+    choice: str | Checkpoint,
+    under: int | None,
+    session: Session,
+) -> Decision:
+    try:
+        return resume.decide(store, name, record, choice, under=under, before_write=session.lock)
+    except BaseException:
+        session.end("")
+        raise
+
+
+def _old_facts(store: Store, name: str, record: RunRecord, decision: Decision) -> Facts:
+    if decision.line is None and decision.checkpoint is None:
+        return {}
+    return recorded_facts(
+        store, name, -1 if decision.line is None else decision.line, decision.checkpoint
+    )
+
+
+def _carry_out(
+    store: Store,
+    name: str,
+    decision: Decision,
+    facts: Facts,
+    policy: Policy,
+    under: int | None,
+    grace_s: float | None,
+    early: Session,
+) -> Opened:
+    record = read_record(store._repository, name)
+    going_on = None if decision.line is None else record.lines.get(decision.line)
+    changes = (
+        decision.line is None
+        or decision.branch is not None
+        or decision.continued
+        or decision.line != record.current
+        or (under is not None and (going_on is None or going_on.under is None))
+    )
+    if changes and store.mode != "r":
+        early.lock()
+        record = resume.carry_out(store, name, decision, under)
+    line = record.current
+    extra = Extra()
+    if decision.checkpoint is not None:
+        home = store._find(decision.checkpoint)[0]
+        extra = resume.read_extra(home, decision.checkpoint)
+    known = record.lines.get(line)
+    elapsed_s = max(extra.elapsed_s, 0.0 if known is None else known.elapsed_s)
+    session = Session(store._repository, name, line, elapsed_s)
+    if early._lock is not None:
+        session._lock, early._lock = early._lock, None
+    _report(name, line, len(record.lines) > 1, decision, extra)
+    return Opened(
+        line=line,
+        checkpoint=decision.checkpoint,
+        extra=extra,
+        facts=facts,
+        policy=policy,
+        session=session,
+        is_finished=known is not None and known.status == "finished",
+        grace_s=_checked_grace(grace_s),
+    )
+
+
+def _report(name: str, line: int, many: bool, decision: Decision, extra: Extra) -> None:
+    """Say in one line where the run goes on; nothing for one that simply begins."""
+    shown = f"{name}~{line}" if line or many else name
+    checkpoint = decision.checkpoint
+    if checkpoint is None:
+        text = "starting from nothing, on a new line" if line else ""
+        parts = [decision.note, text] if decision.note else [text]
+    else:
+        parts = [*_where(checkpoint, extra), decision.note]
+    text = ", ".join(part for part in parts if part)
+    if text:
+        (logger.warning if decision.loud else logger.info)("%s: %s", shown, text)
+
+
+def _where(checkpoint: Checkpoint, extra: Extra) -> list[str]:
+    loop = extra.loop
+    unit, total = loop.get("unit"), loop.get("total", 0)
+    if unit is None:
+        parts = [f"going on from {checkpoint.ref}"]
+    elif checkpoint.step >= total:
+        parts = [f"{checkpoint.step} of {total} {unit}s are done, from {checkpoint.ref}"]
+    else:
+        after = f" after batch {checkpoint.batch}" if checkpoint.batch else ""
+        parts = [
+            f"going on at {unit} {checkpoint.step + 1} of {total}{after}, from {checkpoint.ref}"
+        ]
+    monitor = loop.get("monitor", {})
+    if monitor.get("best") is not None:
+        parts.append(f"best {monitor['metric']} {monitor['best']:.6g} at {monitor['best_at']}")
+    if extra.elapsed_s >= 60:
+        parts.append(f"{_duration(extra.elapsed_s)} of work kept")
+    return parts
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _checked_grace(grace_s: float | None) -> float | None:
+    if grace_s is not None and (isinstance(grace_s, bool) or not grace_s > 0):
+        raise BadRequest(f"grace_s={grace_s!r}", "it is a number of seconds above 0")
+    return grace_s

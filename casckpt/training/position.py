@@ -1,0 +1,184 @@
+"""Where a pass over a loader stands, and how to stand there again.
+
+Three kinds of loader can be put back. One with `state_dict` and `load_state_dict` does it itself.
+A sequence, and a torch DataLoader over a dataset with `__getitem__`, are replayed: the pass begins
+anew with the generators as they were when it began, and what was consumed is skipped. Anything
+else (a generator, an iterable dataset) cannot: then nothing is saved inside an epoch.
+
+Source of the rule when generators go back (after `iter`, since `iter` itself draws): torch's
+`_BaseDataLoaderIter` draws the base seed, `RandomSampler` the seed of its permutation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Literal
+
+from casckpt.training import randomness
+
+Kind = Literal["own", "replay", "none"]
+
+_DEPTH: Final = 4
+"""Loader, batch sampler, sampler, and one that wraps it."""
+
+
+class Pass:
+    """One pass over a loader, from its start or from a saved position.
+
+    Attributes:
+        kind: how the loader can be put back.
+        count: batches that were consumed, all sessions.
+    """
+
+    def __init__(self, loader: Any, saved: Mapping[str, Any] | None = None) -> None:
+        """Begin a pass.
+
+        Args:
+            loader: what is iterated.
+            saved: what `position` returned, to stand there; None for the start.
+        """
+        self._loader = loader
+        self.kind = kind_of(loader)
+        self.count = 0
+        self._begun: dict[str, Any] = {}
+        if saved is None:
+            if self.kind == "replay":
+                self._begun = _generators(loader)
+                self._streams = randomness.capture()
+            self._iterator: Iterator[Any] = iter(loader)
+        else:
+            self._return_to(saved)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next batch; it counts as consumed when the next one is asked for."""
+        return next(self._iterator)
+
+    def position(self) -> dict[str, Any] | None:
+        """Return a plain tree that says where the pass stands, None if that cannot be said."""
+        if self.kind == "none":
+            return None
+        position: dict[str, Any] = {"kind": self.kind, "count": self.count}
+        if self.kind == "own":
+            position["loader"] = self._loader.state_dict()
+        else:
+            position["begun"] = {"streams": self._streams, "held": self._begun}
+            position["held"] = _generators(self._loader)
+        return position
+
+    def _return_to(self, saved: Mapping[str, Any]) -> None:
+        self.count = int(saved["count"])
+        if saved["kind"] == "own":
+            length = _length(self._loader)
+            if length is not None and self.count >= length:
+                # A finished loader's state may replay the end, or give an empty next pass.
+                self._iterator = iter(())
+                return
+            self._loader.load_state_dict(saved["loader"])
+            self._iterator = iter(self._loader)
+            return
+        begun = saved["begun"]
+        self._begun, self._streams = begun["held"], begun["streams"]
+        randomness.restore(self._streams)
+        _restore_generators(self._loader, self._begun)
+        self._iterator = iter(self._loader)
+        _skip(self._iterator, self._loader, self.count)
+        _restore_generators(self._loader, saved["held"])
+
+
+def kind_of(loader: Any) -> Kind:
+    """Return how a loader can be put back."""
+    if callable(getattr(loader, "state_dict", None)) and callable(
+        getattr(loader, "load_state_dict", None)
+    ):
+        return "own"
+    if hasattr(loader, "batch_sampler") and hasattr(loader, "dataset"):
+        # A torch DataLoader. Over an iterable dataset its order is the dataset's own affair.
+        is_map = hasattr(loader.dataset, "__getitem__") and not hasattr(loader.dataset, "__next__")
+        return "replay" if is_map and not _is_iterable_dataset(loader.dataset) else "none"
+    if isinstance(loader, Sequence | Mapping):
+        return "replay"
+    has_items = hasattr(loader, "__getitem__") and hasattr(loader, "__len__")
+    return "replay" if has_items and not hasattr(loader, "__next__") else "none"
+
+
+def missing_of(kind: Kind) -> tuple[str, ...]:
+    """Return what a checkpoint lacks because of the loader's kind."""
+    return ("position of the loader",) if kind == "none" else ()
+
+
+def _is_iterable_dataset(dataset: Any) -> bool:
+    return any(cls.__name__ == "IterableDataset" for cls in type(dataset).__mro__)
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _skip(iterator: Iterator[Any], loader: Any, count: int) -> None:
+    """Consume `count` batches; without loading them where torch lets us."""
+    indices = getattr(iterator, "_sampler_iter", None)
+    if indices is not None and getattr(loader, "num_workers", None) == 0:
+        # In the process itself nothing is fetched ahead: taking indices is all a batch costs.
+        skipped = sum(1 for _ in islice(indices, count))
+        if hasattr(iterator, "_num_yielded"):
+            iterator._num_yielded += skipped
+        return
+    for _ in islice(iterator, count):
+        pass
+
+
+def _holders(loader: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, object) of the loader and the samplers inside it."""
+    path, waiting = "loader", [("loader", loader)]
+    seen: set[int] = set()
+    for _ in range(_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for path, one in waiting:
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            yield path, one
+            for name in ("batch_sampler", "sampler"):
+                inner = getattr(one, name, None)
+                if inner is not None:
+                    below.append((f"{path}.{name}", inner))
+        waiting = below
+
+
+def _generators(loader: Any) -> dict[str, Any]:
+    """Return the states of the generators that a loader and its samplers hold."""
+    found = {}
+    for path, one in _holders(loader):
+        held = _access(getattr(one, "generator", None))
+        if held is not None:
+            found[path] = held[0]()
+    return found
+
+
+def _restore_generators(loader: Any, states: Mapping[str, Any]) -> None:
+    for path, one in _holders(loader):
+        held = _access(getattr(one, "generator", None))
+        if held is not None and path in states:
+            held[1](states[path])
+
+
+def _access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
+    """Return how to read and write a generator: torch's, or numpy's."""
+    if hasattr(generator, "get_state") and hasattr(generator, "set_state"):
+        return generator.get_state, generator.set_state
+    bits = getattr(generator, "bit_generator", None)
+    if bits is None:
+        return None
+
+    def write(state: Any) -> None:
+        bits.state = state
+
+    return lambda: bits.state, write

@@ -1,0 +1,341 @@
+"""Where a run goes on: from `resume=` and what is in the store to a line and a checkpoint.
+
+Looking comes first and changes nothing but what is damaged; `Decision` says what to do, and
+`carry_out` does it to the run's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.records import Checkpoint
+from casckpt.errors import BadRequest, Corrupt, Deleted, NotFound
+from casckpt.logs import logger
+from casckpt.training import extras
+from casckpt.training.lines import Branch, RunRecord, edit_record, read_record
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+
+AUTO, MUST, NEVER = "auto", "must", "never"
+CHOICES: Final = frozenset({AUTO, MUST, NEVER})
+
+_KEY: Final = "resume"
+
+
+BeforeWrite = Callable[[], None]
+"""Called before anything is changed; raises RunBusy if another process trains the run."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a checkpoint of a run holds beside the state; all of it optional.
+
+    Attributes:
+        loop: counters of the loop that saved it.
+        streams: generators of the process.
+        middle: position inside the epoch.
+        log: how many pieces of the log came before it.
+        row: metrics of the epoch so far.
+        elapsed_s: work until then, all sessions.
+    """
+
+    loop: dict[str, Any] = field(default_factory=dict)
+    streams: dict[str, Any] = field(default_factory=dict)
+    middle: dict[str, Any] | None = None
+    log: int = 0
+    row: dict[str, float] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+
+    def encode(self) -> Any:
+        """Return what the manifest keeps."""
+        return {_KEY: extras.pack(dict(self.__dict__))}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a run goes on.
+
+    Attributes:
+        line: number of the line; None opens the next one.
+        checkpoint: what to restore; None starts from nothing.
+        branch: where a new line begins.
+        loud: whether the message is a warning.
+        note: said beside the message, such as what was damaged.
+        continued: id of the checkpoint that a REF named and that this line goes on from.
+    """
+
+    line: int | None
+    checkpoint: Checkpoint | None = None
+    branch: Branch | None = None
+    loud: bool = False
+    note: str = ""
+    continued: str = ""
+
+
+def read_extra(store: Store, checkpoint: Checkpoint) -> Extra:
+    """Return what a checkpoint holds beside the state; nothing for a plain save."""
+    manifest = store._catalog.manifest(checkpoint)
+    config = manifest.config
+    if not isinstance(config, dict) or _KEY not in config:
+        return Extra()
+    found = extras.unpack(config[_KEY])
+    known = {name: found[name] for name in Extra.__dataclass_fields__ if name in found}
+    return Extra(**known)
+
+
+def decide(
+    store: Store,
+    run: str,
+    record: RunRecord,
+    choice: str | Checkpoint,
+    *,
+    under: int | None,
+    before_write: BeforeWrite,
+) -> Decision:
+    """Return where a run goes on; sets damaged checkpoints aside.
+
+    Args:
+        store: the store.
+        run: name of the run.
+        record: its row.
+        choice: "auto", "must", "never" or a REF.
+        under: line of the parent run, for a child.
+        before_write: called before damaged checkpoints are moved.
+
+    Raises:
+        NotFound: "must" and there is nothing, or a REF that means nothing.
+        Corrupt: a REF to a damaged checkpoint.
+        BadRequest: `choice` is none of these.
+    """
+    if choice == NEVER:
+        return Decision(None if _is_used(store, run, record) else record.current)
+    if isinstance(choice, str) and choice in CHOICES:
+        line = _line_under(record, under)
+        if line is None:
+            return _inherit(store, run, record, under, choice, before_write)
+        return _newest_whole(store, run, line, before_write, required=choice == MUST)
+    if not isinstance(choice, str | Checkpoint) or not choice:
+        raise BadRequest(f"resume={choice!r:.60}", "it is auto, must, never or a REF")
+    return _from_ref(store, run, record, choice, before_write)
+
+
+def carry_out(store: Store, run: str, decision: Decision, under: int | None) -> RunRecord:
+    """Make the run's row say where it goes on; return it."""
+    used = _unused_line(store, run)
+
+    def change(record: RunRecord) -> None:
+        if decision.line is None:
+            record.open_line(branch=decision.branch, under=under, used=used)
+            return
+        record.current = decision.line
+        line = record.line(decision.line)
+        line.under = under if line.under is None else line.under
+        if decision.continued and decision.continued not in line.continued:
+            line.continued.append(decision.continued)
+        if decision.branch is not None:
+            line.branch = decision.branch
+
+    return edit_record(store._repository, run, change)
+
+
+def branch_at(store: Store, checkpoint: Checkpoint, other: Store | None = None) -> Branch:
+    """Return the branch point that a checkpoint makes."""
+    home = other or store
+    return Branch(
+        ref=checkpoint.ref,
+        id=checkpoint.id,
+        run=checkpoint.run,
+        line=checkpoint.line,
+        step=checkpoint.step,
+        batch=checkpoint.batch,
+        store="" if home is store else str(home.path),
+        log=read_extra(home, checkpoint).log,
+    )
+
+
+def branch_checkpoint(store: Store, branch: Branch) -> tuple[Store, Checkpoint] | None:
+    """Return the checkpoint that a line began at and its store; None if it is gone."""
+    try:
+        home, found = store._find(
+            f"{branch.store}::id:{branch.id}" if branch.store else f"id:{branch.id}"
+        )
+    except NotFound:
+        return None
+    return home, found
+
+
+def _line_under(record: RunRecord, under: int | None) -> int | None:
+    """Return the line that goes on; None if a child has none under its parent's line yet."""
+    if under is None or not record.lines:
+        return record.current
+    mine = [line.number for line in record.lines.values() if line.under == under]
+    if not mine:
+        return None
+    return record.current if record.current in mine else max(mine)
+
+
+def _inherit(
+    store: Store,
+    run: str,
+    record: RunRecord,
+    under: int | None,
+    choice: str,
+    before_write: BeforeWrite,
+) -> Decision:
+    """Begin a child's line under a new line of its parent: with what the parent inherited."""
+    parent, _, _ = run.rpartition("/")
+    above = read_record(store._repository, parent)
+    number: int | None = under
+    seen: set[int] = set()
+    while number is not None and number not in seen:
+        seen.add(number)
+        line = above.lines.get(number)
+        if line is None or line.branch is None or line.branch.store or line.branch.run != parent:
+            break
+        number = line.branch.line
+        mine = [one.number for one in record.lines.values() if one.under == number]
+        if mine:
+            found = _newest_whole(store, run, max(mine), before_write, required=choice == MUST)
+            if found.checkpoint is None:
+                break
+            return Decision(None, found.checkpoint, branch_at(store, found.checkpoint))
+    if choice == MUST:
+        raise NotFound(f"{run} has nothing to go on from", "it is a new line of its parent")
+    return Decision(None)
+
+
+def _newest_whole(
+    store: Store, run: str, line: int, before_write: BeforeWrite, *, required: bool
+) -> Decision:
+    candidates = _candidates(store, run, line)
+    damaged: list[Checkpoint] = []
+    for checkpoint in reversed(candidates):
+        if _is_whole(store, checkpoint):
+            then = f"going on from {checkpoint.ref}"
+            note = _set_aside(store, damaged, line, then, before_write)
+            branch = None
+            if damaged and checkpoint.line != line:
+                branch = branch_at(store, checkpoint)
+            return Decision(line, checkpoint, branch, loud=bool(damaged), note=note)
+        damaged.append(checkpoint)
+    if required and not damaged:
+        raise NotFound(
+            f"{run} has nothing to go on from",
+            "resume='must' asks for a checkpoint, and its line has none",
+            "leave resume out to start from nothing",
+            run=run,
+        )
+    if not damaged:
+        record_line = _record_branch(store, run, line)
+        if record_line is not None:
+            checkpoint = record_line[1]
+            return Decision(line, checkpoint)
+        return Decision(line)
+    if required:
+        raise Corrupt(
+            f"no checkpoint of {run} is whole", f"{len(damaged)} are damaged: {_refs(damaged)}"
+        )
+    note = f"no checkpoint of line {line} is whole ({_refs(damaged)}); starting from nothing"
+    return Decision(None, loud=True, note=note)
+
+
+def _record_branch(store: Store, run: str, line: int) -> tuple[Store, Checkpoint] | None:
+    """Return where a line without checkpoints of its own began."""
+    known = read_record(store._repository, run).lines.get(line)
+    if known is None or known.branch is None:
+        return None
+    found = branch_checkpoint(store, known.branch)
+    if found is None:
+        logger.warning("%s began at %s, which is gone", run, known.branch.ref)
+    return found
+
+
+def _candidates(store: Store, run: str, line: int) -> list[Checkpoint]:
+    """Return what a line can go on from, oldest first."""
+    from casckpt.training.lines import read_record
+
+    members = store._catalog.matching(run)
+    own = visible(members, line)
+    if own:
+        upto = [one for one in members if one.line <= line]
+        return visible(upto, None) if line else own
+    known = read_record(store._repository, run).lines.get(line)
+    if known is None or known.branch is None or known.branch.store or known.branch.run != run:
+        return []
+    before = _candidates(store, run, known.branch.line) if known.branch.line != line else []
+    limit = (known.branch.step, known.branch.batch)
+    return [one for one in before if one.position <= limit]
+
+
+def _from_ref(
+    store: Store,
+    run: str,
+    record: RunRecord,
+    choice: str | Checkpoint,
+    before_write: BeforeWrite,
+) -> Decision:
+    home, checkpoint = store._find(choice)
+    here = home is store
+    if not home._is_whole(checkpoint):
+        # Restoring says what is damaged and where a whole one is; a REF is never replaced.
+        home.restore(checkpoint, as_numpy=True)
+    current = record.lines.get(record.current)
+    began = current is not None and (
+        (current.branch is not None and current.branch.id == checkpoint.id)
+        or checkpoint.id in current.continued
+    )
+    if began:
+        found = _newest_whole(store, run, record.current, before_write, required=False)
+        return found if found.checkpoint is not None else Decision(record.current, checkpoint)
+    if here and checkpoint.run == run:
+        own = visible(store._catalog.matching(run), checkpoint.line)
+        if own and own[-1] == checkpoint:
+            return Decision(checkpoint.line, checkpoint, continued=checkpoint.id)
+    branch = branch_at(store, checkpoint, home)
+    fresh = not _is_used(store, run, record)
+    return Decision(record.current if fresh else None, checkpoint, branch)
+
+
+def _is_whole(store: Store, checkpoint: Checkpoint) -> bool:
+    return store._is_whole(checkpoint)
+
+
+def _set_aside(
+    store: Store,
+    damaged: Sequence[Checkpoint],
+    line: int,
+    then: str,
+    before_write: BeforeWrite,
+) -> str:
+    """Move damaged checkpoints of a line to the trash, so that saves can take their places."""
+    if not damaged:
+        return ""
+    own = [(one.run, one.seq) for one in damaged if one.line == line]
+    if own and store.mode != "r":
+        before_write()
+        try:
+            store._repository.trash(own)
+        except (NotFound, Deleted):
+            logger.debug("a damaged checkpoint was gone already")
+    return f"damaged and set aside: {_refs(damaged)}; {then}"
+
+
+def _refs(checkpoints: Sequence[Checkpoint]) -> str:
+    return ", ".join(one.ref for one in checkpoints)
+
+
+def _is_used(store: Store, run: str, record: RunRecord) -> bool:
+    """Return whether a run has anything: checkpoints, or sessions that were begun."""
+    return bool(store._catalog.has_run(run)) or any(
+        line.started or line.branch for line in record.lines.values()
+    )
+
+
+def _unused_line(store: Store, run: str) -> int:
+    """Return the first number above every line that has a checkpoint, the trash included."""
+    rows = store._repository.checkpoint_rows(run, states=("live", "trash", "tombstone"))
+    return max((row.line + 1 for row in rows), default=0)

@@ -1,0 +1,228 @@
+"""What every part of a Run shares: where it stands, its session, and how it ends."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.errors import BadRequest, Stopped
+from casckpt.logs import logger
+from casckpt.training import guards, status
+from casckpt.training.lines import Line, scope
+from casckpt.training.resume import Extra, read_extra
+from casckpt.training.state import tree_of
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+    from casckpt.store import Repository
+    from casckpt.training.loops import Loop
+    from casckpt.training.monitor import Monitor
+    from casckpt.training.opening import Opened
+    from casckpt.training.run import Run
+    from casckpt.training.session import Session
+    from casckpt.training.stops import StopRequest
+
+open_runs: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
+"""Runs of this process that may still have to say goodbye."""
+
+
+class RunBase:
+    """Where a run stands; the calls are in the classes above."""
+
+    def __init__(self, store: Store, name: str, opened: Opened) -> None:
+        """Stand for a run; `opening.open_run` makes these."""
+        self.store = store
+        self.name = name
+        self.line = opened.line
+        self.resumed = opened.checkpoint
+        self.grace_s = opened.grace_s
+        self._extra = opened.extra
+        self._facts = opened.facts
+        self._policy = opened.policy
+        self._session: Session = opened.session
+        self._finished = opened.is_finished
+        self._parent_id = None if opened.checkpoint is None else opened.checkpoint.id
+        self._loop: Loop | None = None
+        self._saved: Checkpoint | None = None
+        self._row: dict[str, float] | None = None
+        self._row_at = opened.checkpoint.step if opened.checkpoint is not None else 0
+        self._strict = True
+        self._broken = False
+        self._part_done = False
+        self._closed = False
+        self._children: list[Run] = []
+        open_runs.add(cast("Run", self))
+
+    @property
+    def repository(self) -> Repository:
+        """The store below, for the modules of this floor."""
+        return self.store._repository
+
+    @property
+    def scope(self) -> bytes:
+        """Prefix of the keys of what belongs to this line."""
+        return scope(self.name, self.line)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was finished, in this session or an earlier one."""
+        return self._finished
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has asked the run to stop."""
+        return self._session.watch.look() is not None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric that was logged, in all sessions."""
+        before = {} if self.resumed is None else dict(self.resumed.metrics)
+        return {**before, **self._session.log.last}
+
+    @property
+    def info(self) -> RunInfo:
+        """What is known of the run: status, progress, last and best checkpoint, bytes."""
+        return status.info_of(self.repository, self.store._catalog, self.name)
+
+    def __repr__(self) -> str:
+        """Return name and line."""
+        return f"<casckpt.Run {self.name}~{self.line}>"
+
+    # ---- for the modules of this floor
+
+    def _begin(self, state: Any) -> None:
+        """Lock the line and make it running; compare the structure of models."""
+        if self._closed:
+            raise BadRequest(f"the run {self.name} is closed", "", "call store.run again")
+        if self._loop is not None:
+            self._loop.saver.settle()
+        facts = dict(self._facts)
+        if state is not None:
+            facts.update(self._compare_model(state))
+        self._session.begin(facts, log_count=self._extra.log if self._on_own_line() else None)
+
+    def _compare_model(self, state: Any) -> guards.Facts:
+        model = guards.model_facts(state)
+        if not model:
+            return {}
+        from casckpt.training.opening import recorded_facts
+
+        old = recorded_facts(self.store, self.name, self.line, self.resumed)
+        differences = guards.compare(
+            {"model": old["model"]} if "model" in old else {}, {"model": model}, self._policy
+        )
+        if guards.obey(self.name, differences):
+            self._restart()
+        self._strict = not differences
+        return {"model": model}
+
+    def _restart(self) -> None:
+        """Go on with a new empty line instead of this one."""
+        from casckpt.training.opening import restarted
+
+        opened = restarted(cast("Run", self))
+        self.line, self._session = opened.line, opened.session
+        self.resumed, self._extra, self._parent_id, self._row_at = None, Extra(), None, 0
+
+    def _on_own_line(self) -> bool:
+        return (
+            self.resumed is not None
+            and self.resumed.run == self.name
+            and self.resumed.line == self.line
+        )
+
+    def _position(self) -> tuple[Checkpoint | None, Extra]:
+        """Return where the next loop goes on."""
+        if self._saved is not None:
+            return self._saved, read_extra(self.store, self._saved)
+        return self.resumed, self._extra
+
+    def _restore_into(self, checkpoint: Checkpoint, tree: Any) -> None:
+        """Fill a loop's state; of a model whose new structure was allowed, what fits."""
+        self.store.restore(checkpoint, into=tree, strict=self._strict)
+
+    def _restore_from(self, checkpoint: Checkpoint, into: Any, only: Any) -> Any:
+        return self.store.restore(
+            checkpoint, into=None if into is None else tree_of(into), only=only
+        )
+
+    def _members(self) -> list[Checkpoint]:
+        """Return the checkpoints of this line with what it inherited, oldest first."""
+        members = self.store._catalog.matching(self.name)
+        own = [one for one in members if one.line == self.line]
+        return visible([one for one in members if one.line <= self.line], None) if own else []
+
+    def _newest(self) -> Checkpoint | None:
+        members = self._members()
+        return members[-1] if members else self.resumed
+
+    def _monitor(self) -> Monitor | None:
+        loop = self._loop
+        return loop._options.monitor if loop is not None and loop._options.monitor.metric else None
+
+    def _settle(self) -> None:
+        if self._loop is not None:
+            self._loop.saver.settle()
+
+    def _part_ended(self) -> None:
+        """Take note that a loop came to its end."""
+        reason = self._call_reason()
+        self._part_done, self._broken = reason is None, False
+        self._session.flush()
+        if reason is None:
+            self._finished = True
+            self._set_status("finished")
+        else:
+            self._set_status("stopped", reason)
+
+    def _call_reason(self) -> str | None:
+        request = self._session.watch.asked
+        loop = self._loop
+        if request is None or (loop is not None and loop.is_over):
+            return None
+        return request.reason
+
+    def _leave(self, request: StopRequest, *, is_over: bool = False) -> None:
+        """Leave on a request to stop, with everything written; `run.stop()` only ends the loop."""
+        if request.kind == "call":
+            return
+        self._settle()
+        reason = "" if is_over else request.reason
+        self._set_status("stopped", reason or request.reason)
+        where = "" if self._saved is None else f", saved as {self._saved.ref}"
+        logger.info("%s stopped by %s%s", self.name, request.reason, where)
+        if request.kind == "interrupt":
+            raise KeyboardInterrupt
+        raise Stopped(self.name, request.reason)
+
+    def _set_status(self, text: str, reason: str = "") -> None:
+        def change(line: Line) -> None:
+            line.status, line.reason = text, reason
+            monitor = self._monitor()
+            if monitor is not None:
+                line.monitor, line.mode = monitor.metric, monitor.mode
+
+        if self._session.is_begun:
+            self._session.edit(change)
+
+    def _end(self, text: str, reason: str = "") -> None:
+        if self._call_reason() and text == "stopped":
+            reason = self._call_reason() or reason
+        self._session.end(text, reason)
+
+    def _abandon(self, text: str, reason: str) -> None:
+        """End because of an error, which nothing here may hide."""
+        self._closed = True
+        try:
+            self._settle()
+        except Exception as exc:
+            logger.error("the last save of %s failed: %s", self.name, exc)
+        for child in self._children:
+            if not child._closed:
+                child._abandon(text, reason)
+        try:
+            self._end(text, reason)
+        except Exception as exc:
+            logger.error("the end of %s could not be written: %s", self.name, exc)

@@ -1,0 +1,166 @@
+"""Saves of a run's loop: what goes with the state, in what order, and what is done about errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.checkpoint.pending import PendingSave
+from casckpt.checkpoint.placement import Placement
+from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.records import Checkpoint
+from casckpt.errors import NoSpace
+from casckpt.logs import logger
+from casckpt.training import keeping, randomness
+from casckpt.training.every import Since
+from casckpt.training.monitor import Monitor
+from casckpt.training.resume import Extra
+from casckpt.training.state import tree_of
+
+if TYPE_CHECKING:
+    from casckpt.training.run import Run
+
+_FULL_SHARE: Final = 0.7
+"""A save is begun only if it fits this share of what is left of a grace period."""
+
+_FAST_FACTOR: Final = 0.5
+"""What a save at level "fast" takes of a balanced one (docs/benchmarks.md, save)."""
+
+
+class LoopSaver:
+    """Saves the state of one loop, at most one save in flight.
+
+    Attributes:
+        since: what has happened since the last save that counts as `every`.
+        last: the last checkpoint that is durable.
+    """
+
+    def __init__(self, run: Run, state: Any, monitor: Monitor, keep: Policy | None) -> None:
+        """Save `state` for `run`."""
+        self._run = run
+        self._state = state
+        self._monitor = monitor
+        self._keep = keep
+        self._pending: PendingSave | None = None
+        self.since = Since(saved_at_s=time.monotonic())
+        self.last: Checkpoint | None = None
+        self._durable_s = 0.0
+
+    def save(
+        self,
+        step: int,
+        batch: int,
+        reasons: tuple[str, ...],
+        *,
+        row: Mapping[str, float],
+        loop: Mapping[str, Any],
+        middle: Mapping[str, Any] | None = None,
+        metrics: bool = True,
+        missing: tuple[str, ...] = (),
+        wait: bool = False,
+        level: str | None = None,
+    ) -> None:
+        """Save the state as it is now.
+
+        Args:
+            step: where in the line.
+            batch: where inside the step.
+            reasons: why.
+            row: metrics of the epoch so far.
+            loop: counters of the loop.
+            middle: position inside the epoch.
+            metrics: whether the row is the checkpoint's metrics.
+            missing: what a resume will not find.
+            wait: return when it is durable.
+            level: how hard to compress.
+
+        Raises:
+            CasckptError: what this save, or the one before, failed with. A full disk is logged
+                instead unless `wait`: training goes on, and the next save may find room.
+        """
+        self.settle(tolerant=True)
+        run = self._run
+        streams = randomness.capture()
+        count, writes = run._session.log.close_piece()
+        extra = Extra(dict(loop), streams, None if middle is None else dict(middle), count,
+                      dict(row), run._session.elapsed_s)  # fmt: skip
+        repository = run.repository
+
+        def before() -> None:
+            if writes:
+                repository.write_rows(writes)
+
+        def after(checkpoint: Checkpoint) -> None:
+            keeping.tidy(run.store, checkpoint, self._monitor, self._keep)
+
+        placement = Placement(
+            line=run.line,
+            batch=batch,
+            reasons=reasons,
+            parent=run._parent_id,
+            config=extra.encode(),
+            captured=(*randomness.names(streams), *(("position of the loader",) if middle else ())),
+            missing=missing,
+            before_commit=before,
+            after_commit=after,
+        )
+        try:
+            saved = run.store._save_placed(
+                run.name,
+                tree_of(self._state),
+                step,
+                placement,
+                metrics=row if metrics else None,
+                level=level,
+                wait=wait,
+            )
+        except NoSpace as exc:
+            if wait:
+                raise
+            self._alarm(exc)
+            return
+        if isinstance(saved, PendingSave):
+            self._pending = saved
+        else:
+            self._note(saved)
+        if keeping.EVERY in reasons:
+            self.since.saved(time.monotonic())
+
+    def settle(self, *, tolerant: bool = False) -> None:
+        """Wait for the save in flight.
+
+        Raises:
+            CasckptError: what it failed with; a full disk is only logged if `tolerant`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            self._note(pending.result())
+        except NoSpace as exc:
+            if not tolerant:
+                raise
+            self._alarm(exc)
+
+    def level_for(self, left_s: float | None) -> str | None:
+        """Return how to save in what is left of a grace period; "none" if it does not fit.
+
+        Args:
+            left_s: seconds until the process is killed, None if nobody knows.
+        """
+        if left_s is None or not self._durable_s:
+            return None
+        if self._durable_s <= left_s * _FULL_SHARE:
+            return None
+        return "fast" if self._durable_s * _FAST_FACTOR <= left_s * _FULL_SHARE else "none"
+
+    def _note(self, checkpoint: Checkpoint) -> None:
+        self.last = checkpoint
+        self.since.cost_s = checkpoint.stall_s
+        self._durable_s = checkpoint.durable_s
+        self._run._saved = checkpoint
+
+    def _alarm(self, error: NoSpace) -> None:
+        last = "nothing is saved yet" if self.last is None else f"the last save is {self.last.ref}"
+        logger.error("%s IS NOT BEING SAVED: %s; %s", self._run.name, error.what, last)

@@ -1,0 +1,177 @@
+"""One process at work on one line of a run: lock, signals, status, and the writer of its rows."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from casckpt.errors import CasckptError, OperationFailed
+from casckpt.logs import logger
+from casckpt.training import runlock
+from casckpt.training.guards import Facts
+from casckpt.training.lines import Line, RunRecord, edit_record, now_text
+from casckpt.training.progress import Tracker
+from casckpt.training.series import Log
+from casckpt.training.stops import StopWatch
+
+if TYPE_CHECKING:
+    from casckpt.store import Repository
+
+FLUSH_S: Final = 0.8
+"""What is logged is visible to others within a second, a transaction on a busy disk included."""
+
+LineChange = Callable[[Line], None]
+
+_ROW_S: Final = 30.0
+"""How often the time worked goes into the run's row: what a death can lose of it."""
+
+
+class Session:
+    """The work of this process on a line. Thread safe but for `begin` and `end`.
+
+    Attributes:
+        log: what is logged.
+        tracker: how far the parts are.
+        watch: who asks to stop.
+        is_begun: whether the line is locked and counts as running.
+    """
+
+    def __init__(self, repository: Repository, run: str, line: int, elapsed_s: float) -> None:
+        """Prepare; nothing is written before `begin`."""
+        self._repository = repository
+        self._run = run
+        self._line = line
+        self._base_s = elapsed_s
+        self._began_s = 0.0
+        self._lock: runlock.RunLock | None = None
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._closing = False
+        self._failing = False
+        self.log = Log(repository, run, line)
+        self.tracker = Tracker(run, line)
+        self.watch = StopWatch(repository, run)
+        self.is_begun = False
+
+    @property
+    def elapsed_s(self) -> float:
+        """Work on the line so far, all sessions."""
+        return self._base_s + (time.monotonic() - self._began_s if self.is_begun else 0.0)
+
+    def lock(self) -> None:
+        """Lock the run, if it is not locked yet.
+
+        Raises:
+            RunBusy: another live process has it.
+        """
+        self.check_process()
+        if self._lock is None:
+            self._lock = runlock.take(self._repository.path, self._run)
+
+    def begin(self, facts: Facts, *, log_count: int | None) -> None:
+        """Lock the run and make it running.
+
+        Args:
+            facts: the settings to record; groups that are missing stay as they were.
+            log_count: how many pieces of the log belong to what the line goes on from;
+                None keeps all.
+        """
+        if self.is_begun:
+            self.check_process()
+            return
+        self.lock()
+        self.watch.begin()
+        self.log.begin(log_count)
+        self._began_s = time.monotonic()
+        self.is_begun = True
+
+        def change(line: Line) -> None:
+            line.guarded = {**line.guarded, **facts}
+            line.status, line.reason = "running", ""
+            line.pid, line.host = os.getpid(), socket.gethostname()[:64]
+            line.started = now_text()
+
+        self.edit(change)
+
+    def edit(self, change: LineChange) -> RunRecord:
+        """Change the line's part of the run's row; durable when this returns."""
+
+        def all_of(record: RunRecord) -> None:
+            line = record.line(self._line)
+            change(line)
+            line.updated = now_text()
+            line.elapsed_s = max(line.elapsed_s, self.elapsed_s)
+
+        return edit_record(self._repository, self._run, all_of)
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Write everything, set the status and let the run go; again does nothing."""
+        if self._pid != os.getpid():
+            return
+        self._stop_thread()
+        try:
+            if self.is_begun:
+                self.flush()
+
+                def change(line: Line) -> None:
+                    line.status, line.reason = status, reason[:500]
+
+                self.edit(change)
+        finally:
+            self.is_begun = False
+            self.watch.end()
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def stir(self) -> None:
+        """Have what is new written within a second."""
+        if self._thread is None and self._pid == os.getpid() and not self._closing:
+            self._thread = threading.Thread(
+                target=self._loop, name=f"casckpt-log-{self._run}", daemon=True
+            )
+            self._thread.start()
+
+    def flush(self) -> None:
+        """Write log and progress; durable when this returns."""
+        self.log.flush()
+        writes = self.tracker.take()
+        if writes:
+            self._repository.write_rows(writes)
+
+    def check_process(self) -> None:
+        """Raise in the child of a fork: a run belongs to the process that opened it."""
+        if self._pid != os.getpid():
+            raise OperationFailed(
+                f"the run {self._run} belongs to another process",
+                f"process {self._pid} opened it, and this one was forked from it",
+                "call store.run in this process",
+            )
+
+    def _loop(self) -> None:
+        next_row_s = time.monotonic() + _ROW_S
+        while not self._wake.wait(FLUSH_S):
+            try:
+                self.flush()
+                if self.is_begun and time.monotonic() >= next_row_s:
+                    next_row_s = time.monotonic() + _ROW_S
+                    self.edit(lambda line: None)
+                self._failing = False
+            except CasckptError as exc:
+                if not self._failing:
+                    logger.error("the log of %s cannot be written: %s", self._run, exc)
+                self._failing = True
+
+    def _stop_thread(self) -> None:
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._closing = False
+        self._wake.clear()

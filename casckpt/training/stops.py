@@ -1,0 +1,180 @@
+"""Who asks a run to stop, and when it is noticed.
+
+SIGTERM, Ctrl+C and a row in the store (`casckpt stop RUN`) set a flag; loops and stages look at
+it between batches or items, save, and leave. A second signal leaves at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from casckpt.logs import logger
+from casckpt.store import rows
+from casckpt.training.lines import now_text
+
+if TYPE_CHECKING:
+    from casckpt.store import Repository
+
+LOOK_EVERY_S: Final = 0.5
+"""How often the row in the store is looked at; a look takes some 20 microseconds."""
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_PART: Final = b"stop"
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """A wish to stop.
+
+    Attributes:
+        kind: "term" (a signal, or the store), "interrupt" (Ctrl+C), or "call" (`run.stop`).
+        reason: in words.
+        at_s: when it came, on the monotonic clock.
+    """
+
+    kind: Literal["term", "interrupt", "call"]
+    reason: str
+    at_s: float
+
+
+class _Signals:
+    """The handlers of the process, installed while any run is at work on the main thread."""
+
+    def __init__(self) -> None:
+        self.request: StopRequest | None = None
+        self._users = 0
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+
+    def install(self) -> bool:
+        """Install the handlers, counted; False off the main thread, where that is impossible."""
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        if self._pid != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        self._users += 1
+        if self._users == 1:
+            self.request = None
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                # A program that ignores a signal, or whose handler is not Python's, keeps it.
+                if before is not signal.SIG_IGN and before is not None:
+                    self._previous[number] = before
+                    signal.signal(number, self._on_signal)
+        return True
+
+    def remove(self) -> None:
+        """Put the handlers back when the last user goes."""
+        if self._pid != os.getpid():
+            return
+        self._users -= 1
+        if self._users > 0:
+            return
+        self._users = 0
+        self._restore()
+        self.request = None
+
+    def _restore(self) -> None:
+        for number, before in self._previous.items():
+            with contextlib.suppress(ValueError):
+                signal.signal(number, before)
+        self._previous.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.request is not None:
+            self._leave(number)
+        if number == signal.SIGINT:
+            self.request = StopRequest("interrupt", "Ctrl+C", time.monotonic())
+            text = "stopping at the next boundary to save; Ctrl+C again leaves at once"
+        else:
+            self.request = StopRequest("term", "SIGTERM", time.monotonic())
+            text = "SIGTERM: stopping at the next boundary to save"
+        logger.warning("%s", text)
+
+    def _leave(self, number: int) -> None:
+        self._restore()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+_signals = _Signals()
+
+
+class StopWatch:
+    """Looks for a request to stop one run: signals, the store, its own `stop` call."""
+
+    def __init__(self, repository: Repository, run: str) -> None:
+        """Watch for `run` and the runs above it."""
+        self._repository = repository
+        parts = run.split("/")
+        self._keys = [_key("/".join(parts[:end])) for end in range(len(parts), 0, -1)]
+        self._next_look_s = 0.0
+        self._installed = False
+        self._own: StopRequest | None = None
+
+    def begin(self) -> None:
+        """Watch from now on: what was asked before this session is over."""
+        if not self._installed:
+            self._installed = _signals.install()
+            if self._repository.row("progress", self._keys[0]) is not None:
+                _delete(self._repository, self._keys[0])
+
+    def end(self) -> None:
+        """Stop watching; the process's own handlers come back."""
+        if self._installed:
+            self._installed = False
+            _signals.remove()
+
+    def ask(self, reason: str) -> None:
+        """Stop by the program's own wish."""
+        self._own = StopRequest("call", reason, time.monotonic())
+
+    @property
+    def asked(self) -> StopRequest | None:
+        """The request that is known already; costs next to nothing."""
+        return _signals.request if self._installed and _signals.request else self._own
+
+    def look(self) -> StopRequest | None:
+        """Return a request to stop, looking at the store at most every half second."""
+        found = self.asked
+        if found is not None:
+            return found
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + LOOK_EVERY_S
+            for key in self._keys:
+                if self._repository.row("progress", key) is not None:
+                    self._own = StopRequest("term", "casckpt stop", now_s)
+                    return self._own
+        return None
+
+
+def request_stop(repository: Repository, run: str) -> None:
+    """Ask whoever trains `run`, or a run below it, to save and stop; durable on return.
+
+    The next session of the run forgets it: it is meant for the one at work.
+    """
+    from casckpt.store.commits import RowWrite
+
+    payload = json.dumps({"version": 1, "at": now_text(), "pid": os.getpid()}).encode()
+    repository.write_rows([RowWrite("progress", _key(run), payload)])
+
+
+def _key(run: str) -> bytes:
+    return rows.name_part(run) + b"\0" + _STOP_PART
+
+
+def _delete(repository: Repository, key: bytes) -> None:
+    from casckpt.store.commits import RowWrite
+
+    repository.write_rows([RowWrite("progress", key, None)])
