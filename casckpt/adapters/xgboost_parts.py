@@ -1,0 +1,243 @@
+"""What `casckpt.xgboost` is made of: boosters as leaves, and callbacks that know the whole run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.adapters import missing_extra, ubjson
+from casckpt.checkpoint.scalars import Node, malformed
+from casckpt.checkpoint.tree_paths import join
+
+try:
+    import xgboost
+except ModuleNotFoundError as exc:
+    raise missing_extra("xgboost") from exc
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.leaves import Leaf, RestoreOptions, Slot, Target, Walker
+    from casckpt.checkpoint.manifest import Entry
+
+Log = dict[str, dict[str, list[float]]]
+"""Data set to metric to its value after each round, as xgboost keeps it."""
+
+_STOP_CHECK_S: Final = 0.2
+
+
+class XgboostHandler:
+    """Boosters in state trees: xgboost's own UBJSON, which is byte for byte the same each time."""
+
+    def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
+        """Return the node of a booster; None for other values of the library."""
+        if isinstance(value, xgboost.Booster):
+            raw = bytes(value.save_raw("ubj"))
+            pieces = ubjson.cut(raw, _piece_trees(value, raw))
+            nodes = [walker.walk(piece, join(path, index)) for index, piece in enumerate(pieces)]
+            return {"x": ["xgboost", "booster"], "a": None, "v": nodes}
+        return None
+
+    def build(
+        self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
+    ) -> Any:
+        """Return the booster of its pieces."""
+        if kind != "booster" or not all(isinstance(piece, bytes) for piece in children):
+            raise malformed(f"a value of xgboost of the unknown kind {kind[:40]!r}")
+        try:
+            return xgboost.Booster(model_file=bytearray(ubjson.join(children)))
+        except (ValueError, xgboost.core.XGBoostError) as exc:
+            raise malformed(f"a booster that xgboost refuses: {str(exc)[:200]}") from exc
+
+    def link(self, leaves: list[Leaf]) -> None:
+        """Do nothing: boosters share no memory."""
+
+    def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
+        """Refuse: a booster's leaves are bytes."""
+        raise malformed(f"{entry.path}: an array of xgboost")
+
+    def is_leaf(self, value: Any) -> bool:
+        """Return False: a booster is put in place of what was there."""
+        return False
+
+    def bind(self, target: Any, entry: Entry) -> Target | str:
+        """Say that a booster takes no array."""
+        return "an array in the checkpoint, a booster in into"
+
+    def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
+        """Say that a booster takes no sparse tensor."""
+        return f"a {kind} in the checkpoint, a booster in into"
+
+    def state_problems(self, target: Any, plain: Any) -> list[str] | None:
+        """Return none."""
+        return []
+
+
+HANDLER = XgboostHandler()
+
+
+def grown(booster: xgboost.Booster, every: int) -> xgboost.Booster:
+    """Return the booster, marked as one that grows by so many rounds from save to save.
+
+    What a save adds is then a piece of its own, whatever the number of trees per round.
+    """
+    marked: Any = booster
+    marked.casckpt_every = every
+    return booster
+
+
+def _piece_trees(booster: xgboost.Booster, raw: bytes) -> int:
+    every = getattr(booster, "casckpt_every", None)
+    if every is None:
+        return ubjson.TREES_PER_PIECE
+    rounds = int(booster.num_boosted_rounds())
+    return max(1, int(every) * ubjson.tree_count(raw) // max(1, rounds))
+
+
+def seed_at(seed: int, rounds: int) -> int:
+    """Return the seed of the segment that begins after `rounds`; the first has the seed itself."""
+    if rounds == 0:
+        return seed
+    digest = hashlib.sha256(f"casckpt segment {seed} {rounds}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1  # xgboost's seeds are signed
+
+
+class Recorder(xgboost.callback.TrainingCallback):
+    """Puts the values of each round behind those of the rounds before."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self.log = log
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """Take the newest value of every metric."""
+        for data, metrics in evals_log.items():
+            for metric, values in metrics.items():
+                self.log.setdefault(data, {}).setdefault(metric, []).append(values[-1])
+        return False
+
+
+class Shifted(xgboost.callback.TrainingCallback):
+    """A callback of the caller's, which sees one training and not its segments."""
+
+    def __init__(self, inner: Any, done: int, log: Log, is_first: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self._done = done
+        self._log = log
+        self._is_first = is_first
+
+    def before_training(self, model: Any) -> Any:
+        """Pass on the beginning of a session."""
+        return self.inner.before_training(model) if self._is_first else model
+
+    def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """Pass on with the round counted from the first of all."""
+        return bool(self.inner.before_iteration(model, epoch + self._done, self._log))
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """Pass on with the round counted from the first of all, and all values."""
+        return bool(self.inner.after_iteration(model, epoch + self._done, self._log))
+
+
+class Tuned(xgboost.callback.TrainingCallback):
+    """Notes the parameters that callbacks set, as schedules of the learning rate do.
+
+    They live in the booster of one segment and not in the model, so the next one is given them.
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.params = params
+
+    def before_training(self, model: Any) -> Any:
+        """Look at what is set from now on."""
+        set_param = model.set_param
+
+        def noting(params: Any, value: Any = None) -> None:
+            if isinstance(params, str):
+                pairs = [(params, value)]
+            else:
+                pairs = list(params.items() if isinstance(params, dict) else params)
+            self.params.update(pairs)
+            set_param(pairs)
+
+        model.set_param = noting
+        return model
+
+    def after_training(self, model: Any) -> Any:
+        """Stop looking."""
+        del model.set_param
+        return model
+
+
+class Watch(xgboost.callback.TrainingCallback):
+    """Calls a function after rounds, a few times a second at most."""
+
+    def __init__(self, call: Callable[[int], None], done: int) -> None:
+        super().__init__()
+        self._call = call
+        self._done = done
+        self._next_s = 0.0
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """Call, if it is time, with the rounds that are done."""
+        if time.monotonic() >= self._next_s:
+            self._call(self._done + epoch + 1)
+            self._next_s = time.monotonic() + _STOP_CHECK_S
+        return False
+
+
+class Stopping:
+    """Early stopping that survives a resume: xgboost's own callback, with its state put back.
+
+    Args:
+        callback: as the caller configured it.
+        state: what `state` gave in another session; None at the beginning.
+    """
+
+    _FIELDS = ("stopping_history", "best_scores", "current_rounds", "maximize")
+
+    def __init__(self, callback: xgboost.callback.EarlyStopping, state: Any) -> None:
+        self._callback = callback
+        self.state: dict[str, Any] | None = state
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out, by what the caller grants now."""
+        return self.state is not None and self.state["current_rounds"] >= self._callback.rounds
+
+    def segment(self) -> xgboost.callback.EarlyStopping:
+        """Return the callback for the next segment, which ends with the last model, not the best.
+
+        After the segment `take` reads its state.
+        """
+        callback = copy.copy(self._callback)
+        callback.save_best = False
+        callback.stopping_history, callback.best_scores, callback.current_rounds = {}, {}, 0
+        for name, value in copy.deepcopy(self.state or {}).items():
+            setattr(callback, name, value)
+        return callback
+
+    def take(self, callback: xgboost.callback.EarlyStopping) -> None:
+        """Keep the state of a segment's callback."""
+        self.state = {name: copy.deepcopy(getattr(callback, name)) for name in self._FIELDS}
+
+    def finish(self, booster: xgboost.Booster) -> xgboost.Booster:
+        """Return what the caller gets: the best rounds only, with `save_best`."""
+        result: xgboost.Booster = self._callback.after_training(booster)
+        return result
+
+
+def early_stopping(
+    callbacks: Sequence[Any], rounds: int | None, maximize: bool | None, state: Any
+) -> tuple[list[Any], Stopping | None]:
+    """Return the caller's other callbacks, and early stopping if there is any."""
+    found = [one for one in callbacks if isinstance(one, xgboost.callback.EarlyStopping)]
+    others = [one for one in callbacks if one not in found]
+    if rounds:
+        found.append(xgboost.callback.EarlyStopping(rounds=rounds, maximize=maximize))
+    if len(found) > 1:
+        raise ValueError("early stopping is asked for more than once")
+    return others, Stopping(found[0], state) if found else None

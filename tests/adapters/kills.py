@@ -1,0 +1,99 @@
+"""Runs a program to its end by killing it at random moments, and counts the kills that landed.
+
+A program is a file that trains in the store it is given and writes what it made to a file, last of
+all. It prints `begin` when training begins: before that there is nothing to lose.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import casckpt
+
+PACKAGE_HOME = Path(casckpt.__file__).parents[1]
+KILLS = int(os.environ.get("CASCKPT_KILLS", "3"))
+"""Kills per framework: few here, 20 and more for `python -m tests.adapters.kills`."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """How a program came to its end.
+
+    Attributes:
+        result: what it wrote.
+        kills: how often it was killed while it was training.
+        starts: how often it was started.
+    """
+
+    result: bytes
+    kills: int
+    starts: int
+
+
+def start(program: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_HOME), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(program), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def whole(program: Path, folder: Path) -> tuple[bytes, float]:
+    """Return what the program makes when nobody kills it, and how long its training takes."""
+    output = folder / "whole.out"
+    child = start(program, str(folder / "whole"), str(output))
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    began = time.monotonic()
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    assert line == "begin\n", (line, errors)
+    return output.read_bytes(), time.monotonic() - began
+
+
+def killed(program: Path, folder: Path, kills: int, training_s: float, seed: int = 0) -> Fate:
+    """Kill the program at random moments until that has been done `kills` times, then let it end.
+
+    A child that ends before it is killed begins anew in another store; its kills count.
+    """
+    rng = random.Random(seed)
+    landed = starts = place = 0
+    while True:
+        output = folder / f"killed-{place}.out"
+        child = start(program, str(folder / f"killed-{place}"), str(output))
+        starts += 1
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if landed < kills:
+            try:
+                child.wait(rng.uniform(0.0, training_s / 2))
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGKILL)
+                child.communicate()
+                landed += 1
+                continue
+        _, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors
+        assert line == "begin\n", errors
+        if landed >= kills:
+            return Fate(output.read_bytes(), landed, starts)
+        place += 1
+
+
+def check(program: Path, folder: Path, kills: int = KILLS, seed: int = 0) -> Fate:
+    """Assert that the killed program makes what the whole one makes; say how many kills landed."""
+    expected, training_s = whole(program, folder)
+    fate = killed(program, folder, kills, training_s, seed)
+    assert fate.result == expected
+    sys.stderr.write(f"{program.stem}: {fate.kills} kills landed in {fate.starts} starts\n")
+    return fate

@@ -1,0 +1,257 @@
+"""`casckpt.xgboost`: rounds in all, exact segments, early stopping, callbacks; killed and resumed"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xgboost
+
+import casckpt
+import casckpt.xgboost
+from casckpt.adapters import ubjson
+from casckpt.errors import BadRequest
+from tests.adapters.kills import check
+
+PLAIN = {"max_depth": 3, "eta": 0.3, "nthread": 1, "tree_method": "hist"}
+SAMPLED = {**PLAIN, "subsample": 0.7, "colsample_bytree": 0.6, "colsample_bynode": 0.7, "seed": 5}
+
+
+def data(seed=0, count=300):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, 6)).astype("float32")
+    target = features[:, 0] * features[:, 1] + rng.normal(size=count) * 0.5
+    return xgboost.DMatrix(features, target)
+
+
+def raw(booster):
+    return bytes(booster.save_raw("ubj"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with casckpt.open(tmp_path_factory.mktemp("xgboost") / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def name(request):
+    return "".join(c if c.isalnum() else "-" for c in request.node.name)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAt(xgboost.callback.TrainingCallback):
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def after_iteration(self, model, epoch, evals_log):
+        if epoch + 1 == self.at:
+            raise Interrupted
+        return False
+
+
+def train(store, name, total, params=SAMPLED, *, every=5, at=None, **options):
+    options.setdefault("verbose_eval", False)
+    callbacks = [*options.pop("callbacks", []), *([InterruptAt(at)] if at else [])]
+    with store.run(name) as run:
+        return casckpt.xgboost.train(
+            run, params, data(), total, every=every, callbacks=callbacks, **options
+        )
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        PLAIN,
+        {**PLAIN, "tree_method": "exact"},
+        {**PLAIN, "tree_method": "approx"},
+        {"booster": "gblinear", "nthread": 1},
+    ],
+    ids=["hist", "exact", "approx", "gblinear"],
+)
+def test_without_sampling_it_is_plain_train(store, name, params):
+    assert raw(train(store, name, 12, params)) == raw(xgboost.train(params, data(), 12))
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 6, 11, 12])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SAMPLED,
+        {**SAMPLED, "booster": "dart", "rate_drop": 0.4},
+        {**SAMPLED, "num_parallel_tree": 3},
+    ],
+    ids=["sampled", "dart", "forest"],
+)
+def test_interrupted_is_uninterrupted(store, name, params, at):
+    whole = train(store, f"{name}-whole", 12, params)
+    with pytest.raises(Interrupted):
+        train(store, name, 12, params, at=at)
+    assert raw(train(store, name, 12, params)) == raw(whole)
+
+
+def test_early_stopping_and_history_go_on(store, name):
+    options = {
+        "evals": [(data(0), "train"), (data(1, 100), "test")],
+        "early_stopping_rounds": 6,
+    }
+    plain_log, whole_log, log = {}, {}, {}
+    plain = xgboost.train(PLAIN, data(), 200, verbose_eval=False, evals_result=plain_log, **options)
+    whole = train(store, f"{name}-whole", 200, PLAIN, evals_result=whole_log, **options)
+    assert whole.best_iteration == plain.best_iteration
+    assert whole.num_boosted_rounds() == plain.num_boosted_rounds() < 200
+    for at in (3, plain.best_iteration + 3):
+        run = f"{name}-{at}"
+        with pytest.raises(Interrupted):
+            train(store, run, 200, PLAIN, at=at, **options)
+        log.clear()
+        resumed = train(store, run, 200, PLAIN, evals_result=log, **options)
+        assert raw(resumed) == raw(whole) == raw(plain)
+        assert (resumed.best_iteration, resumed.best_score) == (
+            plain.best_iteration,
+            plain.best_score,
+        )
+        assert log == whole_log == plain_log
+
+
+def test_save_best_returns_the_best_and_goes_on_from_the_last(store, name):
+    def stop(rounds):
+        return [xgboost.callback.EarlyStopping(rounds=rounds, save_best=True)]
+
+    options = {"evals": [(data(1, 100), "test")]}
+    plain = xgboost.train(PLAIN, data(), 200, verbose_eval=False, callbacks=stop(4), **options)
+    ours = train(store, name, 200, PLAIN, callbacks=stop(4), **options)
+    assert ours.num_boosted_rounds() == plain.num_boosted_rounds()
+    longer = xgboost.train(PLAIN, data(), 200, verbose_eval=False, callbacks=stop(9), **options)
+    assert raw(train(store, name, 200, PLAIN, callbacks=stop(9), **options)) == raw(longer)
+
+
+def test_a_learning_rate_schedule_sees_one_training(store, name):
+    def schedule():
+        return xgboost.callback.LearningRateScheduler(lambda epoch: 0.5 * 0.9**epoch)
+
+    plain = xgboost.train(PLAIN, data(), 12, callbacks=[schedule()])
+    assert raw(train(store, name, 12, PLAIN, callbacks=[schedule()])) == raw(plain)
+
+
+def test_a_finished_training_returns_the_stored_booster_and_trains_nothing(store, name):
+    first = train(store, name, 10)
+    assert raw(train(store, name, 10, at=1)) == raw(first)
+    assert raw(train(store, name, 7, at=1)) == raw(first)
+
+
+def test_more_rounds_go_on(store, name):
+    train(store, name, 7)
+    longer = train(store, name, 15)
+    assert longer.num_boosted_rounds() == 15
+    assert raw(longer[:7]) == raw(train(store, f"{name}-7", 7)[:7])
+
+
+def test_a_later_every_only_chooses_what_is_kept(store, name):
+    whole = train(store, f"{name}-whole", 20)
+    with pytest.raises(Interrupted):
+        train(store, name, 20, at=7)
+    assert raw(train(store, name, 20, every=8)) == raw(whole)
+    assert [checkpoint.step for checkpoint in store.checkpoints(name)] == [5, 10, 20]
+
+
+def test_metrics_are_those_of_the_round(store, name):
+    log = {}
+    train(store, name, 10, evals=[(data(1), "test")], evals_result=log)
+    for checkpoint in store.checkpoints(name):
+        assert checkpoint.metrics == {"test-rmse": log["test"]["rmse"][checkpoint.step - 1]}
+    series = store.history(name)["test-rmse"]
+    assert [value for _, value in series][-10:] == pytest.approx(log["test"]["rmse"])
+
+
+def test_a_run_of_something_else_is_refused(store, name):
+    store.save(name, {"weights": 1})
+    with pytest.raises(BadRequest, match="no training of xgboost"):
+        train(store, name, 5)
+
+
+def test_the_callback_saves_for_those_who_call_train(store, name):
+    with store.run(name) as run:
+        xgboost.train(PLAIN, data(), 7, callbacks=[casckpt.xgboost.Callback(run, every=3)])
+    with store.run(name) as run:
+        assert casckpt.xgboost.rounds(run) == 7
+        booster = xgboost.train(
+            PLAIN,
+            data(),
+            12 - casckpt.xgboost.rounds(run),
+            xgb_model=casckpt.xgboost.model(run),
+            callbacks=[casckpt.xgboost.Callback(run, every=3)],
+        )
+    assert [checkpoint.step for checkpoint in store.checkpoints(name)] == [3, 6, 7, 9, 12]
+    assert raw(booster) == raw(xgboost.train(PLAIN, data(), 12))
+
+
+@pytest.mark.parametrize("params", [PLAIN, {"booster": "gblinear"}, {**PLAIN, "num_class": 3}])
+def test_a_booster_in_a_state_comes_back_byte_for_byte(store, name, params):
+    matrix = data()
+    if "num_class" in params:
+        params = {**params, "objective": "multi:softprob"}
+        matrix.set_label(np.arange(300) % 3)
+    booster = xgboost.train(params, matrix, 20)
+    booster.set_attr(note="a [$d#L in an attribute")
+    store.save(name, {"model": booster, "epoch": 3})
+    assert raw(store.restore(name)["model"]) == raw(booster)
+    state = {"model": None, "epoch": 0}
+    store.restore(name, into=state)
+    assert raw(state["model"]) == raw(booster)
+
+
+def test_any_bytes_are_cut_and_joined_again():
+    rng = np.random.default_rng(0)
+    booster = raw(xgboost.train(PLAIN, data(), 30))
+    for trial in range(50):
+        mutated = bytearray(booster)
+        for place in rng.integers(0, len(booster), trial):
+            mutated[place] = rng.integers(0, 256)
+        end = int(rng.integers(0, len(booster)))
+        for document in (bytes(mutated), booster[:end], b""):
+            assert ubjson.join(ubjson.cut(document, 4)) == document
+
+
+def test_a_growing_booster_shares_its_trees(store, name):
+    params = {**SAMPLED, "max_depth": 6}
+    checkpoints = []
+    with store.run(name) as run:
+        casckpt.xgboost.train(run, params, data(0, 2000), 200, every=10)
+        checkpoints = store.checkpoints(name)
+    assert len(checkpoints) == 20
+    final = max(checkpoints, key=lambda one: one.step)
+    assert sum(one.new_bytes for one in checkpoints) < 1.4 * final.logical_bytes
+
+
+PROGRAM = """
+import sys
+import numpy as np, xgboost
+import casckpt, casckpt.xgboost
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(2000, 10)).astype("float32")
+y = X[:, 0] * X[:, 1] + rng.normal(size=2000)
+train, test = xgboost.DMatrix(X[:1500], y[:1500]), xgboost.DMatrix(X[1500:], y[1500:])
+log = {}
+with casckpt.open(sys.argv[1]) as store, store.run("kill/xgboost") as run:
+    print("begin", flush=True)
+    booster = casckpt.xgboost.train(
+        run,
+        {"max_depth": 6, "eta": 0.02, "subsample": 0.7, "colsample_bynode": 0.6, "nthread": 1},
+        train, 400, every=10, evals=[(test, "test")], early_stopping_rounds=200,
+        evals_result=log, verbose_eval=False,
+    )
+open(sys.argv[2], "wb").write(bytes(booster.save_raw("ubj")) + repr(dict(log)).encode())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
+    program = tmp_path / "train_xgboost.py"
+    program.write_text(PROGRAM)
+    check(program, tmp_path)
