@@ -32,6 +32,7 @@ from casckpt.training.calls import Runs
 if TYPE_CHECKING:
     from casckpt.checkpoint.exchange import Tensors
     from casckpt.checkpoint.manifest import Entry
+    from casckpt.store.rebuilding import RebuildReport
 
 __all__ = [
     "Checkpoint",
@@ -338,10 +339,13 @@ def _store_of(ref: str | Checkpoint) -> tuple[Path, str | Checkpoint]:
     return path, ref
 
 
-def _messages(report: object) -> tuple[str, ...]:
+def _messages(report: RebuildReport) -> tuple[str, ...]:
     """Return what a rebuild reported, one line per fact."""
-    names = list(getattr(report, "__dataclass_fields__", {}))
-    return tuple(f"{name}: {getattr(report, name)}" for name in names)
+    return (
+        f"{report.index}: {report.objects} objects from {report.packs} packs",
+        *(f"commits {first} to {last} have left no fact" for first, last in report.gaps),
+        *(f"could not be read: {problem}" for problem in report.unreadable),
+    )
 
 
 def _tensors(*, required: bool = False) -> Tensors | None:

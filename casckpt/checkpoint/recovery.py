@@ -17,13 +17,30 @@ if TYPE_CHECKING:
 
 
 def place_of(identity: bytes, body: bytes) -> CommitRequest | None:
-    """Return where a manifest goes that no fact names: None for a result, which is no checkpoint.
+    """Return where a manifest goes that no fact names: the run, line and step it was saved for.
 
-    Its row of progress is lost like any other row of the last second; the item is done again.
+    None for a result, which is no checkpoint: its row of progress is lost like any other row of
+    the last second, and the item is done again. One that does not decode goes to `recovered/ID`.
     """
+    from casckpt.store import CommitRequest
+    from casckpt.store.layout import REFS_MAX
     from casckpt.store.rebuilding import recovered_request
 
-    return None if manifests.is_result(body) else recovered_request(identity)
+    if manifests.is_result(body):
+        return None
+    try:
+        manifest = manifests.decode(body, REFS_MAX)
+    except CasckptError:
+        return recovered_request(identity)
+    return CommitRequest(
+        run=manifest.run,
+        line=manifest.line,
+        step=manifest.step,
+        batch=manifest.batch,
+        manifest_id=identity,
+        payload=b"",  # `fill_recovered` fills it, and says so
+        expect_head=None,
+    )
 
 
 def fill_recovered(repository: Repository) -> list[tuple[str, int]]:
