@@ -225,6 +225,7 @@ class _Collector:
             if row.state == rows.LIVE and number not in busy and number in mark.known
         }
         chosen = compaction.choose(candidates, mark)
+        chosen = compaction.fitting(chosen, mark, files.free_bytes(self._shared.path))
         if chosen:
             self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
 

@@ -18,6 +18,8 @@ from casckpt.store.sharing import SharedStore
 DEAD_SHARE = 0.25
 SMALL_BYTES = 4 * layout.MIB
 SMALL_COUNT = 16
+# What else a collection writes: its transactions, facts, and what packs reserve past their end
+_SPARE_BYTES = layout.MIB
 
 Moved = tuple[bytes, rows.ObjectRow, PackWriter, records.Record]
 
@@ -40,6 +42,21 @@ def choose(candidates: dict[int, rows.PackRow], mark: Mark) -> set[int]:
         if row.size < SMALL_BYTES and mark.live_bytes.get(number, 0) > 0
     }
     return chosen | (small if len(small) >= SMALL_COUNT else set())
+
+
+def fitting(chosen: set[int], mark: Mark, free_bytes: int) -> set[int]:
+    """Return those of the packs whose copies fit on the disk, the emptiest first.
+
+    A full disk must not be made fuller by copies that cannot be finished.
+    """
+    left = free_bytes - _SPARE_BYTES
+    fit = set()
+    for number in sorted(chosen, key=lambda number: mark.live_bytes.get(number, 0)):
+        left -= mark.live_bytes.get(number, 0)
+        if left < 0:
+            break
+        fit.add(number)
+    return fit
 
 
 def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> int:

@@ -305,7 +305,8 @@ class Repository:
             for run, seq in checkpoints:
                 trash_checkpoint(tx, run, seq)
 
-        self._shared(write=True).writer.run(move, row_count=len(checkpoints))
+        shared = self._shared(write=True)
+        shared.with_ballast(lambda: shared.writer.run(move, row_count=len(checkpoints)))
 
     def bury(self, checkpoints: Sequence[tuple[str, int, bytes]]) -> None:
         """Remove live checkpoints, given as (run, commit seq, payload), past the trash.

@@ -99,6 +99,9 @@ class Saver:
 
     def __enter__(self) -> Self:
         """Begin: take the lease that tells collectors what this save may rely on."""
+        # ORDER: the session first: to make room for its file it may take the ballast, and a save
+        # must not go on in the space that freeing needs
+        self._shared.session()
         _require_ballast(self._shared)
         # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it
         with self._shared.session().taking_lease() as lease, self._shared.environment.read() as tx:

@@ -11,10 +11,11 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from casckpt.errors import CasckptError
+from casckpt.errors import CasckptError, NoSpace
 from casckpt.store import creation, environment, files, layout, opening
 from casckpt.store.environment import Environment
 from casckpt.store.packs import PackFiles
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from casckpt.store.own_packs import OwnPacks
     from casckpt.store.sessions import Session
 
+_Result = TypeVar("_Result")
 _registry_lock = threading.RLock()
 _open: dict[tuple[int, int], SharedStore] = {}
 _all: weakref.WeakSet[SharedStore] = weakref.WeakSet()
@@ -123,14 +125,16 @@ class SharedStore:
     def _begin_session(self) -> Session:
         from casckpt.store.sessions import Session
 
+        # Its process may want to free some room.
+        return self.with_ballast(lambda: Session(self.path))
+
+    def with_ballast(self, work: Callable[[], _Result]) -> _Result:
+        """Run what makes room; where the disk is too full even for that, in the ballast's space."""
         try:
-            return Session(self.path)
-        except CasckptError as exc:
-            if exc.exit_code != 16:
-                raise
-            # No room even for the session file of a process that may want to free some.
+            return work()
+        except NoSpace:
             creation.free_ballast(self.path)
-            return Session(self.path)
+            return work()
 
     def close(self) -> None:
         """Finish what waits, seal, and leave the index stamped if nobody else has it open."""
