@@ -7,7 +7,7 @@ numpy, rich or any module of the store before a command asks for it.
 
 from __future__ import annotations
 
-import gc
+import gc as memory  # `casckpt.cli.gc`, once imported, is an attribute of this package
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     # A list of ten thousand checkpoints is no garbage, but makes the collector look for some again
     # and again: an eighth of the time of `ls`.
-    gc.set_threshold(100_000, 20, 20)
+    memory.set_threshold(100_000, 20, 20)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from casckpt.cli.root import run
@@ -30,5 +30,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:  # while importing: no command has begun
         code = 130
     # What is left goes with the process; freeing it object by object would only be waited for.
-    gc.freeze()
+    memory.freeze()
     sys.exit(code)
