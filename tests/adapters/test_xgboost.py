@@ -1,4 +1,4 @@
-"""`casckpt.xgboost`: rounds in all, exact segments, early stopping, callbacks; killed and resumed"""
+"""`casckpt.xgboost`: rounds in all, exact segments, early stopping, callbacks; killed, resumed."""
 
 from __future__ import annotations
 
