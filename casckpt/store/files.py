@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 from casckpt.errors import (
     CasckptError,
@@ -342,16 +344,35 @@ def refuse_remote(path: Path) -> None:
         )
 
 
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Ask the kernel to begin writing a range to the disk; promises nothing, never fails.
+
+    `sync_data` then waits for what is left only, while the next chunks are coded meanwhile.
+    """
+    write_only = 2
+    _libc_call("sync_file_range")(descriptor, offset, length, write_only)
+
+
 def _fallocate_keep_size(descriptor: int, offset: int, length: int) -> None:
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
     keep_size = 1
-    call = libc.fallocate
-    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if call(descriptor, keep_size, offset, length) != 0:
+    if _libc_call("fallocate")(descriptor, keep_size, offset, length) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+@functools.cache
+def _libc_call(name: str) -> Callable[..., int]:
+    """Return a function of the C library that Python does not offer; it runs without the GIL."""
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), name)
+    call.argtypes = {
+        "fallocate": [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64],
+        "sync_file_range": [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint],
+    }[name]
+    return cast("Callable[..., int]", call)
 
 
 def set_no_copy_on_write(descriptor: int) -> None:

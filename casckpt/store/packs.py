@@ -12,7 +12,9 @@ from casckpt.errors import CasckptError, Corrupt, NewerFormat, OperationFailed
 from casckpt.store import files, layout, records
 from casckpt.store.records import Buffer, Record
 
-_RESERVE_BYTES = 4 * layout.MIB
+_RESERVE_BYTES = 16 * layout.MIB
+# Handing this much to the disk at a time keeps it busy while the next chunks are coded.
+_WRITEBACK_BYTES = 8 * layout.MIB
 _OPEN_PACKS = 128
 _SCAN_BYTES = 4 * layout.MIB
 # A footer and a small fact must still fit after the chunks of a save.
@@ -48,6 +50,7 @@ class PackWriter:
         self.failed = False
         self.sealed = False
         self._reserved = 0
+        self._begun = 0
         self._writing = 0
         self._flushing = 0
         self._closed = False
@@ -103,11 +106,16 @@ class PackWriter:
             self.end += length
             self._writing += 1
             self._records += 1
+            begun, due = self._begun, self.end - self._begun >= _WRITEBACK_BYTES
+            if due:
+                self._begun = self.end
         try:
             header = records.encode_header(
                 self.uuid, offset, kind, encoding, identity, logical, refs, len(payload), check
             )
             files.write_vector(self._descriptor, [header, memoryview(payload)], offset, self.path)
+            if due:
+                files.start_writeback(self._descriptor, begun, offset + length - begun)
         except BaseException:
             with self._changed:
                 self.failed = True
@@ -121,7 +129,7 @@ class PackWriter:
     def _reserve(self, end: int) -> None:
         if end <= self._reserved:
             return
-        # Grow by doubling up to 4 MiB, so that a save of a few bytes reserves little.
+        # Grow by doubling up to 16 MiB, so that a save of a few bytes reserves little.
         step = min(_RESERVE_BYTES, max(_TAIL_BYTES, end))
         target = end + step
         try:
