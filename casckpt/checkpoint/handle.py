@@ -98,7 +98,7 @@ class StoreHandle:
     def _open(self) -> None:
         from casckpt.store import Repository, StoreOptions
 
-        if self.mode == "a" and not (self.path / "format.json").exists():
+        if self.mode == "a" and not _is_made(self.path):
             _make(self.path)
         self._repository: Repository = Repository.open(
             self.path,
@@ -244,6 +244,14 @@ class StoreHandle:
             f"write {self.path}::{top[0]}",
             ref=text,
         )
+
+
+def _is_made(path: Path) -> bool:
+    """Tell whether there is a store; where we may not look there is none to be made."""
+    try:
+        return (path / "format.json").exists()
+    except PermissionError:
+        return True
 
 
 def _make(path: Path) -> None:

@@ -35,16 +35,24 @@ def locate(settings: Settings) -> Path:
     """
     path = named(settings)
     if path is not None:
-        return path / FOLDER if (path / FOLDER).is_dir() else path
+        return path / FOLDER if _is_folder(path / FOLDER) else path
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / FOLDER).is_dir():
+        if _is_folder(folder / FOLDER):
             return folder / FOLDER
     raise NoStore(
         "no store named, and none found",
         f"no --store, no {ENVIRONMENT}, and no {FOLDER} in {here} or above it",
         "make one here with `casckpt init`, or name one: --store PATH",
     )
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; one that we may not look into holds no store for us."""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return False
 
 
 def split(settings: Settings, *refs: str) -> list[str]:
@@ -115,7 +123,11 @@ def _existing(settings: Settings) -> Path:
         NoStore: if there is none.
     """
     path = locate(settings)
-    if not (path / "format.json").exists():
+    try:
+        missing = not (path / "format.json").exists()
+    except PermissionError:
+        missing = False  # to open it says so better
+    if missing:
         raise NoStore(
             f"no store at {path}",
             "the folder is empty or something else" if path.is_dir() else "no such folder",

@@ -15,7 +15,14 @@ from typing import TypeVar, cast
 
 import lmdb
 
-from casckpt.errors import CasckptError, Corrupt, NoSpace, OperationFailed, StoreBusy
+from casckpt.errors import (
+    CasckptError,
+    Corrupt,
+    NoSpace,
+    OperationFailed,
+    PermissionRefused,
+    StoreBusy,
+)
 from casckpt.store import files, layout, records, rows
 
 _Result = TypeVar("_Result")
@@ -31,12 +38,18 @@ _CORRUPT = (
     lmdb.PanicError,
 )
 
+_DENIED = ("Permission denied", "Read-only file system", "Operation not permitted")
+
 
 def translate(error: lmdb.Error, what: str) -> CasckptError:
     """Return the casckpt error for an error of LMDB."""
     reason = str(error)
     if isinstance(error, lmdb.MapFullError) or "No space left" in reason or "quota" in reason:
         return NoSpace(what, reason)
+    if isinstance(error, lmdb.ReadonlyError) or any(word in reason for word in _DENIED):
+        return PermissionRefused(
+            what, reason, "even a reader marks its place in lock.mdb: ask for write permission there"
+        )
     if isinstance(error, _CORRUPT):
         return Corrupt(what, reason, "run `casckpt repair --rebuild-index`")
     if isinstance(error, lmdb.ReadersFullError | lmdb.LockError):
@@ -182,7 +195,11 @@ class Environment:
     def _open(self) -> None:
         data = self.path / "data.mdb"
         # LMDB opens a missing or empty file as an empty index without a word (format.md, Opening).
-        if not data.is_file() or data.stat().st_size == 0:
+        try:
+            empty = not data.is_file() or data.stat().st_size == 0
+        except OSError as exc:
+            raise files.translate(exc, f"cannot open the index {self.path.name}") from exc
+        if empty:
             raise Corrupt(
                 f"the index {self.path.name} is missing or empty",
                 "data.mdb was removed or cut off; the packs still hold everything",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from casckpt.errors import Corrupt
 from casckpt.store import files, layout, packs, rows
 from casckpt.store.sharing import SharedStore
 
@@ -70,7 +71,14 @@ def closure(shared: SharedStore, manifest_ids: Sequence[bytes]) -> dict[bytes, t
             if row.base:
                 frontier.append(row.base)
             if row.kind != layout.TYPE_CHUNK:
-                with shared.packs.borrow(pack.uuid) as file:
-                    record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
+                try:
+                    with shared.packs.borrow(pack.uuid) as file:
+                        record = packs.read_header(
+                            file.descriptor, file.path, pack.uuid, row.offset
+                        )
+                except FileNotFoundError as exc:
+                    raise Corrupt(
+                        f"the pack {pack.uuid.hex()} is missing", "something in it is needed"
+                    ) from exc
                 frontier.extend(record.refs)
     return found

@@ -1,12 +1,13 @@
 """The runner: `python -m tests.crash.campaign --kind kill --minutes 5`.
 
     --replay POINT...      carry out single points, as a failure printed them
-    --kind NAME            none, kill, again, lost, error, short, lie, beside, power, flip;
-                           several, or all by default
+    --kind NAME            none, kill, again, lost, error, short, lie, beside, power, flip,
+                           swarm; several, or all by default
     --workload NAME        only these
     --sample N             of each kind and workload, N points drawn by --seed; all by default
     --seed-range A:B       seeds of the kinds that draw (power, flip), and of --sample
     --minutes M            stop when the time is over
+    --seconds S            how long each seed of swarm lasts (20)
     --mutant NAME          with a rule of the code switched off; a violation is then success
     --json FILE            where counts accumulate, with the commit (bench/results/crash.json)
     --start-over           forget the counts of the file for the kinds that are run
@@ -33,7 +34,7 @@ from tests.crash import shim
 
 ROOT = Path(__file__).resolve().parents[2]
 POINT_KINDS = ("none", "kill", "again", "lost", "error", "short", "lie")
-KINDS = (*POINT_KINDS, "beside", "power", "flip")
+KINDS = (*POINT_KINDS, "beside", "power", "flip", "swarm")
 POWER_WORKLOADS = ("init", "first_save", "dedup_save", "gc", "compact", "save_and_gc", "rebuild")
 
 
@@ -61,6 +62,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--seed-range", default="0:1")
     parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--mutant", default="")
     parser.add_argument("--first", action="store_true", help="stop at the first finding")
     parser.add_argument("--json", type=Path, default=None)
@@ -104,12 +106,14 @@ class _Campaign:
         return 1 if self.bad else 0
 
     def _one(self, kind: str, point: str) -> None:
-        from tests.crash import damage, powerloss
+        from tests.crash import damage, powerloss, swarm
 
         if kind == "power":
             found, states = powerloss.run(self.lab, point, self.deadline, first=self.options.first)
         elif kind == "flip":
             found, states = damage.run(self.lab, point, self.deadline, first=self.options.first)
+        elif kind == "swarm":
+            found, states = swarm.run(self.lab, point, self.options.seconds)
         else:
             said = self.lab.point(point)
             found, states = [(point, said)] if said else [], 1
@@ -138,8 +142,8 @@ class _Campaign:
         from tests.crash.points import points_of
         from tests.crash.workloads import WORKLOADS
 
-        if kind == "flip":
-            yield from ((kind, f"flip:{seed}") for seed in self.seeds)
+        if kind in ("flip", "swarm"):
+            yield from ((kind, f"{kind}:{seed}") for seed in self.seeds)
             return
         if kind == "beside":
             yield from ((kind, f"beside:{name}") for name in interleave.SCENARIOS)
