@@ -108,6 +108,9 @@ class Committing(StoreHandle):
         """Return the line that a save goes to: what the run chose, else the one opened last."""
         if request.placement is not None:
             return request.placement.line
+        current = self._catalog.view(request.run).current
+        if current is not None:
+            return current
         lines = [line for run, line in list(self._last) if run == request.run]
         newest = max(lines, default=None)
         if newest is not None and self._repository.head(request.run, newest + 1) is None:
@@ -232,7 +235,7 @@ class Committing(StoreHandle):
             created=request.created.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             tree=flat.tree,
             entries=entries,
-            parent=placement.parent if place.parent is None else place.parent.id,
+            parent=placement.parent or (None if place.parent is None else place.parent.id),
             reasons=placement.reasons,
             config=placement.config,
             environment=environment_facts(),

@@ -1,38 +1,113 @@
-"""What of a run a name sees: one line, all lines, or the newest with what it inherited.
+"""What of a run a name sees: one line, all lines, or the current one with what it inherited.
 
-A run has numbered lines; going back opens the next one, whose first checkpoint has its parent
-on another line. The bare name of a run means the line opened last, including everything it
-inherited up to its branch point.
+A run has numbered lines; going back opens the next one. The bare name of a run means the line
+opened last, or gone on with last, including everything it inherited up to its branch point.
+
+Which line that is, and where lines branched, is in the row of the run (training floor). Without
+one it follows from the checkpoints: the largest number, and the parent of a line's first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import ALL_LINES
+from casckpt.errors import Corrupt
 
 # attrgetter builds the tuple in C: of ten thousand keys, that is 10 ms of `ls`.
 _by_position = attrgetter("step", "batch", "seq")
 _by_line = attrgetter("line", "step", "batch", "seq")
 
 
-def visible(checkpoints: Sequence[Checkpoint], line: int | None) -> list[Checkpoint]:
+@dataclass(frozen=True)
+class LineView:
+    """What the row of a run says of its lines.
+
+    Attributes:
+        current: the line that the bare name means; None if nothing is said.
+        branches: line to the (line, (step, batch)) of the same run that it began at.
+    """
+
+    current: int | None = None
+    branches: Mapping[int, tuple[int, tuple[int, int]]] = field(default_factory=dict)
+
+
+PLAIN = LineView()
+"""The view of a run without a row."""
+
+
+def read_view(run: str, payload: bytes | None) -> LineView:
+    """Return the view that the row of a run gives.
+
+    Raises:
+        Corrupt: if the row does not decode.
+    """
+    if not payload:
+        return PLAIN
+    try:
+        document = json.loads(payload)
+        branches = {
+            line["number"]: (at["line"], (at["step"], at["batch"]))
+            for line in document["lines"]
+            if (at := line.get("branch")) is not None and at["run"] == run and not at["store"]
+        }
+        return LineView(document["current"] if document["lines"] else None, branches)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise Corrupt(f"the row of {run} does not decode", str(exc)) from exc
+
+
+def visible(
+    checkpoints: Sequence[Checkpoint], line: int | None, view: LineView = PLAIN
+) -> list[Checkpoint]:
     """Return the checkpoints of one run that a name sees, oldest first.
 
     Args:
         checkpoints: all of the run's, in any order.
-        line: a number, ALL_LINES, or None for the line opened last with what it inherited.
+        line: a number, ALL_LINES, or None for the current line with what it inherited.
+        view: what the row of the run says.
     """
     if line == ALL_LINES:
         return sorted(checkpoints, key=_by_line)
     if line is not None:
         return sorted((ck for ck in checkpoints if ck.line == line), key=_by_position)
     newest = max((ck.line for ck in checkpoints), default=0)
-    if newest == 0:
+    current = newest if view.current is None else view.current
+    if newest == current == 0:
         return sorted(checkpoints, key=_by_position)
-    return _with_inherited(checkpoints, newest)
+    return with_inherited(checkpoints, current, view)
+
+
+def with_inherited(
+    checkpoints: Sequence[Checkpoint], line: int, view: LineView = PLAIN
+) -> list[Checkpoint]:
+    """Return the checkpoints of a line and those it inherited, oldest first.
+
+    Args:
+        checkpoints: all of the run's, in any order.
+        line: number of the line.
+        view: what the row of the run says.
+    """
+    by_id = {ck.id: ck for ck in checkpoints}
+    seen: set[int] = set()
+    found: list[Checkpoint] = []
+    limit: tuple[int, int] | None = None
+    while line not in seen:
+        seen.add(line)
+        members = [ck for ck in checkpoints if ck.line == line]
+        found += [ck for ck in members if limit is None or ck.position <= limit]
+        if line in view.branches:
+            line, limit = view.branches[line]
+            continue
+        parents = (by_id.get(ck.parent or "") for ck in sorted(members, key=_by_position))
+        branch = next((ck for ck in parents if ck is not None and ck.line != line), None)
+        if branch is None:
+            break
+        line, limit = branch.line, branch.position
+    return sorted(found, key=_by_position)
 
 
 def branch_points(checkpoints: Iterable[Checkpoint]) -> set[str]:
@@ -57,20 +132,3 @@ def by_line(checkpoints: Iterable[Checkpoint]) -> dict[tuple[str, int], list[Che
     for members in grouped.values():
         members.sort(key=_by_position)
     return grouped
-
-
-def _with_inherited(checkpoints: Sequence[Checkpoint], newest: int) -> list[Checkpoint]:
-    by_id = {ck.id: ck for ck in checkpoints}
-    seen: set[int] = set()
-    found: list[Checkpoint] = []
-    line, limit = newest, None
-    while line not in seen:
-        seen.add(line)
-        members = [ck for ck in checkpoints if ck.line == line]
-        found += [ck for ck in members if limit is None or ck.position <= limit]
-        parents = (by_id.get(ck.parent or "") for ck in sorted(members, key=_by_position))
-        branch = next((ck for ck in parents if ck is not None and ck.line != line), None)
-        if branch is None:
-            break
-        line, limit = branch.line, branch.position
-    return sorted(found, key=_by_position)

@@ -17,7 +17,7 @@ class Placement:
         line: number of the line.
         batch: position inside the step; 0 at its boundary.
         reasons: why it is saved, in order of weight.
-        parent: hex id of what the first checkpoint of a line continued from.
+        parent: hex id of the checkpoint that it continued from; None for the one before it.
         config: what the manifest keeps for a resume; any JSON without fractions.
         captured: what a resume will find besides the state.
         missing: what it will not.

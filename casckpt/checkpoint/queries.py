@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.lines import LineView, read_view, visible, with_inherited
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import ALL_LINES, Ref, parse_ref, select
@@ -69,7 +69,7 @@ class Catalog:
         Raises:
             NotFound: if the run, or the line, has none.
         """
-        found = visible(self._of_run(run, trash=trash), line)
+        found = visible(self._of_run(run, trash=trash), line, self.view(run))
         if not found:
             raise NotFound(f"no line {run}~{line}", f"`casckpt ls {run}~*` shows all", run=run)
         return found
@@ -101,7 +101,7 @@ class Catalog:
         """
         if ref.id_prefix:
             return self._by_id(ref)
-        return select(ref, visible(self._of_run(ref.run), ref.line))
+        return select(ref, visible(self._of_run(ref.run), ref.line, self.view(ref.run)))
 
     def resolve_trash(self, ref: Ref) -> Checkpoint:
         """Return the checkpoint in the trash that a REF means; of equals the one put last.
@@ -117,8 +117,18 @@ class Catalog:
 
     def newest(self, run: str, line: int | None = None) -> Checkpoint | None:
         """Return the last checkpoint that a run's name sees, or None."""
-        members = visible(self._decode(self._repository.checkpoint_rows(run)), line)
+        rows = self._repository.checkpoint_rows(run)
+        members = visible(self._decode(rows), line, self.view(run))
         return members[-1] if members else None
+
+    def view(self, run: str) -> LineView:
+        """Return what the row of a run says of its lines."""
+        return read_view(run, self._repository.run_row(run))
+
+    def inherited(self, run: str, line: int) -> list[Checkpoint]:
+        """Return the live checkpoints of a line with what it inherited, oldest first."""
+        members = self._decode(self._repository.checkpoint_rows(run))
+        return with_inherited(members, line, self.view(run))
 
     def around(
         self, run: str, line: int, step: int | None, batch: int = 0
@@ -143,7 +153,10 @@ class Catalog:
         return self._maybe(last), self._maybe(existing), self._maybe(before)
 
     def newest_line(self, run: str) -> int:
-        """Return the number of the line opened last; 0 for a run that is not there."""
+        """Return the line that the bare name means; 0 for a run that is not there."""
+        current = self.view(run).current
+        if current is not None:
+            return current
         return max((row.line for row in self._repository.checkpoint_rows(run)), default=0)
 
     def has_run(self, run: str) -> bool:

@@ -115,6 +115,11 @@ class Repository:
         self.close()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def uuid(self) -> bytes:
         """16 bytes that name the store."""
         return self._shared().format.uuid
@@ -234,6 +239,19 @@ class Repository:
 
         return self._edit("runs", rows.name_part(run), change)
 
+    def edit_row(self, table: str, key: bytes, edit: Callable[[bytes | None], bytes]) -> bytes:
+        """Replace the payload of a row without roots, None if there is none, by `edit` of it.
+
+        Durable when this returns. `edit` may run again if another writer was faster; an error
+        that it raises leaves the row as it is.
+        """
+
+        def change(old: bytes | None) -> tuple[bytes, bytes]:
+            payload = edit(None if old is None else Row.decode(old).payload)
+            return Row("live", (), payload).encode(), payload
+
+        return self._edit(table, key, change)
+
     def _edit(
         self, table: str, key: bytes, change: Callable[[bytes | None], tuple[bytes, bytes]]
     ) -> bytes:
@@ -252,6 +270,11 @@ class Repository:
 
             if shared.writer.run(swap):
                 return payload
+
+    def run_row(self, run: str) -> bytes | None:
+        """Return the payload of a run's row, or None."""
+        row = self.row("runs", rows.name_part(run))
+        return None if row is None else _named(row.payload)[1]
 
     def run_rows(self, prefix: str = "") -> list[tuple[str, bytes]]:
         """Return (run, payload) of the rows of `runs` whose name begins with `prefix`."""

@@ -130,9 +130,7 @@ def scope(run: str, line: int) -> bytes:
 
 def read_record(repository: Repository, run: str) -> RunRecord:
     """Return the row of a run; an empty record if there is none."""
-    row = repository.row("runs", rows.name_part(run))
-    # The store puts the name in front: a byte of length, then the name.
-    return decode(None if row is None else row.payload[1 + row.payload[0] :])
+    return decode(repository.run_row(run))
 
 
 def read_records(repository: Repository, prefix: str = "") -> dict[str, RunRecord]:

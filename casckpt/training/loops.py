@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from casckpt.checkpoint.lines import visible
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
@@ -77,7 +76,6 @@ class Loop:
         self._state = state
         self._options = options
         run._begin(state)
-        run._loop = self
         checkpoint, extra = run._position()
         self.done = 0
         self.extra = extra
@@ -87,6 +85,7 @@ class Loop:
             options.monitor.load(extra.loop.get("monitor", {}))
         self.saver = LoopSaver(run, state, options.monitor, options.keep)
         self.saver.since.steps = extra.loop.get("steps", 0)
+        run._loop = self
         self.streams = dict(extra.streams)
         self.row: dict[str, float] = dict(extra.row) if self.middle else {}
         run._row = self.row
@@ -133,9 +132,8 @@ class Loop:
 
     def _take_best(self) -> None:
         monitor, run = self._options.monitor, self._run
-        members = run.store._catalog.matching(run.name)
-        upto = [one for one in members if one.line <= run.line]
-        ranked = rank(visible(upto, None), monitor.metric, monitor.mode)
+        members = run.store._catalog.inherited(run.name, run.line)
+        ranked = rank(members, monitor.metric, monitor.mode)
         if not ranked:
             logger.warning("%s: no checkpoint has a finite %s", run.name, monitor.metric)
             return

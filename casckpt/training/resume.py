@@ -211,7 +211,7 @@ def _inherit(
 def _newest_whole(
     store: Store, run: str, line: int, before_write: BeforeWrite, *, required: bool
 ) -> Decision:
-    candidates = _candidates(store, run, line)
+    candidates = store._catalog.inherited(run, line)
     damaged: list[Checkpoint] = []
     for checkpoint in reversed(candidates):
         if _is_whole(store, checkpoint):
@@ -252,23 +252,6 @@ def _record_branch(store: Store, run: str, line: int) -> tuple[Store, Checkpoint
     if found is None:
         logger.warning("%s began at %s, which is gone", run, known.branch.ref)
     return found
-
-
-def _candidates(store: Store, run: str, line: int) -> list[Checkpoint]:
-    """Return what a line can go on from, oldest first."""
-    from casckpt.training.lines import read_record
-
-    members = store._catalog.matching(run)
-    own = visible(members, line)
-    if own:
-        upto = [one for one in members if one.line <= line]
-        return visible(upto, None) if line else own
-    known = read_record(store._repository, run).lines.get(line)
-    if known is None or known.branch is None or known.branch.store or known.branch.run != run:
-        return []
-    before = _candidates(store, run, known.branch.line) if known.branch.line != line else []
-    limit = (known.branch.step, known.branch.batch)
-    return [one for one in before if one.position <= limit]
 
 
 def _from_ref(

@@ -118,7 +118,7 @@ class Run(RunLoops):
             level=level,
         )  # fmt: skip
         assert isinstance(saved, Checkpoint)
-        self._saved = saved
+        self._saved, self._parent_id = saved, saved.id
         return saved
 
     def restore(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from casckpt.checkpoint.lines import visible
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
-from casckpt.training import guards, status
+from casckpt.training import guards, keeping, status
 from casckpt.training.lines import Line, scope
 from casckpt.training.resume import Extra, read_extra
 from casckpt.training.state import tree_of
@@ -28,6 +27,16 @@ open_runs: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
 """Runs of this process that may still have to say goodbye."""
 
 
+def parent_of(checkpoint: Checkpoint | None, run: str, line: int) -> str | None:
+    """Return the id of what the next checkpoint continues from: one that stays."""
+    if checkpoint is None:
+        return None
+    if (checkpoint.run, checkpoint.line) != (run, line):
+        return checkpoint.id
+    is_rolling = bool(checkpoint.reasons) and keeping.ROLLING.issuperset(checkpoint.reasons)
+    return checkpoint.parent if is_rolling else checkpoint.id
+
+
 class RunBase:
     """Where a run stands; the calls are in the classes above."""
 
@@ -43,7 +52,7 @@ class RunBase:
         self._policy = opened.policy
         self._session: Session = opened.session
         self._finished = opened.is_finished
-        self._parent_id = None if opened.checkpoint is None else opened.checkpoint.id
+        self._parent_id = parent_of(opened.checkpoint, name, opened.line)
         self._loop: Loop | None = None
         self._saved: Checkpoint | None = None
         self._row: dict[str, float] | None = None
@@ -150,9 +159,7 @@ class RunBase:
 
     def _members(self) -> list[Checkpoint]:
         """Return the checkpoints of this line with what it inherited, oldest first."""
-        members = self.store._catalog.matching(self.name)
-        own = [one for one in members if one.line == self.line]
-        return visible([one for one in members if one.line <= self.line], None) if own else []
+        return self.store._catalog.inherited(self.name, self.line)
 
     def _newest(self) -> Checkpoint | None:
         members = self._members()

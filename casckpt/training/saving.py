@@ -45,6 +45,7 @@ class LoopSaver:
         self._pending: PendingSave | None = None
         self.since = Since(saved_at_s=time.monotonic())
         self.last: Checkpoint | None = None
+        self._parent_id = run._parent_id
         self._durable_s = 0.0
 
     def save(
@@ -98,7 +99,7 @@ class LoopSaver:
             line=run.line,
             batch=batch,
             reasons=reasons,
-            parent=run._parent_id,
+            parent=self._parent_id,
             config=extra.encode(),
             captured=(*randomness.names(streams), *(("position of the loader",) if middle else ())),
             missing=missing,
@@ -157,6 +158,8 @@ class LoopSaver:
 
     def _note(self, checkpoint: Checkpoint) -> None:
         self.last = checkpoint
+        if not keeping.ROLLING.issuperset(checkpoint.reasons):
+            self._parent_id = self._run._parent_id = checkpoint.id
         self.since.cost_s = checkpoint.stall_s
         self._durable_s = checkpoint.durable_s
         self._run._saved = checkpoint

@@ -8,12 +8,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from casckpt.checkpoint.history import History, history_of
-from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.lines import read_view, visible
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import ALL_LINES, Ref, rank
 from casckpt.errors import NotFound
 from casckpt.training import progress, runlock
-from casckpt.training.lines import Line, RunRecord, read_record, read_records
+from casckpt.training.lines import Line, RunRecord, encode, read_record, read_records
 from casckpt.training.series import logged
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def _with_record(
     line = record.lines.get(record.current)
     if line is None:
         return info
-    mine = [one for one in visible(members, line.number) if one.line == line.number]
-    last = mine[-1] if mine else info.last
+    seen = visible(members, None, read_view(run, encode(record)))
+    last = seen[-1] if seen else None
     best = None
     if line.monitor and line.mode in ("min", "max") and members:
-        ranked = rank(visible(members, None), line.monitor, line.mode)  # type: ignore[arg-type]
+        ranked = rank(seen, line.monitor, line.mode)  # type: ignore[arg-type]
         best = ranked[0][1] if ranked else None
     return replace(
         info,

@@ -1,0 +1,163 @@
+"""Positions inside an epoch, steps without epochs, and loaders that cannot be put back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from casckpt.errors import BadRequest
+from casckpt.training import position
+
+
+class PowerCut(Exception):
+    pass
+
+
+def epochs_script(store, name, loader_of, *, cut=None, accumulate=1, total=3, every_s=0.0):
+    """Train with draws in every batch; `cut` is the number of batches after which it dies."""
+    random.seed(1)
+    state = {"seen": [], "draws": []}
+    count = 0
+    with store.run(name) as run:
+        for epoch in run.epochs(total, state):
+            order = random.random()  # drawn before the loader begins
+            for batch in run.batches(loader_of(), accumulate=accumulate, save_every_s=every_s):
+                count += 1
+                if count == cut:
+                    raise PowerCut
+                state["seen"].append((epoch, batch))
+                state["draws"].append((order, random.random()))
+    return state
+
+
+class Stateful:
+    """A loader with state_dict that shuffles with python's generator."""
+
+    def __init__(self):
+        self.order, self.at = None, 0
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        if self.order is None:
+            self.order, self.at = random.sample(range(5), 5), 0
+        while self.at < 5:
+            self.at += 1
+            yield self.order[self.at - 1]
+        self.order = None
+
+    def state_dict(self):
+        return {"order": self.order, "at": self.at}
+
+    def load_state_dict(self, state):
+        self.order, self.at = state["order"], state["at"]
+
+
+class Shuffled:
+    """A sequence whose iteration draws, as torch's sampler does."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        raise IndexError
+
+    def __iter__(self):
+        return iter(random.sample(range(5), 5))
+
+
+@pytest.mark.parametrize("loader_of", [lambda: list(range(5)), Stateful, Shuffled])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_cut_inside_an_epoch_changes_nothing(store, name, loader_of, accumulate):
+    whole = epochs_script(store, f"{name}-whole", loader_of, accumulate=accumulate)
+    for cut in (4, 3, 6):
+        with pytest.raises(PowerCut):
+            epochs_script(store, name, loader_of, cut=cut, accumulate=accumulate)
+    assert epochs_script(store, name, loader_of, accumulate=accumulate) == whole
+
+
+def test_positions_are_at_multiples_of_accumulate(store, name):
+    with pytest.raises(PowerCut):
+        epochs_script(store, name, lambda: list(range(9)), cut=8, accumulate=3)
+    newest = store.latest(name)
+    assert (newest.step, newest.batch, newest.reasons) == (0, 6, ("latest",))
+    assert "position of the loader" in newest.captured
+
+
+def test_a_loader_that_cannot_be_put_back_is_saved_at_boundaries_only(store, name):
+    with pytest.raises(PowerCut):
+        epochs_script(store, name, lambda: iter(range(4)), cut=7)
+    newest = store.latest(name)
+    assert newest.position == (1, 0)
+    assert newest.missing == ("position of the loader",)
+
+
+def test_a_second_pass_in_an_epoch_is_only_passed_on(store, name):
+    state = {"n": 0}
+    with store.run(name) as run:
+        for _ in run.epochs(2, state):
+            for _ in run.batches([1, 2], save_every_s=None):
+                state["n"] += 1
+            assert list(run.batches([7, 8, 9], save_every_s=0)) == [7, 8, 9]
+    assert [one.position for one in store.checkpoints(name)] == [(2, 0)]
+
+
+def test_batches_outside_an_epoch(store, name):
+    run = store.run(name)
+    with pytest.raises(BadRequest, match="outside an epoch"):
+        run.batches([1])
+    run.close()
+
+
+def steps_script(store, name, total, *, cut=None, accumulate=1, **options):
+    random.seed(2)
+    state = {"seen": []}
+    count = 0
+    with store.run(name) as run:
+        for step, batch in run.steps(total, state, Shuffled(), accumulate=accumulate, **options):
+            count += 1
+            if count == cut:
+                raise PowerCut
+            state["seen"].append((step, batch, random.random()))
+            run.log(loss=step)
+    return state
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_go_on_inside_a_pass(store, name, accumulate):
+    options = {"accumulate": accumulate, "save_latest_s": 0.0}
+    whole = steps_script(store, f"{name}-whole", 17, **options)
+    for cut in (8, 3, 4):
+        with pytest.raises(PowerCut):
+            steps_script(store, name, 17, cut=cut, **options)
+    assert steps_script(store, name, 17, **options) == whole
+    assert whole["seen"][-1][0] == 17
+
+
+def test_steps_keep_every_and_best(store, name):
+    steps_script(store, name, 10, save_every=4, monitor="loss", mode="min", save_latest_s=None)
+    found = {one.step: one.reasons for one in store.checkpoints(name)}
+    assert found == {1: ("best",), 4: ("every",), 8: ("every",), 10: ("final",)}
+
+
+def test_steps_over_a_stream_say_what_is_missing(store, name):
+    state = {"n": 0}
+    with store.run(name) as run:
+        for _ in run.steps(3, state, iter(range(99))):
+            state["n"] += 1
+    assert store.latest(name).missing == ("position of the loader",)
+
+
+def test_an_empty_loader(store, name):
+    with pytest.raises(BadRequest, match="empty"), store.run(name) as run:
+        list(run.steps(3, {}, []))
+
+
+def test_kinds_of_loaders():
+    assert position.kind_of([1]) == "replay"
+    assert position.kind_of(range(3)) == "replay"
+    assert position.kind_of(Stateful()) == "own"
+    assert position.kind_of(iter([1])) == "none"
+    assert position.kind_of(x for x in "ab") == "none"

@@ -1,0 +1,210 @@
+"""The loop over epochs, through the public Store: what it yields, saves and keeps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from casckpt import Every, KeepLast, State
+from casckpt.errors import BadRef, BadRequest, TreeMismatch
+
+
+def test_a_run_that_was_never_interrupted(train):
+    assert train(5)["epochs"] == [1, 2, 3, 4, 5]
+    assert train.reasons == {5: ("final",)}
+
+
+def test_the_same_call_goes_on_after_the_last_durable_epoch(train):
+    train.until(5, stop_at=4)
+    assert train(5)["epochs"] == [1, 2, 3, 4, 5]
+    assert train.seen == [4, 5]
+
+
+def test_a_finished_loop_restores_and_yields_nothing(train):
+    train(3)
+    assert train(3)["epochs"] == [1, 2, 3]
+    assert train.seen == []
+    assert train(2)["epochs"] == [1, 2, 3]
+    assert train.seen == []
+
+
+def test_a_larger_total_reopens_a_finished_loop(train):
+    train(3)
+    assert train(5)["epochs"] == [1, 2, 3, 4, 5]
+    assert train.seen == [4, 5]
+
+
+def test_what_is_kept(train):
+    train(7, save_every=3, monitor="loss", mode="min", loss=lambda epoch: abs(epoch - 4))
+    assert train.reasons == {
+        3: ("every", "best"),
+        4: ("best",),
+        6: ("every",),
+        7: ("final",),
+    }
+
+
+def test_rolling_ones_go_past_the_trash_and_beaten_ones_into_it(train, store, name):
+    train(4, monitor="loss", mode="min", loss=lambda epoch: {1: 2, 2: 1}.get(epoch, 5))
+    assert train.steps == [2, 4]
+    assert [one.step for one in store.checkpoints(name, trash=True)] == [1]
+
+
+def test_without_latest_only_what_has_a_reason_is_saved(train):
+    train.until(9, stop_at=6, save_every=4, save_latest=False)
+    assert train.steps == [4]
+    assert train(9, save_every=4, save_latest=False)["epochs"] == list(range(1, 10))
+    assert train.steps == [4, 8, 9]
+
+
+def test_keep_chooses_among_every_and_best(train):
+    train(9, save_every=2, monitor="loss", mode="min", keep=KeepLast(2))
+    assert train.steps == [1, 6, 8, 9]
+
+
+def test_a_tagged_rolling_checkpoint_stays(train, store, name):
+    train.until(4, stop_at=3)
+    store.tag(f"{name}@2", "paper")
+    train(4)
+    assert train.steps == [2, 4]
+
+
+def test_at_end_best_leaves_the_best_state(train):
+    options = {"monitor": "loss", "mode": "min", "at_end": "best"}
+    state = train(6, loss=lambda epoch: abs(epoch - 2), **options)
+    assert state["epochs"] == [1, 2]
+    assert train(6, **options)["epochs"] == [1, 2]
+    assert train.seen == []
+
+
+def test_patience_ends_early_and_survives_a_resume(train):
+    options = {"monitor": "loss", "mode": "min", "patience": 3}
+    train.until(20, stop_at=4, **options)
+    train(20, **options)
+    assert train.seen == [4]
+    assert train.reasons[4] == ("final",)
+    train(20, **options)
+    assert train.seen == []
+    train(20, **{**options, "patience": 5})
+    assert train.seen == [5, 6]
+
+
+def test_nan_is_never_best_and_wears_patience_down(train, store, name):
+    values = {1: math.nan, 2: 3.0, 3: math.inf, 4: -math.inf}
+    train(4, monitor="loss", mode="min", loss=values.get)
+    assert store.run(name).info.best.step == 2
+    assert math.isnan(store.history(name)["loss"][0][1])
+
+
+def test_every_by_time_and_by_overhead(train):
+    train(3, save_every=Every(seconds=1e-9))
+    assert all("every" in reasons for reasons in train.reasons.values())
+    with pytest.raises(BadRequest):
+        Every(seconds=1, epochs=2)
+    with pytest.raises(BadRequest):
+        Every(overhead=0.9)
+
+
+def test_break_saves_nothing_of_its_epoch(train, store, name):
+    state = {"epochs": []}
+    with store.run(name) as run:
+        for epoch in run.epochs(5, state):
+            state["epochs"].append(epoch)
+            if epoch == 3:
+                break
+    assert train.steps == [2]
+    assert store.run(name).info.status == "stopped"
+
+
+def test_run_stop_ends_after_the_body_and_saves(train, store, name):
+    state = {"epochs": [], "value": 0.0}
+    with store.run(name) as run:
+        for epoch in run.epochs(5, state):
+            state["epochs"].append(epoch)
+            if epoch == 2:
+                run.stop("enough")
+    assert state["epochs"] == [1, 2]
+    info = store.run(name).info
+    assert (info.status, info.reason) == ("stopped", "enough")
+    assert train.reasons == {2: ("stop",)}
+    assert train(4)["epochs"] == [1, 2, 3, 4]
+    assert 2 not in train.reasons
+
+
+def test_a_state_object_is_filled_in_place(store, name):
+    def script(total):
+        state = State(value=0, losses=[])
+        losses = state.losses
+        with store.run(name) as run:
+            for epoch in run.epochs(total, state):
+                state.value += epoch
+                state.losses.append(epoch)
+        assert state.losses is losses
+        return state.value
+
+    assert script(2) == 3
+    assert script(4) == 10
+
+
+def test_a_state_that_does_not_fit_is_refused_untouched(store, name):
+    with store.run(name) as run:
+        for _ in run.epochs(1, {"a": [1, 2], "b": 1}):
+            pass
+    other = {"a": [1, 2], "c": 5}
+    with pytest.raises(TreeMismatch), store.run(name) as run:
+        run.epochs(2, other)
+    assert other == {"a": [1, 2], "c": 5}
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        (BadRef, {"monitor": "loss"}),
+        (BadRequest, {"patience": 3}),
+        (BadRequest, {"at_end": "best"}),
+        (BadRequest, {"at_end": "first"}),
+        (BadRequest, {"save_every": 0}),
+        (BadRequest, {"keep": 3}),
+        (BadRequest, {"monitor": "loss", "mode": "min", "patience": 0}),
+    ],
+)
+def test_options_that_make_no_sense(store, name, error, options):
+    run = store.run(name)
+    with pytest.raises(error):
+        run.epochs(3, {}, **options)
+    run.close()
+
+
+@pytest.mark.parametrize("state", [3, None, (1, 2), "x"])
+def test_a_state_that_cannot_be_restored_into(store, name, state):
+    run = store.run(name)
+    with pytest.raises(BadRequest, match="the state is a"):
+        run.epochs(3, state)
+    run.close()
+
+
+def test_generators_go_on_where_they_were(store, name):
+    import random
+
+    np = pytest.importorskip("numpy")
+
+    def script(stop_at=None):
+        random.seed(4)
+        np.random.seed(4)
+        state = {"draws": []}
+        with store.run(name if stop_at or interrupted else f"{name}-whole") as run:
+            for epoch in run.epochs(6, state):
+                if epoch == stop_at:
+                    raise RuntimeError
+                state["draws"].append((random.random(), float(np.random.rand())))
+        return state["draws"]
+
+    interrupted = False
+    whole = script()
+    for stop_at in (2, 5):
+        with pytest.raises(RuntimeError):
+            script(stop_at)
+    interrupted = True
+    assert script() == whole
+    assert store.latest(name).captured[:2] == ("rng python", "rng numpy")
