@@ -1,0 +1,166 @@
+"""A Store and a dict are driven by the same random calls and must agree after each.
+
+Steps: save (new content, same content, replaced), delete, undelete, tag, gc with and without grace,
+loss of the index, closing and opening again. After each, every checkpoint the dict knows restores to
+what was saved, and nothing else is listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+import casckpt
+from casckpt.errors import StepExists
+
+RUNS = ("a", "b/c")
+SEEDS = st.integers(0, 5)
+
+
+def _state(seed: int) -> dict[str, object]:
+    """Return a state that shares most bytes with its neighbours: chunks recur, deltas pay."""
+    weights = np.arange(40_000, dtype=np.float32) * np.float32(0.001)
+    weights[seed * 100 : seed * 100 + 50] += np.float32(1e-3)
+    return {"w": weights, "seed": seed, "text": "x" * (3000 + seed), "small": np.full(9, seed)}
+
+
+def _equal(state: object, seed: int) -> bool:
+    expected = _state(seed)
+    return (
+        isinstance(state, dict)
+        and list(state) == list(expected)
+        and np.array_equal(state["w"], expected["w"])
+        and np.array_equal(state["small"], expected["small"])
+        and (state["seed"], state["text"]) == (seed, expected["text"])
+    )
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The rules; `live` and `trash` say what the store must hold: (run, step) -> seed."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="casckpt-machine-"))
+        self.live: dict[tuple[str, int], int] = {}
+        self.trash: dict[tuple[str, int], int] = {}
+        self.tags: set[tuple[str, int]] = set()
+        self.store = casckpt.open(self.folder / "s")
+
+    def _last(self, run: str) -> int:
+        return max((step for name, step in self.live if name == run), default=-1)
+
+    @rule(run=st.sampled_from(RUNS), seed=SEEDS, gap=st.integers(1, 3))
+    def save(self, run: str, seed: int, gap: int) -> None:
+        step = self._last(run) + gap
+        checkpoint = self.store.save(run, _state(seed), step=step, metrics={"m": seed})
+        assert checkpoint.step == step
+        self.live[run, step] = seed
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), seed=SEEDS, replace=st.booleans())
+    def save_again(self, data: st.DataObject, seed: int, replace: bool) -> None:
+        run, step = data.draw(st.sampled_from(sorted(self.live)))
+        place = (run, step)
+        allowed = seed == self.live[place] or (replace and place not in self.tags)
+        try:
+            self.store.save(run, _state(seed), step=step, replace=replace)
+        except StepExists:
+            assert not allowed
+            return
+        assert allowed
+        if seed != self.live[place]:
+            self.trash[place] = self.live[place]
+            self.live[place] = seed
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        place = data.draw(st.sampled_from(sorted(self.live)))
+        self.store.delete(f"{place[0]}@{place[1]}")
+        self.trash[place] = self.live.pop(place)
+        self.tags.discard(place)
+
+    @precondition(lambda self: set(self.trash) - set(self.live))
+    @rule(data=st.data())
+    def undelete(self, data: st.DataObject) -> None:
+        place = data.draw(st.sampled_from(sorted(set(self.trash) - set(self.live))))
+        self.store.undelete(f"{place[0]}@{place[1]}")
+        self.live[place] = self.trash.pop(place)
+        # A tag goes into the trash and comes back with its checkpoint.
+        if self.store.get(f"{place[0]}@{place[1]}").tags:
+            self.tags.add(place)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def tag(self, data: st.DataObject) -> None:
+        run, step = data.draw(st.sampled_from(sorted(self.live)))
+        if (run, step) not in self.tags:
+            self.store.tag(f"{run}@{step}", f"t{step}-{len(self.tags)}-{len(self.trash)}")
+            self.tags.add((run, step))
+
+    @rule(now=st.booleans())
+    def collect(self, now: bool) -> None:
+        self.store.gc(now=now)
+        if now:
+            self.trash.clear()
+
+    @precondition(lambda self: self.live)
+    @rule(run=st.sampled_from(RUNS), count=st.integers(1, 3))
+    def keep_last(self, run: str, count: int) -> None:
+        steps = sorted(step for name, step in self.live if name == run)
+        if not steps:
+            return
+        plan = self.store.plan_gc(casckpt.KeepLast(count), run)
+        kept = {checkpoint.step for checkpoint in plan.keep}
+        expected = set(steps[-count:]) | {step for name, step in self.tags if name == run}
+        assert kept == expected
+        self.store.gc(plan)
+        for step in set(steps) - kept:
+            self.trash[run, step] = self.live.pop((run, step))
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = casckpt.open(self.folder / "s")
+
+    @rule()
+    def lose_the_index(self) -> None:
+        self.store.close()
+        for index in (self.folder / "s").glob("index.*/data.mdb"):
+            index.unlink()
+        casckpt.api.repair_store(self.folder / "s", rebuild_index=True, accept=True)
+        self.store = casckpt.open(self.folder / "s")
+
+    @invariant()
+    def agrees(self) -> None:
+        listed = {(checkpoint.run, checkpoint.step) for checkpoint in self.store.checkpoints()}
+        assert listed == set(self.live)
+        for (run, step), seed in self.live.items():
+            assert _equal(self.store.restore(f"{run}@{step}"), seed)
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            assert not self.store.verify().damaged
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+
+StoreMachine.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestStoreMachine = StoreMachine.TestCase
