@@ -56,6 +56,7 @@ __all__ = [
 # Floors 3 and 4 meet tensors and must not know torch: this is where they are introduced.
 register_lazy("torch", "casckpt.adapters.torch")
 register_lazy("xgboost", "casckpt.adapters.xgboost_parts")
+register_lazy("optuna", "casckpt.adapters.optuna_storage")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")
 
 _NUMBER: Final = re.compile(r"\d+")

@@ -1,0 +1,405 @@
+"""Optuna: a study that goes on where it was, trial by trial and inside a trial.
+
+A sampler's random state is not in Optuna's storage, so a study that is simply loaded repeats
+itself or goes elsewhere. Here every trial has a sampler of its own, seeded by the study's seed and
+the trial's number: what it draws depends on nothing but those and the trials before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import optuna
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from casckpt.adapters.optuna_storage import HANDLER as HANDLER
+from casckpt.adapters.optuna_storage import RowsStorage, add_trials
+from casckpt.errors import BadRequest
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+    from casckpt.training.run import Run
+
+SamplerOf = Callable[[int], optuna.samplers.BaseSampler]
+"""Seed to sampler."""
+
+_RELATIVE: Final = "casckpt:relative"
+_ELAPSED: Final = "casckpt:elapsed_s"
+_READY: Final = "casckpt:ready"
+_PART: Final = "trials"
+_FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def optimize(
+    run: Run,
+    objective: Callable[[optuna.Trial], Any],
+    n_total: int,
+    *,
+    sampler: SamplerOf | None = None,
+    seed: int = 0,
+    direction: str | None = None,
+    directions: Sequence[str] | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    timeout_total_s: float | None = None,
+    n_jobs: int = 1,
+    catch: type[Exception] | tuple[type[Exception], ...] = (),
+    callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]] = (),
+) -> optuna.Study:
+    """Run trials until there are `n_total`; the same call goes on after a kill.
+
+    Every step of a trial is durable when Optuna's call returns. A trial whose process died goes
+    on with the same number and the parameters it had; with `trial_run` also from its checkpoint.
+    With one job, an interrupted study has the same trials as an uninterrupted one. The study is
+    saved to the run after every trial, the number of finished ones being the step.
+
+    Args:
+        run: the run; each of its lines has a study of its own.
+        objective: as for `Study.optimize`.
+        n_total: trials in all: complete, pruned, failed and inherited ones. A larger one goes on.
+        sampler: seed to sampler, called for every trial; None for TPE.
+        seed: what the seeds of the trials come from.
+        direction: "minimize" or "maximize".
+        directions: of several objectives.
+        pruner: as in Optuna.
+        timeout_total_s: no trial begins after so many seconds of work in all sessions.
+        n_jobs: threads. With more than one, trials see what happens to be finished.
+        catch: exceptions that fail a trial and not the study.
+        callbacks: called with the study and each finished trial.
+
+    Returns:
+        The study, on its storage.
+
+    Raises:
+        BadRequest: the stored study has other directions, or a number is below 1.
+        RunBusy: another live process works on the run.
+        Stopped: somebody asked for it; the trial at hand goes on the next time.
+    """
+    if n_total < 1 or n_jobs < 1:
+        raise BadRequest(f"{n_total} trials, {n_jobs} jobs", "both are from 1 on")
+    own = storage(run)
+    per_trial = PerTrialSampler(sampler or _tpe, seed)
+    wanted = [one.lower() for one in directions or [direction or "minimize"]]
+    if not set(wanted) <= {"minimize", "maximize"}:
+        raise BadRequest(f"direction {wanted}", "", "it is 'minimize' or 'maximize'")
+    study = _study(run, own, wanted, per_trial, pruner)
+    work = _Work(run, study, objective, n_total, timeout_total_s, _as_tuple(catch), callbacks)
+    if work.is_over:
+        return study
+    run._begin(None)
+    work.begin()
+    if n_jobs == 1:
+        work.loop()
+    else:
+        with ThreadPoolExecutor(n_jobs, thread_name_prefix="casckpt-trial") as pool:
+            for future in [pool.submit(work.loop) for _ in range(n_jobs)]:
+                future.result()
+    run._part_done = True
+    return study
+
+
+def trial_run(trial: optuna.Trial) -> Run:
+    """Return the run of a trial, for `with`: it goes on from its own checkpoint.
+
+    Its name is that of the study's run with "/trial-N".
+
+    Raises:
+        BadRequest: the study is not on the storage of a run.
+    """
+    run = getattr(trial.study._storage, "casckpt_run", None)
+    if run is None:
+        raise BadRequest(
+            "this trial belongs to no run",
+            "its study is not stored in a run of this process",
+            "use casckpt.optuna.optimize, or storage=casckpt.optuna.storage(run)",
+        )
+    child: Run = run.child(f"trial-{trial.number}")
+    return child
+
+
+def storage(
+    run: Run,
+    *,
+    heartbeat_interval_s: int | None = None,
+    stale_trial_callback: Callable[[Any, Any], None] | None = None,
+) -> RowsStorage:
+    """Return Optuna's storage on a line of a run, for those who drive the study themselves.
+
+    Args:
+        run: the run.
+        heartbeat_interval_s: see `RowsStorage`.
+        stale_trial_callback: see `RowsStorage`.
+    """
+    return RowsStorage(
+        run,
+        heartbeat_interval_s=heartbeat_interval_s,
+        stale_trial_callback=stale_trial_callback,
+    )
+
+
+class PerTrialSampler(optuna.samplers.BaseSampler):
+    """Asks a sampler of each trial's own.
+
+    Args:
+        make: seed to sampler.
+        seed: of the study.
+    """
+
+    def __init__(self, make: SamplerOf, seed: int) -> None:
+        self._make = make
+        self._seed = seed
+        self._samplers: dict[int, optuna.samplers.BaseSampler] = {}
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Pass on, unless the trial goes on in another process: then it was done."""
+        if _RELATIVE not in trial.system_attrs:
+            self._of(trial).before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return what is sampled together; as it was, if the trial goes on."""
+        stored = trial.system_attrs.get(_RELATIVE)
+        if stored is not None:
+            return {name: json_to_distribution(text) for name, (_, text) in stored.items()}
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return what was sampled together, and keep it: a sampler may count its calls."""
+        stored = trial.system_attrs.get(_RELATIVE)
+        if stored is not None:
+            return {
+                name: search_space[name].to_external_repr(value)
+                for name, (value, _) in stored.items()
+            }
+        sampled = self._of(trial).sample_relative(study, trial, search_space)
+        study._storage.set_trial_system_attr(
+            trial._trial_id,
+            _RELATIVE,
+            {
+                name: [
+                    search_space[name].to_internal_repr(value),
+                    distribution_to_json(search_space[name]),
+                ]
+                for name, value in sampled.items()
+            },
+        )
+        return sampled
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Sample one parameter, by a seed of its own: those before it may be stored already."""
+        inner = self._make(seed_of(self._seed, trial.number, param_name))
+        return inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Pass on, and forget the trial's sampler."""
+        self._of(trial).after_trial(study, trial, state, values)
+        self._samplers.pop(trial.number, None)
+
+    def reseed_rng(self) -> None:
+        """Do nothing: seeds come from numbers of trials."""
+
+    def _of(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
+        found = self._samplers.get(trial.number)
+        if found is None:
+            found = self._samplers[trial.number] = self._make(seed_of(self._seed, trial.number))
+        return found
+
+
+def seed_of(seed: int, number: int, name: str = "") -> int:
+    """Return the seed of a trial, or of one parameter of it: 31 bits."""
+    digest = hashlib.sha256(f"casckpt trial {seed} {number} {name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+class _Work:
+    """The trials that are left, shared by the threads that do them."""
+
+    def __init__(
+        self,
+        run: Run,
+        study: optuna.Study,
+        objective: Callable[[optuna.Trial], Any],
+        n_total: int,
+        timeout_total_s: float | None,
+        catch: tuple[type[Exception], ...],
+        callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]],
+    ) -> None:
+        self._run = run
+        self._study = study
+        self._objective = objective
+        self._n_total = n_total
+        self._timeout_total_s = timeout_total_s
+        self._catch = catch
+        self._callbacks = callbacks
+        self._lock = threading.Lock()
+        self._failed = False
+        self._open = 0
+        self._began_s = time.monotonic()
+        self._elapsed_before_s = float(self._attrs().get(_ELAPSED, 0.0))
+        self._dead = [
+            trial._trial_id
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        ]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are enough trials, and the study is saved."""
+        done = self._finished()
+        checkpoint, _ = self._run._position()
+        is_saved = checkpoint is not None and checkpoint.step >= done
+        return (done >= self._n_total or self._is_late()) and is_saved
+
+    def begin(self) -> None:
+        """Save the trials that finished just before their process died."""
+        self._note()
+
+    def loop(self) -> None:
+        """Do trials until there are enough."""
+        try:
+            while (trial := self._next()) is not None:
+                try:
+                    self._do(trial)
+                finally:
+                    with self._lock:
+                        self._open -= 1
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _next(self) -> optuna.Trial | None:
+        self._run.check_stop()
+        with self._lock:
+            if self._failed or self._is_late():
+                return None
+            if self._dead:
+                # Nobody else works on the run, so who was at it is dead.
+                trial = optuna.Trial(self._study, self._dead.pop(0))
+            elif self._finished() + self._open < self._n_total:
+                trial = self._study.ask()
+            else:
+                return None
+            self._open += 1
+            return trial
+
+    def _do(self, trial: optuna.Trial) -> None:
+        error: Exception | None = None
+        value: Any = None
+        state: TrialState | None = None
+        try:
+            value = self._objective(trial)
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except Exception as exc:
+            error, state = exc, TrialState.FAIL
+        # Stopped and Ctrl+C are no Exceptions: such a trial stays running, and goes on.
+        told = self._study.tell(trial, value, state=state)
+        with self._lock:
+            self._study._storage.set_study_system_attr(
+                self._study._study_id, _ELAPSED, self._elapsed_s()
+            )
+            self._note()
+        for callback in self._callbacks:
+            callback(self._study, told)
+        if error is not None and not isinstance(error, self._catch):
+            raise error
+
+    def _note(self) -> None:
+        """Save the study unless it is saved with as many trials."""
+        done = self._finished()
+        self._run.note_progress(_PART, done, self._n_total)
+        checkpoint, _ = self._run._position()
+        if done and (checkpoint is None or checkpoint.step < done):
+            metrics = {}
+            complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if complete and len(self._study.directions) == 1:
+                metrics = {"best_value": self._study.best_value}
+            self._run.save({"study": self._study}, done, metrics=metrics)
+
+    def _finished(self) -> int:
+        return len(self._study.get_trials(deepcopy=False, states=_FINISHED))
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + time.monotonic() - self._began_s
+
+    def _is_late(self) -> bool:
+        return self._timeout_total_s is not None and self._elapsed_s() >= self._timeout_total_s
+
+    def _attrs(self) -> dict[str, Any]:
+        return dict(self._study._storage.get_study_system_attrs(self._study._study_id))
+
+
+def _study(
+    run: Run,
+    own: RowsStorage,
+    wanted: list[str],
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner | None,
+) -> optuna.Study:
+    """Return the study of the run's line, made if it is new, with what the line inherits."""
+    study = optuna.create_study(
+        storage=own,
+        study_name=run.name,
+        load_if_exists=True,
+        directions=[StudyDirection[one.upper()] for one in wanted],
+        sampler=sampler,
+        pruner=pruner,
+    )
+    have = study
+    if _READY not in own.get_study_system_attrs(study._study_id):
+        have = _inherited(run) or study
+    if (found := [one.name.lower() for one in have.directions]) != wanted:
+        raise BadRequest(
+            f"the study of {run.name} is to {', '.join(found)}",
+            f"now it is asked to {', '.join(wanted)}",
+            "use another run, or resume='never' for a new study",
+        )
+    if have is not study:
+        # A kill in the middle leaves some of them; the rest comes the next time.
+        there = len(study.get_trials(deepcopy=False))
+        add_trials(study, have.get_trials(deepcopy=False)[there:])
+        for key, value in have.user_attrs.items():
+            study.set_user_attr(key, value)
+    if _READY not in own.get_study_system_attrs(study._study_id):
+        own.set_study_system_attr(study._study_id, _READY, True)
+    return study
+
+
+def _inherited(run: Run) -> optuna.Study | None:
+    """Return the study of the checkpoint that the line began at."""
+    checkpoint, _ = run._position()
+    state = None if checkpoint is None else run.store.restore(checkpoint)
+    study = state.get("study") if isinstance(state, dict) else None
+    return study if isinstance(study, optuna.Study) else None
+
+
+def _tpe(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def _as_tuple(
+    catch: type[Exception] | tuple[type[Exception], ...],
+) -> tuple[type[Exception], ...]:
+    return catch if isinstance(catch, tuple) else (catch,)
