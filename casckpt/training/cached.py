@@ -1,0 +1,134 @@
+"""`run.cached`: a function's result, kept for as long as function and arguments stay the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.errors import CasckptError, Corrupt, Deleted
+from casckpt.logs import logger
+from casckpt.store import layout, rows
+from casckpt.training import fingerprint_files, results, stage_rows
+from casckpt.training.fingerprint import Fingerprinter
+from casckpt.training.fingerprint_files import FileHashes
+
+if TYPE_CHECKING:
+    from casckpt.store import Repository
+    from casckpt.training.run import Run
+
+PREFIX: Final = b"c\0"
+"""FORMAT: rows of `cache` that hold a cached value begin with this; then NAME, 0, its hash."""
+
+_TELL_ABOVE_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """What the cache of a store holds under one name.
+
+    Attributes:
+        kind: "value" of `cached`, "stage" shared by runs, or "files": hashes of files.
+        name: the name it was given.
+        count: how many values or results.
+        manifests: hex ids of what is kept in packs; the rest is in the index.
+    """
+
+    kind: str
+    name: str
+    count: int
+    manifests: tuple[str, ...]
+
+
+def run_cached(
+    run: Run, name: str, fn: Callable[..., Any], args: Any, kwargs: Any, version: str
+) -> Any:
+    """Return what `fn` returned for these arguments, or call it; see `Run.cached`."""
+    stage_rows.check_name(name)
+    repository = run.repository
+    files = FileHashes(repository)
+    try:
+        identity = Fingerprinter(files).of((name, str(version), fn, args, kwargs), f"cached {name}")
+    finally:
+        files.save()
+    key = PREFIX + rows.name_part(name) + b"\0" + identity
+    row = repository.row("cache", key)
+    if row is not None:
+        try:
+            value = results.read(repository, row, f"cached {name}")
+        except (Corrupt, Deleted) as exc:
+            logger.warning("%s: %s; it is computed again", run.name, exc.what)
+            _remove(repository, [key])
+        else:
+            seconds = results.parse(row)[1][1].get("seconds", 0.0)
+            if seconds >= _TELL_ABOVE_S:
+                logger.info("%s: %s loaded; it took %.0f s once", run.name, name, seconds)
+            return value
+    began_s = time.monotonic()
+    value = fn(*args, **kwargs)
+    numbers = {"seconds": time.monotonic() - began_s}
+    for _ in results.write(repository, [results.pending("cache", key, name, value, numbers)]):
+        pass
+    return value
+
+
+def entries(repository: Repository) -> list[CacheEntry]:
+    """Return what the cache of a store holds, by kind and name."""
+    found: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    for key, row in repository.rows("cache"):
+        described = _describe(key, row)
+        if described is not None:
+            count, manifests = found.get(described, (0, []))
+            manifests.extend(root.hex() for root in row.roots)
+            found[described] = count + 1, manifests
+    return [
+        CacheEntry(kind, name, count, tuple(manifests))
+        for (kind, name), (count, manifests) in sorted(found.items())
+    ]
+
+
+def drop(repository: Repository, name: str) -> int:
+    """Remove what `cached` and shared stages keep under a name; return how many rows.
+
+    The bytes are freed by gc.
+    """
+    stage_rows.check_name(name)
+    part = rows.name_part(name) + b"\0"
+    keys = [
+        key
+        for prefix in (PREFIX, stage_rows.SHARED)
+        for key, _ in repository.rows("cache", prefix + part)
+    ]
+    _remove(repository, keys)
+    return len(keys)
+
+
+def _describe(key: bytes, row: rows.Row) -> tuple[str, str] | None:
+    """Return (kind, name) of a row; None for notes."""
+    if key.startswith(fingerprint_files.PREFIX):
+        return "files", ""
+    kind = "value" if key.startswith(PREFIX) else "stage"
+    head = key[len(PREFIX) :]
+    if head[:1] != b"\x01":
+        name, _, rest = head.partition(b"\0")
+        text = name.decode("utf-8", "replace")
+    else:
+        # The name was too long for a key: its hash stands for it.
+        text, rest = head[1:33].hex(), head[34:]
+    if kind == "stage" and not rest.startswith(b"d"):
+        return None
+    try:
+        if kind == "value":
+            text = results.parse(row)[1][0]
+    except CasckptError:
+        logger.debug("a row of the cache does not decode")
+    return kind, text
+
+
+def _remove(repository: Repository, keys: list[bytes]) -> None:
+    from casckpt.store.commits import RowWrite
+
+    for start in range(0, len(keys), layout.ONE_TRANSACTION_ROWS):
+        group = keys[start : start + layout.ONE_TRANSACTION_ROWS]
+        repository.write_rows([RowWrite("cache", key, None) for key in group])

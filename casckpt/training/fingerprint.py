@@ -1,0 +1,379 @@
+"""What a value is, as a hash: the same content gives the same fingerprint, in every process.
+
+Values are written in one possible spelling, tagged and with their lengths, and hashed. Large
+parts (arrays, files) go in as hashes of their own. A `Path` stands for what it names, a `str` for
+its text, a function for its source and what it calls in its package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import pathlib
+import re
+import struct
+import types
+import uuid
+from collections.abc import Callable, Mapping, Set
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt import native
+from casckpt.checkpoint.leaves import root_of
+from casckpt.checkpoint.manifest import canonical
+from casckpt.errors import BadLeaf, BadRequest
+
+if TYPE_CHECKING:
+    from casckpt.training.fingerprint_code import CodeWriter
+    from casckpt.training.fingerprint_files import FileHashes
+
+_LENGTH: Final = struct.Struct("<Q")
+_FLOAT: Final = struct.Struct("<d")
+_COMPLEX: Final = struct.Struct("<dd")
+
+_BY_REPR: Final = (
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    datetime.tzinfo,
+    decimal.Decimal,
+    fractions.Fraction,
+    uuid.UUID,
+    range,
+    slice,
+    re.Pattern,
+    type(Ellipsis),
+    type(NotImplemented),
+)
+"""Types whose repr says all there is to them."""
+
+_CODE: Final = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    functools.partial,
+    staticmethod,
+    classmethod,
+    type,
+)
+
+
+def fingerprint(*values: Any, **named: Any) -> str:
+    """Return the hash of values, as 64 hex digits.
+
+    Two values have the same fingerprint if they have the same type and content: numbers, text,
+    bytes, None, dates, containers, dataclasses, arrays, tensors, data frames, boosters. The order
+    of a dict's keys does not count. A `Path` means the file's content, or a folder's names and
+    contents; a `str` is text, even if it looks like a path. A function means its source, comments
+    and docstring left out, and that of what it calls in its package; its constants, defaults and
+    closure too.
+
+    Args:
+        values: any of these.
+        named: the same, with names that count.
+
+    Raises:
+        BadRequest: a value has no content that could be looked at, such as an open file or a
+            client; or a path cannot be read.
+    """
+    return Fingerprinter().of((values, named) if named else values).hex()
+
+
+class Fingerprinter:
+    """Takes fingerprints. Not thread safe.
+
+    Args:
+        files: what knows the hashes of files; None for one that remembers for this process.
+        lenient: let what has no fingerprint stand for its type; for notices, never for keys.
+    """
+
+    def __init__(self, files: FileHashes | None = None, *, lenient: bool = False) -> None:
+        self._files = files
+        self._code: CodeWriter | None = None
+        self.lenient = lenient
+
+    def of(self, value: Any, where: str = "the value") -> bytes:
+        """Return the fingerprint of one value: 32 bytes.
+
+        Args:
+            value: the value.
+            where: what errors call it.
+
+        Raises:
+            BadRequest: as `fingerprint`.
+        """
+        out = bytearray()
+        try:
+            self.write(value, out, where)
+        except RecursionError:
+            raise BadRequest(
+                f"{where} has no fingerprint", "it is nested too deeply, or contains itself"
+            ) from None
+        return native.blake3(out)
+
+    def write(self, value: Any, out: bytearray, where: str) -> None:
+        """Append the one spelling of a value."""
+        writer = _WRITERS.get(type(value))
+        if writer is not None:
+            writer(self, value, out, where)
+        else:
+            self._write_special(value, out, where)
+
+    # ---- exact types
+
+    def _none(self, value: None, out: bytearray, where: str) -> None:
+        out += b"N"
+
+    def _bool(self, value: bool, out: bytearray, where: str) -> None:
+        out += b"T" if value else b"F"
+
+    def _int(self, value: int, out: bytearray, where: str) -> None:
+        _put(out, b"i", b"%x" % value if value >= 0 else b"-%x" % -value)
+
+    def _float(self, value: float, out: bytearray, where: str) -> None:
+        out += b"f"
+        out += _FLOAT.pack(value)
+
+    def _complex(self, value: complex, out: bytearray, where: str) -> None:
+        out += b"c"
+        out += _COMPLEX.pack(value.real, value.imag)
+
+    def _str(self, value: str, out: bytearray, where: str) -> None:
+        _put(out, b"s", value.encode("utf-8", "surrogatepass"))
+
+    def _bytes(self, value: bytes | bytearray | memoryview, out: bytearray, where: str) -> None:
+        self.put_bytes(out, b"b", value)
+
+    def _list(self, value: Any, out: bytearray, where: str) -> None:
+        self._sequence(b"l", value, out, where)
+
+    def _tuple(self, value: Any, out: bytearray, where: str) -> None:
+        self._sequence(b"t", value, out, where)
+
+    def _sequence(self, tag: bytes, value: Any, out: bytearray, where: str) -> None:
+        out += tag
+        out += _LENGTH.pack(len(value))
+        for index, item in enumerate(value):
+            writer = _WRITERS.get(type(item))
+            if writer is not None and type(item) not in _CONTAINERS:
+                writer(self, item, out, where)
+            else:
+                self.write(item, out, f"{where}[{index}]")
+
+    def _dict(self, value: Mapping[Any, Any], out: bytearray, where: str) -> None:
+        parts = []
+        for key, item in value.items():
+            part = bytearray()
+            self.write(key, part, where)
+            self.write(item, part, f"{where}[{key!r:.40}]")
+            parts.append(bytes(part))
+        self._unordered(b"d", parts, out)
+
+    def _set(self, value: Set[Any], out: bytearray, where: str) -> None:
+        parts = []
+        for item in value:
+            part = bytearray()
+            self.write(item, part, where)
+            parts.append(bytes(part))
+        self._unordered(b"S", parts, out)
+
+    @staticmethod
+    def _unordered(tag: bytes, parts: list[bytes], out: bytearray) -> None:
+        out += tag
+        out += _LENGTH.pack(len(parts))
+        for part in sorted(parts):
+            out += _LENGTH.pack(len(part))
+            out += part
+
+    # ---- everything else
+
+    def _write_special(self, value: Any, out: bytearray, where: str) -> None:
+        if isinstance(value, pathlib.PurePath):
+            self._path(value, out, where)
+        elif isinstance(value, enum.Enum):
+            _put(out, b"E", f"{type(value).__qualname__}.{value.name}".encode())
+        elif isinstance(value, _CODE) or hasattr(value, "__wrapped__"):
+            self._code_writer().write(value, out, where)
+        elif isinstance(value, types.ModuleType):
+            self._code_writer().write_module(value, out)
+        elif isinstance(value, _BY_REPR):
+            _put(out, b"r", f"{type(value).__qualname__}:{value!r}".encode())
+        elif dataclasses.is_dataclass(value):
+            fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+            self._named(b"D", value, fields, out, where)
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            self._named(b"n", value, dict(zip(value._fields, value, strict=True)), out, where)
+        else:
+            self._write_foreign(value, out, where)
+
+    def _write_foreign(self, value: Any, out: bytearray, where: str) -> None:
+        root = type(value).__module__.partition(".")[0]
+        if root == "numpy" and hasattr(value, "tobytes"):
+            self._array(value, out, where)
+        elif root == "pandas" and hasattr(value, "index"):
+            self._frame(value, out, where)
+        elif root_of(value) is not None or callable(getattr(value, "state_dict", None)):
+            self._tree(value, out, where)
+        else:
+            for cls, writer in _BASES:
+                if isinstance(value, cls):
+                    # A class of its own with the content of a built-in: a config's DictConfig.
+                    _put(out, b"u", type(value).__qualname__.encode())
+                    writer(self, value, out, where)
+                    return
+            self.refuse(value, out, where)
+
+    def refuse(self, value: Any, out: bytearray, where: str) -> None:
+        """Raise for a value without a fingerprint; if lenient, write its type."""
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        if self.lenient:
+            _put(out, b"?", name.encode())
+            return
+        raise BadRequest(
+            f"{where} has no fingerprint: it is a {name}",
+            "what it holds cannot be looked at, so a change of it would go unnoticed",
+            "pass what it is made from instead: settings, a path, a version",
+            where=where,
+        )
+
+    def _path(self, value: pathlib.PurePath, out: bytearray, where: str) -> None:
+        if not isinstance(value, pathlib.Path):
+            _put(out, b"P", str(value).encode("utf-8", "surrogateescape"))
+            return
+        if self._files is None:
+            from casckpt.training.fingerprint_files import FileHashes
+
+            self._files = FileHashes()
+        try:
+            digest = self._files.of(value)
+        except BadRequest:
+            if not self.lenient:
+                raise
+            digest = bytes(32)
+        out += b"p"
+        out += digest
+
+    def _named(
+        self, tag: bytes, value: Any, fields: Mapping[str, Any], out: bytearray, where: str
+    ) -> None:
+        # Not the module: a class of a script is of `__main__` or not as the script is run.
+        _put(out, tag, type(value).__qualname__.encode())
+        out += _LENGTH.pack(len(fields))
+        for name, item in fields.items():
+            _put(out, b"k", name.encode())
+            self.write(item, out, f"{where}.{name}")
+
+    def _array(self, value: Any, out: bytearray, where: str) -> None:
+        dtype = value.dtype
+        kind = "" if type(value).__name__ == "ndarray" else type(value).__qualname__
+        _put(out, b"a", f"{kind} {dtype.descr if dtype.names else dtype.str} {dtype.name}".encode())
+        self._tuple(tuple(value.shape), out, where)
+        if dtype.hasobject:
+            self._list(value.reshape(-1).tolist(), out, where)
+            return
+        try:
+            data = memoryview(value).cast("B") if value.flags.c_contiguous else value.tobytes()
+        except (ValueError, TypeError, NotImplementedError, BufferError):
+            data = value.tobytes()  # a dtype that buffers cannot name, such as dates
+        self.put_bytes(out, b"b", data)
+
+    def _frame(self, value: Any, out: bytearray, where: str) -> None:
+        _put(out, b"F", type(value).__qualname__.encode())
+        if hasattr(value, "columns"):
+            self._column(value.index, out, where)
+            for position, name in enumerate(value.columns):
+                self.write(name, out, where)
+                self._column(value.iloc[:, position], out, f"{where}[{name!r}]")
+        else:
+            self.write(getattr(value, "name", None), out, where)
+            self._column(value.index, out, where)
+            self._column(value, out, where)
+
+    def _column(self, column: Any, out: bytearray, where: str) -> None:
+        _put(out, b"C", str(column.dtype).encode())
+        values = column.to_numpy()
+        if values.dtype.hasobject:
+            self._list(values.tolist(), out, where)
+        else:
+            self._array(values, out, where)
+
+    def _tree(self, value: Any, out: bytearray, where: str) -> None:
+        """Write what a checkpoint would keep of a tensor, a booster, a module."""
+        from casckpt.checkpoint.tree import flatten
+
+        try:
+            flat = flatten(value)
+        except BadLeaf as exc:
+            if not self.lenient:
+                raise BadRequest(f"{where} has no fingerprint: {exc.what}", exc.why) from exc
+            self.refuse(value, out, where)
+            return
+        _put(out, b"x", canonical(flat.tree))
+        for leaf in flat.leaves:
+            about = [leaf.path, leaf.kind, leaf.dtype, list(leaf.shape), leaf.order, leaf.alias]
+            _put(out, b"e", canonical([*about, list(leaf.flags), leaf.offset]))
+            if leaf.source is not None:
+                self.put_bytes(out, b"b", leaf.source.view())
+
+    def put_bytes(self, out: bytearray, tag: bytes, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes, large ones by their hash."""
+        view = memoryview(data).cast("B")
+        if len(view) > _INLINE_BYTES:
+            _put(out, tag + b"#", _LENGTH.pack(len(view)) + native.blake3(view))
+        else:
+            _put(out, tag, view)
+
+    def _code_writer(self) -> CodeWriter:
+        if self._code is None:
+            from casckpt.training.fingerprint_code import CodeWriter
+
+            self._code = CodeWriter(self)
+        return self._code
+
+
+_INLINE_BYTES: Final = 4096
+"""Larger ones are hashed where they lie, instead of being copied first."""
+
+_Writer = Callable[[Fingerprinter, Any, bytearray, str], None]
+
+_WRITERS: Final[dict[type, _Writer]] = {
+    type(None): Fingerprinter._none,
+    bool: Fingerprinter._bool,
+    int: Fingerprinter._int,
+    float: Fingerprinter._float,
+    complex: Fingerprinter._complex,
+    str: Fingerprinter._str,
+    bytes: Fingerprinter._bytes,
+    bytearray: Fingerprinter._bytes,
+    memoryview: Fingerprinter._bytes,
+    list: Fingerprinter._list,
+    tuple: Fingerprinter._tuple,
+    dict: Fingerprinter._dict,
+    set: Fingerprinter._set,
+    frozenset: Fingerprinter._set,
+}
+
+_CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
+
+_BASES: Final[tuple[tuple[type, _Writer], ...]] = (
+    (str, Fingerprinter._str),
+    (int, Fingerprinter._int),
+    (float, Fingerprinter._float),
+    (bytes, Fingerprinter._bytes),
+    (list, Fingerprinter._list),
+    (tuple, Fingerprinter._tuple),
+    (Mapping, Fingerprinter._dict),
+    (Set, Fingerprinter._set),
+)
+
+
+def _put(out: bytearray, tag: bytes, data: bytes | bytearray | memoryview) -> None:
+    out += tag
+    out += _LENGTH.pack(len(data))
+    out += data

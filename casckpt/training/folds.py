@@ -1,0 +1,82 @@
+"""K-fold: a child run for each fold, skipped when finished, begun anew if its split is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from casckpt.errors import BadRequest
+from casckpt.training.fingerprint import Fingerprinter
+
+if TYPE_CHECKING:
+    from casckpt.training.guards import Policy
+    from casckpt.training.run import Run
+
+_SPLIT = "data.split"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of a cross-validation.
+
+    Attributes:
+        number: from 1 on.
+        train: indices to train on, as the splitter gave them.
+        test: indices to test on.
+        run: the child run "NAME/fold-NUMBER"; it is finished when the body of the loop ends.
+    """
+
+    number: int
+    train: Any
+    test: Any
+    run: Run
+
+
+def run_folds(run: Run, splitter: Any, x: Any, y: Any, groups: Any) -> Iterator[Fold]:
+    """Yield the folds that are not finished; see `Run.folds`."""
+    splits = _splits(splitter, x, y, groups)
+    run.expect("fold-*", len(splits))
+    policy = _policy(run._policy)
+    for number, (train, test) in enumerate(splits, 1):
+        run.check_stop()
+        digest = Fingerprinter().of((train, test), f"the split of fold {number}").hex()
+        child = run.child(f"fold-{number}", data={"split": digest}, on_mismatch=policy)
+        if not child.finished:
+            run._part_done = False
+            try:
+                yield Fold(number, train, test, child)
+            except GeneratorExit:
+                child.close()
+                raise
+            if child._call_reason() is not None:
+                child.close()
+                return
+            child.finish()
+        child.close()
+        run.note_progress("folds", number, len(splits))
+    run._part_done = True
+
+
+def _splits(splitter: Any, x: Any, y: Any, groups: Any) -> list[tuple[Any, Any]]:
+    split = getattr(splitter, "split", None)
+    if callable(split):
+        # Splitters of other libraries than scikit-learn need not take groups.
+        found = split(x, y) if groups is None else split(x, y, groups)
+    elif isinstance(splitter, Iterable):
+        found = splitter
+    else:
+        raise BadRequest(
+            f"a {type(splitter).__name__} cannot split",
+            "it needs split(X, y, groups), or to be a list of (train, test)",
+            "pass KFold(5, shuffle=True, random_state=0), or your own splits",
+        )
+    return [(train, test) for train, test in found]
+
+
+def _policy(policy: Policy) -> Policy:
+    """Return the parent's actions, but a fold whose split is another begins anew."""
+    rest = policy if isinstance(policy, Mapping) else {"env.*": policy, "*": policy}
+    if isinstance(policy, str) and policy != "allow":
+        rest = {"env.*": "warn", "*": policy}
+    return cast("Policy", {_SPLIT: "restart", **rest})

@@ -1,0 +1,216 @@
+"""`Stage.map`: calls for all items of a stage, some at once, none twice that is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from casckpt.errors import BadRequest, StageFailed
+from casckpt.training.fingerprint import Fingerprinter
+from casckpt.training.mapping_calls import Cancelled, Pace, Retry, call, check_retry
+from casckpt.training.results import Number, Result, check_numbers
+
+if TYPE_CHECKING:
+    from casckpt.training.stage import Stage
+    from casckpt.training.stage_results import Results
+
+_LOOK_EVERY_S: Final = 0.2
+"""How often a request to stop is looked for while calls are under way."""
+
+_SHOWN: Final = 3
+
+Batch = list[int]
+"""Numbers of units that one call works on."""
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How `map` calls; see there."""
+
+    batch_size: int | None
+    pass_key: bool
+    workers: int
+    retry: Mapping[type[BaseException], int] | None
+    per_second: float | None
+    on_error: Literal["raise", "keep"]
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BadRequest(f"{name}={value!r}", "it is a number from 1 on")
+        if self.on_error not in ("raise", "keep"):
+            raise BadRequest(f"on_error={self.on_error!r}", "it is 'raise' or 'keep'")
+        if self.per_second is not None and not self.per_second > 0:
+            raise BadRequest(f"per_second={self.per_second!r}", "it is a number above 0")
+        check_retry(self.retry)
+
+
+def run_map(stage: Stage, fn: Callable[..., Any], options: MapOptions) -> Results:
+    """Call `fn` for what is not done; see `Stage.map`."""
+    waiting = stage.pending()
+    if waiting:
+        stage.begin()
+        stage.note_code(Fingerprinter(lenient=True).of(fn).hex())
+        try:
+            _Mapping(stage, fn, options).run(_batches(waiting, options.batch_size or 1))
+        finally:
+            stage.flush()
+    stage.ended()
+    errors = stage.errors()
+    if errors and options.on_error == "raise":
+        shown = [f"{key!s:.60}: {text:.200}" for key, text in list(errors.items())[:_SHOWN]]
+        raise StageFailed(
+            f"{len(errors)} of {stage.total} items of stage {stage.name} failed",
+            "; ".join(shown),
+            stage=stage.name,
+            errors=errors,
+        )
+    return stage.results()
+
+
+def _batches(numbers: Sequence[int], size: int) -> list[Batch]:
+    return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+
+
+class _Mapping:
+    """One `map` at work."""
+
+    def __init__(self, stage: Stage, fn: Callable[..., Any], options: MapOptions) -> None:
+        self._stage = stage
+        self._fn = fn
+        self._options = options
+        self._retry: Retry = check_retry(options.retry)
+        self._open_max = max(options.workers, stage.save_every)
+        self._pace = Pace(options.per_second, lambda: stage._run.stopping)
+        self._unsaved = 0
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Work through the batches; on a request to stop, leave with what is finished saved."""
+        if self._options.workers == 1:
+            self._run_here(batches)
+        else:
+            self._run_in_threads(iter(batches))
+
+    def _run_here(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if self._stage.must_end():
+                return
+            numbers = self._left_of(batch)
+            if not numbers:
+                continue
+            outcome = self._attempt(numbers)
+            if outcome is None:
+                self._stage.must_end()
+                return
+            self._take(numbers, outcome)
+            if self._unsaved >= self._stage.save_every:
+                self._save()
+
+    def _run_in_threads(self, batches: Iterator[Batch]) -> None:
+        pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="casckpt-map")
+        running: dict[Future[_Outcome | None], Batch] = {}
+        ending = False
+        try:
+            while True:
+                ending = ending or self._stage._run.stopping
+                if ending:
+                    self._pace.cancel()
+                while not ending and len(running) + self._unsaved < self._open_max:
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    numbers = self._left_of(batch)
+                    if numbers:
+                        running[pool.submit(self._attempt, numbers)] = numbers
+                if not running:
+                    break
+                for future in wait(running, _LOOK_EVERY_S, FIRST_COMPLETED).done:
+                    outcome = future.result()
+                    numbers = running.pop(future)
+                    if outcome is not None:
+                        self._take(numbers, outcome)
+                # What is finished but not durable counts as open, and may be all there is.
+                is_full = len(running) + self._unsaved >= self._open_max
+                if self._unsaved and (self._unsaved >= self._stage.save_every or is_full):
+                    self._save()
+        finally:
+            self._pace.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._stage.must_end()
+
+    def _left_of(self, batch: Batch) -> Batch:
+        return [number for number in batch if not self._stage.is_taken(number)]
+
+    def _attempt(self, numbers: Batch) -> _Outcome | None:
+        """Call for one batch, in whatever thread; None if the run is to stop."""
+        pairs = [self._stage.unit(number) for number in numbers]
+        keys, items = [unit.key for unit, _ in pairs], [item for _, item in pairs]
+        whole = self._options.batch_size is not None
+        arguments: tuple[Any, ...] = (items,) if whole else (items[0],)
+        if self._options.pass_key:
+            arguments = ((keys if whole else keys[0]), *arguments)
+        try:
+            value = call(lambda: self._fn(*arguments), self._retry, self._pace)
+        except Cancelled:
+            return None
+        except Exception as exc:
+            return _Outcome(error=exc)
+        return _Outcome(value)
+
+    def _take(self, numbers: Batch, outcome: _Outcome) -> None:
+        """Hand what a call gave to the stage."""
+        self._unsaved += 1
+        if outcome.error is not None:
+            for number in numbers:
+                self._stage.put_failure(number, outcome.error)
+            return
+        values = self._values(numbers, outcome.value)
+        for number, value in zip(numbers, values, strict=True):
+            about: dict[str, Number] = {}
+            if isinstance(value, Result):
+                about = check_numbers(value.numbers, f"stage {self._stage.name}")
+                value = value.value
+            self._stage.put(number, value, about)
+
+    def _values(self, numbers: Batch, value: Any) -> list[Any]:
+        """Return what a call gave for each unit of its batch."""
+        if self._options.batch_size is None:
+            return [value]
+        around = value if isinstance(value, Result) else None
+        try:
+            values = list(value if around is None else around.value)
+        except TypeError as exc:
+            raise BadRequest(
+                f"the function of stage {self._stage.name} returned a {type(value).__name__}",
+                "with batch_size it takes a list of items and returns a list of results",
+            ) from exc
+        if len(values) != len(numbers):
+            raise BadRequest(
+                f"the function of stage {self._stage.name} returned {len(values)} results "
+                f"for {len(numbers)} items",
+                "with batch_size it returns one result for each item, in their order",
+            )
+        if around is not None:
+            # The numbers are the call's: once in the totals, and one value in the means.
+            first = values[0]
+            inner = first if isinstance(first, Result) else Result(first)
+            values[0] = Result(inner.value, **{**around.numbers, **inner.numbers})
+        return values
+
+    def _save(self) -> None:
+        self._unsaved = 0
+        self._stage.flush()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a call gave: a value, or an error."""
+
+    value: Any = None
+    error: Exception | None = None
