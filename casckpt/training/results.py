@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt.checkpoint import manifest as manifests
 from casckpt.checkpoint.decode import restore_tree
 from casckpt.checkpoint.leaves import BytesSource, RestoreOptions, refused
-from casckpt.checkpoint.scalars import Node
+from casckpt.checkpoint.scalars import Node, encode_scalar
 from casckpt.checkpoint.tree import FlatState, flatten
 from casckpt.checkpoint.tree_build import Builder
 from casckpt.errors import BadRequest, Corrupt, NewerFormat
@@ -42,6 +42,10 @@ _NAME_MAX: Final = 200
 """Characters of a key that its row shows; a key may be a whole document."""
 
 _ERROR_MAX: Final = 1000
+
+_SCALARS: Final = frozenset({int, float, bool, type(None)})
+_SHORT: Final = 256
+"""Characters of a string that is a node of its own however it is encoded."""
 _NO_TIME: Final = "1970-01-01T00:00:00.000000Z"
 """Equal results are equal manifests, whenever they were made."""
 
@@ -128,8 +132,10 @@ def pending(
     Raises:
         BadLeaf: the result cannot be stored.
     """
-    flat = flatten(result)
     about = [name[:_NAME_MAX], _numbers_node(numbers)]
+    if type(result) in _SCALARS or (type(result) is str and len(result) <= _SHORT):
+        return Pending(table, key, _payload(TREE, [*about, encode_scalar(result)[1]]))
+    flat = flatten(result)
     if not flat.leaves:
         payload = _payload(TREE, [*about, flat.tree])
         if len(payload) <= INLINE_BYTES:
@@ -257,7 +263,7 @@ def _groups(rows: Sequence[Pending]) -> Iterator[list[Pending]]:
     for row in rows:
         group.append(row)
         size += len(row.payload)
-        is_full = len(group) >= layout.ONE_TRANSACTION_ROWS // 2
+        is_full = len(group) >= layout.ONE_TRANSACTION_ROWS
         if is_full or size >= layout.TRANSACTION_MAX_BYTES // 2:
             yield group
             group, size = [], 0

@@ -125,6 +125,10 @@ class Items:
 
 def key_text(key: Any) -> str | None:
     """Return a key as text; None for what has none of its own."""
+    if type(key) is str:
+        return key
+    if type(key) is int:
+        return str(key)
     if isinstance(key, str):
         return str(key)
     if isinstance(key, PurePath):
