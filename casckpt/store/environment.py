@@ -101,10 +101,10 @@ class Transaction:
         self.changes.append((table, key, value))
         if table in layout.ROOT_TABLES:
             old = self.get(table, key)
-            if old is not None and rows.Row.decode(old).is_root:
+            if old is not None and rows.is_root(old):
                 self.roots_count -= 1
                 self.roots_sum -= records.row_hash(table, key, old)
-            if value is not None and rows.Row.decode(value).is_root:
+            if value is not None and rows.is_root(value):
                 self.roots_count += 1
                 self.roots_sum += records.row_hash(table, key, value)
 

@@ -20,6 +20,7 @@ from casckpt.training.lines import edit_record
 from casckpt.training.resume import Extra
 from casckpt.training.runbase import open_runs
 from casckpt.training.runloops import RunLoops
+from casckpt.training.work import RunWork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from casckpt.training.guards import Policy as MismatchPolicy
 
 
-class Run(RunLoops):
+class Run(RunLoops, RunWork):
     """One experiment in a store, across all the sessions that work on it.
 
     Made by `Store.run`; use it with `with`. Leaving the block without an exception finishes the
