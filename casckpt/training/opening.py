@@ -100,6 +100,15 @@ def restarted(run: Run) -> Opened:
     )
 
 
+def moved(run: Run) -> tuple[Checkpoint | None, Extra]:
+    """Return where a run goes on whose line another process has moved; says so."""
+    decision = resume.newest_whole(run.store, run.name, run.line, run._session.lock)
+    checkpoint = decision.checkpoint
+    extra = Extra() if checkpoint is None else resume.read_extra(run.store, checkpoint)
+    _report(run.name, run.line, bool(run.line), decision, extra)
+    return checkpoint, extra
+
+
 def recorded_facts(store: Store, name: str, line: int, checkpoint: Checkpoint | None) -> Facts:
     """Return the settings that a line recorded last; of one just begun, those it came from."""
     record = read_record(store._repository, name)

@@ -117,7 +117,7 @@ def decide(
         line = _line_under(record, under)
         if line is None:
             return _inherit(store, run, record, under, choice, before_write)
-        return _newest_whole(store, run, line, before_write, required=choice == MUST)
+        return newest_whole(store, run, line, before_write, required=choice == MUST)
     if not isinstance(choice, str | Checkpoint) or not choice:
         raise BadRequest(f"resume={choice!r:.60}", "it is auto, must, never or a REF")
     return _from_ref(store, run, record, choice, before_write)
@@ -199,7 +199,7 @@ def _inherit(
         number = line.branch.line
         mine = [one.number for one in record.lines.values() if one.under == number]
         if mine:
-            found = _newest_whole(store, run, max(mine), before_write, required=choice == MUST)
+            found = newest_whole(store, run, max(mine), before_write, required=choice == MUST)
             if found.checkpoint is None:
                 break
             return Decision(None, found.checkpoint, branch_at(store, found.checkpoint))
@@ -208,9 +208,15 @@ def _inherit(
     return Decision(None)
 
 
-def _newest_whole(
-    store: Store, run: str, line: int, before_write: BeforeWrite, *, required: bool
+def newest_whole(
+    store: Store, run: str, line: int, before_write: BeforeWrite, *, required: bool = False
 ) -> Decision:
+    """Return what a line goes on from: the newest whole checkpoint, damaged ones set aside.
+
+    Raises:
+        NotFound: `required`, and there is nothing.
+        Corrupt: `required`, and nothing is whole.
+    """
     candidates = store._catalog.inherited(run, line)
     damaged: list[Checkpoint] = []
     for checkpoint in reversed(candidates):
@@ -272,7 +278,7 @@ def _from_ref(
         or checkpoint.id in current.continued
     )
     if began:
-        found = _newest_whole(store, run, record.current, before_write, required=False)
+        found = newest_whole(store, run, record.current, before_write, required=False)
         return found if found.checkpoint is not None else Decision(record.current, checkpoint)
     if here and checkpoint.run == run:
         own = visible(store._catalog.matching(run), checkpoint.line)

@@ -167,6 +167,7 @@ class Run(RunLoops, RunWork):
         """
         from casckpt.training.opening import open_run
 
+        self._session.note(self._facts)
         run = open_run(
             self.store,
             f"{self.name}/{name}",
@@ -188,6 +189,7 @@ class Run(RunLoops, RunWork):
         """Say how many children of a pattern there will be, for progress and ETA."""
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise BadRequest(f"expect({pattern!r}, {count!r})", "it is a number from 0 on")
+        self._session.note(self._facts)
         edit_record(self.repository, self.name, lambda rec: rec.expected.update({pattern: count}))
 
     def note_progress(self, part: str, done: int, total: int | None) -> None:
@@ -260,7 +262,7 @@ class Run(RunLoops, RunWork):
         """End the run as the class says."""
         if error is None:
             self._part_done = not self._broken and self._call_reason() is None
-            self._finished |= self._part_done and self._session.is_begun
+            self._finished |= self._part_done and self._session.is_used
             self.close()
             return
         if isinstance(error, Stopped | KeyboardInterrupt | GeneratorExit):

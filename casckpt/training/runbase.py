@@ -107,10 +107,25 @@ class RunBase:
             raise BadRequest(f"the run {self.name} is closed", "", "call store.run again")
         if self._loop is not None:
             self._loop.saver.settle()
+        if not self._session.is_begun:
+            self._session.lock()
+            self._catch_up()
         facts = dict(self._facts)
         if state is not None:
             facts.update(self._compare_model(state))
         self._session.begin(facts, log_count=self._extra.log if self._on_own_line() else None)
+
+    def _catch_up(self) -> None:
+        """Go on from what another process has saved since this run was opened."""
+        newest = self.store._catalog.newest(self.name, self.line)
+        expected = self.resumed if self._on_own_line() else None
+        if newest == expected or (newest is None and expected is not None):
+            return
+        from casckpt.training.opening import moved
+
+        self.resumed, self._extra = moved(cast("Run", self))
+        self._parent_id = parent_of(self.resumed, self.name, self.line)
+        self._row_at = 0 if self.resumed is None else self.resumed.step
 
     def _compare_model(self, state: Any) -> guards.Facts:
         model = guards.model_facts(state)

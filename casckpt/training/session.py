@@ -57,6 +57,12 @@ class Session:
         self.tracker = Tracker(run, line)
         self.watch = StopWatch(repository, run)
         self.is_begun = False
+        self._is_noted = False
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was done on the line in this session."""
+        return self.is_begun or self._is_noted
 
     @property
     def elapsed_s(self) -> float:
@@ -98,6 +104,18 @@ class Session:
 
         self.edit(change)
 
+    def note(self, facts: Facts) -> None:
+        """Give the line a row with its settings, without a lock: its children have their own."""
+        if self.is_begun or self._is_noted:
+            return
+        self._is_noted = True
+
+        def change(line: Line) -> None:
+            line.guarded = {**line.guarded, **facts}
+            line.started = line.started or now_text()
+
+        self.edit(change)
+
     def edit(self, change: LineChange) -> RunRecord:
         """Change the line's part of the run's row; durable when this returns."""
 
@@ -115,7 +133,7 @@ class Session:
             return
         self._stop_thread()
         try:
-            if self.is_begun:
+            if self.is_begun or self._is_noted:
                 self.flush()
 
                 def change(line: Line) -> None:
@@ -123,7 +141,7 @@ class Session:
 
                 self.edit(change)
         finally:
-            self.is_begun = False
+            self.is_begun = self._is_noted = False
             self.watch.end()
             if self._lock is not None:
                 self._lock.release()
