@@ -57,6 +57,7 @@ __all__ = [
 register_lazy("torch", "casckpt.adapters.torch")
 register_lazy("xgboost", "casckpt.adapters.xgboost_parts")
 register_lazy("optuna", "casckpt.adapters.optuna_storage")
+register_lazy("sklearn", "casckpt.adapters.sklearn_objects")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")
 
 _NUMBER: Final = re.compile(r"\d+")

@@ -1,0 +1,3 @@
+"""casckpt for scikit-learn: fitting in rounds."""
+
+from casckpt.adapters.sklearn import fit as fit
