@@ -22,7 +22,8 @@ def environment_facts() -> dict[str, str]:
     for name in ("casckpt", *_LIBRARIES):
         version = getattr(sys.modules.get(name), "__version__", None)
         if isinstance(version, str):
-            facts[name] = version
+            # A plain str: torch has a class of its own, which is not what is read back.
+            facts[name] = str(version)
     device = _device_name(sys.modules.get("torch"))
     if device:
         facts["device"] = device
