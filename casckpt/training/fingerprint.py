@@ -64,27 +64,6 @@ _CODE: Final = (
 )
 
 
-def fingerprint(*values: Any, **named: Any) -> str:
-    """Return the hash of values, as 64 hex digits.
-
-    Two values have the same fingerprint if they have the same type and content: numbers, text,
-    bytes, None, dates, containers, dataclasses, arrays, tensors, data frames, boosters. The order
-    of a dict's keys does not count. A `Path` means the file's content, or a folder's names and
-    contents; a `str` is text, even if it looks like a path. A function means its source, comments
-    and docstring left out, and that of what it calls in its package; its constants, defaults and
-    closure too.
-
-    Args:
-        values: any of these.
-        named: the same, with names that count.
-
-    Raises:
-        BadRequest: a value has no content that could be looked at, such as an open file or a
-            client; or a path cannot be read.
-    """
-    return Fingerprinter().of((values, named) if named else values).hex()
-
-
 class Fingerprinter:
     """Takes fingerprints. Not thread safe.
 
@@ -106,7 +85,7 @@ class Fingerprinter:
             where: what errors call it.
 
         Raises:
-            BadRequest: as `fingerprint`.
+            BadRequest: as `casckpt.fingerprint`.
         """
         out = bytearray()
         try:
