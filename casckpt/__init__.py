@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casckpt import errors as errors
     from casckpt.api import Options as Options
     from casckpt.api import Store as Store
+    from casckpt.api import fingerprint as fingerprint
     from casckpt.api import open as open
     from casckpt.api import restore as restore
     from casckpt.api import save as save
@@ -38,8 +39,11 @@ if TYPE_CHECKING:
     from casckpt.training.arguments import add_arguments as add_arguments
     from casckpt.training.arguments import resume_choice as resume_choice
     from casckpt.training.every import Every as Every
+    from casckpt.training.folds import Fold as Fold
     from casckpt.training.progress import Progress as Progress
+    from casckpt.training.results import Result as Result
     from casckpt.training.run import Run as Run
+    from casckpt.training.stage import Stage as Stage
     from casckpt.training.state import State as State
 
 # A literal: asking the installed package for it costs more than the whole import.
@@ -49,6 +53,7 @@ _HOMES: Final = {
     "CasckptError": "errors",
     "Checkpoint": "checkpoint.records",
     "Every": "training.every",
+    "Fold": "training.folds",
     "GcPlan": "checkpoint.plans",
     "KeepBest": "checkpoint.policies",
     "KeepEvery": "checkpoint.policies",
@@ -59,12 +64,15 @@ _HOMES: Final = {
     "Pickled": "checkpoint.leaves",
     "Policy": "checkpoint.policies",
     "Progress": "training.progress",
+    "Result": "training.results",
     "Run": "training.run",
     "RunInfo": "checkpoint.records",
+    "Stage": "training.stage",
     "State": "training.state",
     "Stopped": "errors",
     "Store": "api",
     "add_arguments": "training.arguments",
+    "fingerprint": "api",
     "open": "api",
     "restore": "api",
     "resume_choice": "training.arguments",

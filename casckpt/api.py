@@ -47,6 +47,7 @@ __all__ = [
     "RepairResult",
     "RunInfo",
     "Store",
+    "fingerprint",
     "open",
     "repair_store",
     "restore",
@@ -292,6 +293,28 @@ def restore(
             as_numpy=as_numpy,
             allow_pickle=allow_pickle,
         )
+
+
+def fingerprint(*values: Any, **named: Any) -> str:
+    """Return the hash of values, as 64 hex digits: the same content, the same fingerprint.
+
+    Values are numbers, text, bytes, None, dates, containers, dataclasses, arrays, tensors, data
+    frames and boosters; type and content count, the order of a dict's keys does not. A `Path`
+    means the file's content, or a folder's names and contents; a `str` is text, even if it looks
+    like a path. A function means its source, without comments and docstrings, and that of what
+    it calls in its package; its constants, defaults and closure too.
+
+    Args:
+        values: any of these.
+        named: the same, with names that count.
+
+    Raises:
+        BadRequest: a value has no content that could be looked at, such as an open file or a
+            client; or a path cannot be read.
+    """
+    from casckpt.training.fingerprint import Fingerprinter
+
+    return Fingerprinter().of((values, named) if named else values).hex()
 
 
 def repair_store(

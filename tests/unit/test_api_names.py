@@ -9,10 +9,10 @@ import pytest
 import casckpt
 
 PUBLIC = {
-    "CasckptError", "Checkpoint", "Every", "GcPlan", "KeepBest", "KeepEvery", "KeepLast",
-    "KeepNewerThan", "Options", "PendingSave", "Pickled", "Policy", "Progress", "Run", "RunInfo",
-    "State", "Stopped", "Store", "add_arguments", "errors", "open", "restore", "resume_choice",
-    "save",
+    "CasckptError", "Checkpoint", "Every", "Fold", "GcPlan", "KeepBest", "KeepEvery", "KeepLast",
+    "KeepNewerThan", "Options", "PendingSave", "Pickled", "Policy", "Progress", "Result", "Run",
+    "RunInfo", "Stage", "State", "Stopped", "Store", "add_arguments", "errors", "fingerprint",
+    "open", "restore", "resume_choice", "save",
 }  # fmt: skip
 
 METHODS = {
