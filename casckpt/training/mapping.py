@@ -13,7 +13,7 @@ from casckpt.training.mapping_calls import Cancelled, Pace, Retry, call, check_r
 from casckpt.training.results import Number, Result, check_numbers
 
 if TYPE_CHECKING:
-    from casckpt.training.stage import Stage
+    from casckpt.training.stage_ledger import Ledger
     from casckpt.training.stage_results import Results
 
 _LOOK_EVERY_S: Final = 0.2
@@ -51,27 +51,27 @@ class MapOptions:
         check_retry(self.retry)
 
 
-def run_map(stage: Stage, fn: Callable[..., Any], options: MapOptions) -> Results:
+def run_map(ledger: Ledger, fn: Callable[..., Any], options: MapOptions) -> Results:
     """Call `fn` for what is not done; see `Stage.map`."""
-    waiting = stage.pending()
+    waiting = ledger.pending()
     if waiting:
-        stage.begin()
-        stage.note_code(Fingerprinter(lenient=True).of(fn).hex())
+        ledger.begin()
+        ledger.note_code(Fingerprinter(lenient=True).of(fn).hex())
         try:
-            _Mapping(stage, fn, options).run(_batches(waiting, options.batch_size or 1))
+            _Mapping(ledger, fn, options).run(_batches(waiting, options.batch_size or 1))
         finally:
-            stage.flush()
-    stage.ended()
-    errors = stage.errors()
+            ledger.flush()
+    ledger.ended()
+    errors = ledger.errors()
     if errors and options.on_error == "raise":
         shown = [f"{key!s:.60}: {text:.200}" for key, text in list(errors.items())[:_SHOWN]]
         raise StageFailed(
-            f"{len(errors)} of {stage.total} items of stage {stage.name} failed",
+            f"{len(errors)} of {len(ledger.plan())} items of stage {ledger.name} failed",
             "; ".join(shown),
-            stage=stage.name,
+            stage=ledger.name,
             errors=errors,
         )
-    return stage.results()
+    return ledger.results()
 
 
 def _batches(numbers: Sequence[int], size: int) -> list[Batch]:
@@ -81,13 +81,13 @@ def _batches(numbers: Sequence[int], size: int) -> list[Batch]:
 class _Mapping:
     """One `map` at work."""
 
-    def __init__(self, stage: Stage, fn: Callable[..., Any], options: MapOptions) -> None:
-        self._stage = stage
+    def __init__(self, ledger: Ledger, fn: Callable[..., Any], options: MapOptions) -> None:
+        self._ledger = ledger
         self._fn = fn
         self._options = options
         self._retry: Retry = check_retry(options.retry)
-        self._open_max = max(options.workers, stage.save_every)
-        self._pace = Pace(options.per_second, lambda: stage._run.stopping)
+        self._open_max = max(options.workers, ledger.save_every)
+        self._pace = Pace(options.per_second, lambda: ledger.run.stopping)
         self._unsaved = 0
 
     def run(self, batches: Sequence[Batch]) -> None:
@@ -99,17 +99,17 @@ class _Mapping:
 
     def _run_here(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
-            if self._stage.must_end():
+            if self._ledger.must_end():
                 return
             numbers = self._left_of(batch)
             if not numbers:
                 continue
             outcome = self._attempt(numbers)
             if outcome is None:
-                self._stage.must_end()
+                self._ledger.must_end()
                 return
             self._take(numbers, outcome)
-            if self._unsaved >= self._stage.save_every:
+            if self._unsaved >= self._ledger.save_every:
                 self._save()
 
     def _run_in_threads(self, batches: Iterator[Batch]) -> None:
@@ -118,7 +118,7 @@ class _Mapping:
         ending = False
         try:
             while True:
-                ending = ending or self._stage._run.stopping
+                ending = ending or self._ledger.run.stopping
                 if ending:
                     self._pace.cancel()
                 while not ending and len(running) + self._unsaved < self._open_max:
@@ -137,19 +137,19 @@ class _Mapping:
                         self._take(numbers, outcome)
                 # What is finished but not durable counts as open, and may be all there is.
                 is_full = len(running) + self._unsaved >= self._open_max
-                if self._unsaved and (self._unsaved >= self._stage.save_every or is_full):
+                if self._unsaved and (self._unsaved >= self._ledger.save_every or is_full):
                     self._save()
         finally:
             self._pace.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
-        self._stage.must_end()
+        self._ledger.must_end()
 
     def _left_of(self, batch: Batch) -> Batch:
-        return [number for number in batch if not self._stage.is_taken(number)]
+        return [number for number in batch if not self._ledger.is_taken(number)]
 
     def _attempt(self, numbers: Batch) -> _Outcome | None:
         """Call for one batch, in whatever thread; None if the run is to stop."""
-        pairs = [self._stage.unit(number) for number in numbers]
+        pairs = [self._ledger.unit(number) for number in numbers]
         keys, items = [unit.key for unit, _ in pairs], [item for _, item in pairs]
         whole = self._options.batch_size is not None
         arguments: tuple[Any, ...] = (items,) if whole else (items[0],)
@@ -164,19 +164,19 @@ class _Mapping:
         return _Outcome(value)
 
     def _take(self, numbers: Batch, outcome: _Outcome) -> None:
-        """Hand what a call gave to the stage."""
+        """Hand what a call gave to the ledger."""
         self._unsaved += 1
         if outcome.error is not None:
             for number in numbers:
-                self._stage.put_failure(number, outcome.error)
+                self._ledger.put_failure(number, outcome.error)
             return
         values = self._values(numbers, outcome.value)
         for number, value in zip(numbers, values, strict=True):
             about: dict[str, Number] = {}
             if isinstance(value, Result):
-                about = check_numbers(value.numbers, f"stage {self._stage.name}")
+                about = check_numbers(value.numbers, f"stage {self._ledger.name}")
                 value = value.value
-            self._stage.put(number, value, about)
+            self._ledger.put(number, value, about)
 
     def _values(self, numbers: Batch, value: Any) -> list[Any]:
         """Return what a call gave for each unit of its batch."""
@@ -187,12 +187,12 @@ class _Mapping:
             values = list(value if around is None else around.value)
         except TypeError as exc:
             raise BadRequest(
-                f"the function of stage {self._stage.name} returned a {type(value).__name__}",
+                f"the function of stage {self._ledger.name} returned a {type(value).__name__}",
                 "with batch_size it takes a list of items and returns a list of results",
             ) from exc
         if len(values) != len(numbers):
             raise BadRequest(
-                f"the function of stage {self._stage.name} returned {len(values)} results "
+                f"the function of stage {self._ledger.name} returned {len(values)} results "
                 f"for {len(numbers)} items",
                 "with batch_size it returns one result for each item, in their order",
             )
@@ -205,7 +205,7 @@ class _Mapping:
 
     def _save(self) -> None:
         self._unsaved = 0
-        self._stage.flush()
+        self._ledger.flush()
 
 
 @dataclass(frozen=True)

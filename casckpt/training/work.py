@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from casckpt.training.opening import Opened
     from casckpt.training.run import Run
     from casckpt.training.stage import Stage
+    from casckpt.training.stage_ledger import Ledger
 
 
 class RunWork(RunBase):
@@ -21,7 +22,7 @@ class RunWork(RunBase):
     def __init__(self, store: Store, name: str, opened: Opened) -> None:
         """Stand for a run; see `RunBase`."""
         super().__init__(store, name, opened)
-        self._holding: set[Stage] = set()
+        self._holding: set[Ledger] = set()
 
     def stage(
         self,
@@ -123,7 +124,7 @@ class RunWork(RunBase):
     def _settle(self) -> None:
         # ORDER: first what stages hold back, so that an error of a save cannot keep it from disk
         try:
-            for stage in list(self._holding):
-                stage.flush()
+            for ledger in list(self._holding):
+                ledger.flush()
         finally:
             super()._settle()
