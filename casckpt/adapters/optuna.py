@@ -14,14 +14,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-
+from casckpt.adapters import missing_extra
 from casckpt.adapters.optuna_storage import HANDLER as HANDLER
 from casckpt.adapters.optuna_storage import RowsStorage, add_trials
 from casckpt.errors import BadRequest
+
+try:
+    import optuna
+except ModuleNotFoundError as exc:
+    raise missing_extra("optuna") from exc
+
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import xgboost
-
+from casckpt.adapters import missing_extra
 from casckpt.adapters.xgboost_parts import (
     HANDLER as HANDLER,
 )
@@ -27,6 +26,11 @@ from casckpt.adapters.xgboost_parts import (
     seed_at,
 )
 from casckpt.errors import BadRequest
+
+try:
+    import xgboost
+except ModuleNotFoundError as exc:
+    raise missing_extra("xgboost") from exc
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run

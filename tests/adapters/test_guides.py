@@ -1,0 +1,53 @@
+"""The code in the guides runs, twice: the second time as after a kill, when all is done."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import casckpt
+
+ROOT = Path(__file__).parents[2]
+GUIDES = ("torch", "xgboost", "optuna", "sklearn")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_code_of_a_guide_runs_and_runs_again(guide, tmp_path):
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text()
+    program = tmp_path / "guide.py"
+    program.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(casckpt.__file__).parents[1])}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, str(program)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    with casckpt.open(tmp_path / "ckpts") as store:
+        assert store.checkpoints()
+
+
+@pytest.mark.parametrize("name", ["torch", "xgboost", "optuna", "sklearn"])
+def test_a_framework_that_is_missing_is_named_with_its_extra(name):
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "import casckpt\n"
+        "try:\n"
+        f"    casckpt.{name}\n"
+        "except casckpt.errors.MissingExtra as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"casckpt[{name}]" in done.stdout, done.stderr
