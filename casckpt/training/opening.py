@@ -12,7 +12,7 @@ from casckpt.ids import check_run_name
 from casckpt.logs import logger
 from casckpt.training import guards, resume
 from casckpt.training.guards import Facts, Policy
-from casckpt.training.lines import RunRecord, read_record
+from casckpt.training.lines import Line, RunRecord, read_record
 from casckpt.training.resume import Decision, Extra
 from casckpt.training.session import Session
 
@@ -185,9 +185,14 @@ def _carry_out(
         facts=facts,
         policy=policy,
         session=session,
-        is_finished=known is not None and known.status == "finished",
+        is_finished=known is not None and _is_finished(known, decision.checkpoint),
         grace_s=_checked_grace(grace_s),
     )
+
+
+def _is_finished(line: Line, checkpoint: Checkpoint | None) -> bool:
+    """Return whether a line is done: one whose checkpoints were deleted is not."""
+    return line.status == "finished" and not (line.loop and checkpoint is None)
 
 
 def _report(name: str, line: int, many: bool, decision: Decision, extra: Extra) -> None:

@@ -113,7 +113,10 @@ class RunBase:
         facts = dict(self._facts)
         if state is not None:
             facts.update(self._compare_model(state))
-        self._session.begin(facts, log_count=self._extra.log if self._on_own_line() else None)
+        log_count = self._extra.log if self._on_own_line() else None
+        if log_count is None and state is not None:
+            log_count = 0  # a loop that begins its line anew logs all of it again
+        self._session.begin(facts, log_count=log_count)
 
     def _catch_up(self) -> None:
         """Go on from what another process has saved since this run was opened."""
@@ -222,6 +225,7 @@ class RunBase:
     def _set_status(self, text: str, reason: str = "") -> None:
         def change(line: Line) -> None:
             line.status, line.reason = text, reason
+            line.loop = line.loop if self._loop is None else self._loop.counters()
             monitor = self._monitor()
             if monitor is not None:
                 line.monitor, line.mode = monitor.metric, monitor.mode

@@ -106,6 +106,17 @@ def test_every_by_time_and_by_overhead(train):
         Every(overhead=0.9)
 
 
+def test_every_so_many_steps(store, name):
+    state = {"n": 0}
+    with store.run(name) as run:
+        for _ in run.epochs(3, state, save_every=Every(steps=4), save_latest=False):
+            for _ in run.batches(range(5), save_every_s=None):
+                state["n"] += 1
+    found = [(one.position, one.reasons) for one in store.checkpoints(name)]
+    assert found == [((0, 4), ("every",)), ((1, 3), ("every",)), ((2, 2), ("every",)),
+                     ((3, 0), ("final",))]  # fmt: skip
+
+
 def test_break_saves_nothing_of_its_epoch(train, store, name):
     state = {"epochs": []}
     with store.run(name) as run:

@@ -102,6 +102,58 @@ def test_a_normal_exit_without_a_goodbye(store, name):
     assert store.run(name).info.status == "finished"
 
 
+def test_an_error_without_with(store, name):
+    code = """
+        import sys, casckpt
+        run = casckpt.open(sys.argv[1]).run(sys.argv[2])
+        for epoch in run.epochs(3, {"n": 0}):
+            if epoch == 2:
+                raise ValueError("bad batch")
+    """
+    status, _, errors = elsewhere(code, store.path, name)
+    assert (status, "bad batch" in errors) == (1, True)
+    info = store.run(name).info
+    assert (info.status, info.reason) == ("failed", "ValueError: bad batch")
+
+
+def test_a_run_whose_checkpoints_were_deleted_is_not_finished(train, store, name):
+    train(5)
+    assert store.run(name).finished
+    store.delete(name)
+    assert not store.run(name).finished
+    train.until(5, stop_at=3)
+    assert store.history(name)["loss"] == [(1, 1), (2, 2)]
+
+
+def test_a_stop_leaves_with_its_own_exit_code(store, name):
+    code = """
+        import os, signal, sys, casckpt
+        with casckpt.open(sys.argv[1]) as store, store.run(sys.argv[2]) as run:
+            for epoch in run.epochs(4, {"n": 0}):
+                if epoch == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+    """
+    assert [elsewhere(code, store.path, name)[0] for _ in range(2)] == [75, 0]
+    assert store.run(name).info.status == "finished"
+
+
+def test_a_full_disk_does_not_end_training(train, store, name, monkeypatch, caplog):
+    save = casckpt.Store._save_placed
+    calls = []
+
+    def full(self, run, state, step, *args, **options):
+        calls.append(step)
+        if step in (2, 3):
+            raise casckpt.errors.NoSpace("the disk is full")
+        return save(self, run, state, step, *args, **options)
+
+    monkeypatch.setattr(casckpt.Store, "_save_placed", full)
+    assert train(5)["epochs"] == [1, 2, 3, 4, 5]
+    assert calls == [1, 2, 3, 4, 5]
+    assert caplog.text.count("IS NOT BEING SAVED: the disk is full") == 2
+    assert train.steps == [5]
+
+
 def test_finish_with_metrics_and_keep(train, store, name):
     train(6, save_every=2, monitor="loss", mode="max", loss=lambda epoch: -abs(epoch - 2))
     run = store.run(name)
