@@ -209,7 +209,9 @@ def _home_of(value: Any) -> Path | None:
         return None
     if name.partition(".")[0] in sys.stdlib_module_names and name != "__main__":
         return None
-    return Path(file).absolute().parent
+    home = Path(file).absolute().parent
+    # What is installed changes with its version, and its inside is nobody's business.
+    return None if _INSTALLED.intersection(home.parts) else home
 
 
 def _is_generated(member: Any) -> bool:

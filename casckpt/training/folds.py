@@ -47,6 +47,8 @@ def run_folds(run: Run, splitter: Any, x: Any, y: Any, groups: Any) -> Iterator[
             try:
                 yield Fold(number, train, test, child)
             except GeneratorExit:
+                # Left by break: whatever the body had got to, it did not come to its end.
+                child._broken = True
                 child.close()
                 raise
             if child._call_reason() is not None:
