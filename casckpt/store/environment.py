@@ -48,7 +48,7 @@ def translate(error: lmdb.Error, what: str) -> CasckptError:
         return NoSpace(what, reason)
     if isinstance(error, lmdb.ReadonlyError) or any(word in reason for word in _DENIED):
         return PermissionRefused(
-            what, reason, "even a reader marks its place in lock.mdb: ask for write permission there"
+            what, reason, "even a reader writes to lock.mdb: ask for write permission there"
         )
     if isinstance(error, _CORRUPT):
         return Corrupt(what, reason, "run `casckpt repair --rebuild-index`")

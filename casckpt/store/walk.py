@@ -12,10 +12,14 @@ from casckpt.errors import CasckptError, Corrupt
 from casckpt.store import layout, records, rows
 from casckpt.store.environment import Environment
 from casckpt.store.index_writer import read_roots
+from casckpt.store.pages import check_pages
 
 
 def walk(index: Path) -> None:
     """Decode every row and check the roots checksum; raises Corrupt at the first damage."""
+    data = index / "data.mdb"
+    if data.is_file() and data.stat().st_size > 0:
+        check_pages(data)
     environment = Environment(index, readonly=True)
     try:
         with environment.read() as tx:

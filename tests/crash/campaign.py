@@ -12,8 +12,8 @@
     --json FILE            where counts accumulate, with the commit (bench/results/crash.json)
     --start-over           forget the counts of the file for the kinds that are run
 
-Kinds that have few points are run point by point from where the last run with the same commit
-stopped. The status is 0 if nothing was found.
+With --json and without --sample, a kind goes on after the point at which its last run on the same
+commit stopped. The status is 0 if nothing was found.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.crash import shim
 ROOT = Path(__file__).resolve().parents[2]
 POINT_KINDS = ("none", "kill", "again", "lost", "error", "short", "lie")
 KINDS = (*POINT_KINDS, "beside", "power", "flip", "swarm")
+_EVERY = "every point"
 POWER_WORKLOADS = ("init", "first_save", "dedup_save", "gc", "compact", "save_and_gc", "rebuild")
 
 
@@ -160,7 +161,23 @@ class _Campaign:
                 points = draw.sample(points, self.options.sample)
             chosen += points
         random.Random(kind).shuffle(chosen)
-        yield from ((kind, point) for point in chosen)
+        yield from ((kind, point) for point in chosen[self._next(kind, len(chosen)) :])
+
+    def _next(self, kind: str, total: int) -> int:
+        """Return at which point a kind goes on: 0 unless an earlier run on this commit stopped."""
+        options = self.options
+        if options.sample or options.workload or options.json is None or options.start_over:
+            return 0
+        if not options.json.exists():
+            return 0
+        runs = json.loads(options.json.read_text())["runs"].get(kind, [])
+        commit = _git("rev-parse", "HEAD")
+        done = sum(
+            run["points"]
+            for run in runs
+            if run["commit"] == commit and run["sample"] == _EVERY and run["workloads"] == "all"
+        )
+        return done % total if total else 0
 
     # ---- results that accumulate
 
@@ -181,7 +198,7 @@ class _Campaign:
                     "uncommitted_changes": bool(changed),
                     "seeds": self.options.seed_range,
                     "workloads": self.options.workload or "all",
-                    "sample": self.options.sample or "every point",
+                    "sample": self.options.sample or _EVERY,
                     "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
             )

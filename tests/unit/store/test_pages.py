@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import random
+import struct
+
+import lmdb
+import pytest
+
+from casckpt.errors import Corrupt
+from casckpt.store.pages import check_pages
+
+PAGE = 4096
+
+
+def make(folder, rounds, *, values=100):
+    """An index in which pages were freed and used again, with long values and nested writes."""
+    draw = random.Random(rounds)
+    env = lmdb.open(str(folder), map_size=1 << 30, max_dbs=4, lib_version=0, max_spare_txns=0)
+    tables = [env.open_db(name) for name in (b"objects", b"packs")]
+    for turn in range(rounds):
+        with env.begin(write=True) as tx:
+            for _ in range(values):
+                key = draw.randbytes(4)
+                tx.put(key, draw.randbytes(draw.choice([40, 60, 9000])), db=draw.choice(tables))
+            with env.begin(write=True, parent=tx, db=tables[0]) as inner:
+                for key, _ in list(inner.cursor())[: values // 2]:
+                    inner.delete(key)
+                if turn % 3 == 0:
+                    inner.abort()
+    env.close()
+    return folder / "data.mdb"
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 5, 40])
+def test_a_file_that_lmdb_wrote_passes(tmp_path, rounds):
+    check_pages(make(tmp_path, rounds))
+
+
+def newest(data):
+    """Return (roots of free list and tables) of the newest head."""
+    heads = []
+    for offset in (0, PAGE):
+        at = offset + 16 + 24
+        (free,) = struct.unpack_from("<Q", data, at + 40)
+        (main,) = struct.unpack_from("<Q", data, at + 88)
+        (transaction,) = struct.unpack_from("<Q", data, at + 104)
+        heads.append((transaction, free, main))
+    return max(heads)[1:]
+
+
+def first_free_list(data):
+    """Return the offset of the first value on the root page of the free list."""
+    start = newest(data)[0] * PAGE
+    (node,) = struct.unpack_from("<H", data, start + 16)
+    return start + node + 16
+
+
+def test_a_used_page_on_the_free_list_is_found(tmp_path):
+    file = make(tmp_path, 3, values=8)
+    data = bytearray(file.read_bytes())
+    at = first_free_list(data)
+    struct.pack_into("<Q", data, at + 8, newest(data)[1])
+    file.write_bytes(data)
+    with pytest.raises(Corrupt):
+        check_pages(file)
+
+
+@pytest.mark.parametrize("value", [2**40, 2**63])
+def test_an_impossible_free_list_is_found(tmp_path, value):
+    file = make(tmp_path, 3, values=8)
+    data = bytearray(file.read_bytes())
+    struct.pack_into("<Q", data, first_free_list(data), value)
+    file.write_bytes(data)
+    with pytest.raises(Corrupt):
+        check_pages(file)
+
+
+def test_a_cut_file_is_found(tmp_path):
+    file = make(tmp_path, 5)
+    data = file.read_bytes()
+    for length in (100, PAGE, 3 * PAGE, len(data) // 2):
+        file.write_bytes(data[:length])
+        with pytest.raises(Corrupt):
+            check_pages(file)
+
+
+def test_damage_never_raises_anything_else(tmp_path):
+    file = make(tmp_path, 5, values=20)
+    whole = file.read_bytes()
+    draw = random.Random(1)
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(draw.choice([1, 8])):
+            data[draw.randrange(len(data)) & ~0xF80] ^= 1 << draw.randrange(8)
+        file.write_bytes(data)
+        try:
+            check_pages(file)
+        except Corrupt:
+            continue
