@@ -31,7 +31,6 @@ FLOORS = {
     "casckpt.checkpoint": 3,
     "casckpt.training": 4,
     "casckpt.remote": 4,
-    "casckpt.training": 4,
     "casckpt.adapters": 5,
     "casckpt.api": 5.5,
     "casckpt": 5.5,
