@@ -19,6 +19,8 @@ _MEANINGS: dict[int, str] = {
     lib.CAS_ERR_OVERLAP: "source and destination share memory",
     lib.CAS_ERR_CAPACITY: "the destination has no room",
     lib.CAS_ERR_KERNEL: "this processor or build has no such kernel",
+    lib.CAS_ERR_DATA: "the bytes do not decode to the length asked for",
+    lib.CAS_ERR_NEWER: "a layout or method of a newer version",
 }
 
 

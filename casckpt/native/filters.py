@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from casckpt.native._binding import check, ffi, lib, readable, writable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from casckpt.native.hashing import IdContext
@@ -78,6 +80,55 @@ def xor_join(planes: Buffer, base: Buffer, out: Buffer, width: int, rotate: bool
     _run(lib.cas_planes_join, lib.CAS_PREDICT_XOR, planes, base, out, width, rotate)
 
 
+def _run_from(
+    predictor: int,
+    planes: Sequence[Buffer],
+    tail: Buffer,
+    base: Buffer | None,
+    out: Buffer,
+    width: int,
+    rotate: bool,
+) -> None:
+    if width not in (2, 4, 8) or len(planes) != width:
+        raise ValueError(f"width must be 2, 4 or 8, got {width} and {len(planes)} planes")
+    target, last = writable(out), readable(tail)
+    views = [readable(plane) for plane in planes]
+    length = len(target) // width
+    if any(len(view) != length for view in views):
+        raise ValueError(f"a plane for {len(target)} bytes must be of {length}")
+    parent = ffi.NULL if base is None else readable(base)
+    parent_len = 0 if base is None else len(parent)
+    pointers = ffi.new("uint8_t *[]", views)
+    status = lib.cas_planes_join_from(
+        *(predictor, width, int(rotate), pointers, length, last, len(last)),
+        *(parent, parent_len, target, len(target)),
+    )
+    check(
+        status, f"planes of width {width}: tail {len(last)}, base {parent_len}, out {len(target)}"
+    )
+
+
+def join_planes_from(
+    planes: Sequence[Buffer], tail: Buffer, out: Buffer, width: int, rotate: bool
+) -> None:
+    """Undo `split_planes`, each plane taken from where it is and the odd bytes from `tail`."""
+    _run_from(lib.CAS_PREDICT_NONE, planes, tail, None, out, width, rotate)
+
+
+def sub_join_from(
+    planes: Sequence[Buffer], tail: Buffer, base: Buffer, out: Buffer, width: int, rotate: bool
+) -> None:
+    """Undo `sub_split` in the same way."""
+    _run_from(lib.CAS_PREDICT_SUB, planes, tail, base, out, width, rotate)
+
+
+def xor_join_from(
+    planes: Sequence[Buffer], tail: Buffer, base: Buffer, out: Buffer, width: int, rotate: bool
+) -> None:
+    """Undo `xor_split` in the same way."""
+    _run_from(lib.CAS_PREDICT_XOR, planes, tail, base, out, width, rotate)
+
+
 def histogram(data: Buffer) -> list[int]:
     """Return how often each of the 256 byte values occurs."""
     view = readable(data)
@@ -129,6 +180,14 @@ def equal_and_hash(context: IdContext, a: Buffer, b: Buffer) -> tuple[bool, byte
     status = call(*context.mode_and_key, left, len(left), right, len(right), equal, out, len(out))
     check(status, "equal_and_hash")
     return bool(equal[0]), bytes(ffi.buffer(out))
+
+
+def equal(a: Buffer, b: Buffer) -> bool:
+    """Return whether `a` and `b` hold the same bytes; the GIL is released meanwhile."""
+    left, right = readable(a), readable(b)
+    same = ffi.new("int32_t *")
+    check(lib.cas_equal(left, len(left), right, len(right), same), "equal")
+    return bool(same[0])
 
 
 def copy(dst: Buffer, src: Buffer) -> None:

@@ -30,7 +30,9 @@ typedef enum {
     CAS_ERR_PARAMETER = 3, /* a parameter outside its documented range */
     CAS_ERR_OVERLAP = 4,   /* source and destination share bytes */
     CAS_ERR_CAPACITY = 5,  /* the destination has no room for the result */
-    CAS_ERR_KERNEL = 6     /* this processor or this build has no such kernel */
+    CAS_ERR_KERNEL = 6,    /* this processor or this build has no such kernel */
+    CAS_ERR_DATA = 7,      /* the source is nothing that decodes to the length asked for */
+    CAS_ERR_NEWER = 8      /* the source names a layout or method that this version does not know */
 } cas_status;
 
 /* ---- kernels: which instruction set the hot loops use ------------------------------------------------------- */
@@ -144,6 +146,12 @@ cas_status cas_planes_split(int32_t predictor, uint32_t width, int32_t rotate, c
 cas_status cas_planes_join(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *planes, size_t len,
                            const uint8_t *base, size_t base_len, uint8_t *out, size_t out_len);
 
+/* The same with each plane where it is: planes[0..width) of `plane_len` == floor(out_len / width) bytes each, most
+ * significant first, and `tail_len` == out_len % width bytes for the end. No input overlaps `out`. */
+cas_status cas_planes_join_from(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
+                                size_t plane_len, const uint8_t *tail, size_t tail_len, const uint8_t *base,
+                                size_t base_len, uint8_t *out, size_t out_len);
+
 /* Count each byte value. `counts_count` must be 256; counts are overwritten. */
 cas_status cas_histogram(const uint8_t *data, size_t data_len, uint64_t *counts, size_t counts_count);
 /* Order-0 entropy in bits per byte, 0.0 for no data. */
@@ -152,6 +160,56 @@ cas_status cas_entropy(const uint8_t *data, size_t data_len, double *bits);
 cas_status cas_is_constant(const uint8_t *data, size_t data_len, int32_t *constant);
 /* memcpy with both lengths checked; the point is that the caller's lock is not held meanwhile. */
 cas_status cas_copy(uint8_t *dst, size_t dst_len, const uint8_t *src, size_t src_len);
+
+/* *equal = 1 when both have the same length and bytes, else 0. */
+cas_status cas_equal(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len, int32_t *equal);
+
+/* ---- entropy coder: order-0, for planes ------------------------------------------------------------------------ */
+
+/* Write the stream of src_len <= 2^26 bytes to `out` and its length to *out_len; 0 for no bytes. CAS_ERR_CAPACITY when
+ * it does not fit; out_cap of 705 bytes more than the stream always suffices, 705 + 2 * src_len for any source. `out`
+ * may have been written to even so. */
+cas_status cas_entropy_encode(const uint8_t *src, size_t src_len, uint8_t *out, size_t out_cap, size_t *out_len);
+/* Read a stream of exactly src_len bytes that stands for exactly out_len <= 2^26. Total: any other bytes are
+ * CAS_ERR_DATA; nothing outside is read or written, and the time is bounded by out_len. `out` is undefined then. */
+cas_status cas_entropy_decode(const uint8_t *src, size_t src_len, uint8_t *out, size_t out_len);
+
+/* ---- whole chunks: payloads of the encoding `planes` (docs/format.md, section 6) --------------------------------- */
+
+typedef enum {
+    CAS_METHOD_RAW = 0,
+    CAS_METHOD_CONSTANT = 1, /* one byte, the value of all */
+    CAS_METHOD_ZSTD = 2,     /* not done here */
+    CAS_METHOD_ENTROPY = 3
+} cas_method;
+
+/* One plane of a payload. */
+typedef struct {
+    uint32_t method;
+    uint32_t structured; /* encoding: 1 when samples repeat more than a coder that sees single bytes can use, else 0 */
+    uint32_t bits_q16;   /* encoding: order-0 entropy of samples, in bits per byte times 2^16 */
+    uint32_t len;        /* bytes of the body, at `offset` in the payload */
+    uint64_t offset;
+} cas_plane;
+
+/* Rotate, predict and split `src` as cas_planes_split does, into `scratch` of exactly src_len; code each plane as
+ * constant, entropy stream or raw; write the payload to `out`. A stream is kept only when it takes at most
+ * keep_q16 / 2^16 of the plane, and tried only for planes p with bit p of `coded` set. planes[0..width) describe what was written;
+ * `planes_count` must be 8. `out_cap` must be at least src_len + 2048. No two ranges overlap, but src and base may. */
+cas_status cas_chunk_encode(int32_t predictor, uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base,
+                            size_t base_len, uint32_t coded, uint32_t keep_q16, uint8_t *scratch, size_t scratch_len,
+                            uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count, size_t *out_len);
+/* Take a payload for a chunk of chunk_len bytes apart: its predictor, width, planes[0..width) and where the tail
+ * begins. Total: CAS_ERR_DATA or CAS_ERR_NEWER for what is no payload. `planes_count` must be 8. */
+cas_status cas_chunk_parse(const uint8_t *src, size_t src_len, size_t chunk_len, int32_t *predictor, uint32_t *width,
+                           cas_plane *planes, size_t planes_count, size_t *tail_offset);
+/* Decode a payload to exactly out_len bytes. given[p] is plane p, out_len / width bytes, where its method is zstd;
+ * `given_count` must be 8, the others are not looked at. `base_len` must be out_len if the payload has a predictor,
+ * else it may be anything. Total: CAS_ERR_DATA or CAS_ERR_NEWER, `out` and `scratch` undefined, for what does not decode;
+ * CAS_ERR_SIZE when the base is missing, CAS_ERR_NULL when a given plane is. `scratch_len` must be out_len. */
+cas_status cas_chunk_decode(const uint8_t *src, size_t src_len, const uint8_t *base, size_t base_len,
+                            const uint8_t *const *given, size_t given_count, uint8_t *scratch, size_t scratch_len,
+                            uint8_t *out, size_t out_len);
 
 /* ---- set of 64-bit id prefixes (gc mark) ---------------------------------------------------------------------- */
 

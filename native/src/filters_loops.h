@@ -86,7 +86,8 @@ CAS_DEFINE_STEP(16, 8, uint8_t)
 CAS_DEFINE_STEP(32, 16, uint16_t)
 CAS_DEFINE_STEP(64, 32, uint32_t)
 
-/* Items to planes and back for one block; `stride` is the distance from one plane to the next. */
+/* Items to planes and back for one block; `stride` is the distance from one plane to the next, `at` the block's place
+ * in each plane. */
 CAS_STEP void spread16(const item16 *z, uint8_t *out, size_t stride, size_t count) {
     halve16(z, out, out + stride, count);
 }
@@ -104,21 +105,21 @@ CAS_STEP void spread64(const item64 *z, uint8_t *out, size_t stride, size_t coun
     spread32(upper, out, stride, count);
     spread32(lower, out + 4 * stride, stride, count);
 }
-CAS_STEP void collect16(const uint8_t *planes, item16 *z, size_t stride, size_t count) {
-    unite16(planes, planes + stride, z, count);
+CAS_STEP void collect16(const uint8_t *const *planes, size_t at, item16 *z, size_t count) {
+    unite16(planes[0] + at, planes[1] + at, z, count);
 }
-CAS_STEP void collect32(const uint8_t *planes, item32 *z, size_t stride, size_t count) {
+CAS_STEP void collect32(const uint8_t *const *planes, size_t at, item32 *z, size_t count) {
     item16 upper[BLOCK_ITEMS];
     item16 lower[BLOCK_ITEMS];
-    collect16(planes, upper, stride, count);
-    collect16(planes + 2 * stride, lower, stride, count);
+    collect16(planes, at, upper, count);
+    collect16(planes + 2, at, lower, count);
     unite32(upper, lower, z, count);
 }
-CAS_STEP void collect64(const uint8_t *planes, item64 *z, size_t stride, size_t count) {
+CAS_STEP void collect64(const uint8_t *const *planes, size_t at, item64 *z, size_t count) {
     item32 upper[BLOCK_ITEMS];
     item32 lower[BLOCK_ITEMS];
-    collect32(planes, upper, stride, count);
-    collect32(planes + 4 * stride, lower, stride, count);
+    collect32(planes, at, upper, count);
+    collect32(planes + 4, at, lower, count);
     unite64(upper, lower, z, count);
 }
 
@@ -134,14 +135,14 @@ CAS_STEP void collect64(const uint8_t *planes, item64 *z, size_t stride, size_t 
             spread##bits(z, out + at, items, count);                                                                   \
         }                                                                                                              \
     }                                                                                                                  \
-    CAS_INLINE void join##bits(int predictor, bool rotate, const uint8_t *planes, const uint8_t *base, uint8_t *out,   \
-                               size_t items) {                                                                         \
+    CAS_INLINE void join##bits(int predictor, bool rotate, const uint8_t *const *src, const uint8_t *base,             \
+                               uint8_t *out, size_t items) {                                                           \
         const size_t width = bits / 8;                                                                                 \
         item##bits z[BLOCK_ITEMS];                                                                                     \
         for (size_t at = 0; at < items; at += BLOCK_ITEMS) {                                                           \
             const size_t count = items - at < BLOCK_ITEMS ? items - at : BLOCK_ITEMS;                                  \
             const uint8_t *base_at = predictor == CAS_PREDICT_NONE ? base : base + at * width;                         \
-            collect##bits(planes + at, z, items, count);                                                               \
+            collect##bits(src, at, z, count);                                                                          \
             recover##bits(predictor, rotate, z, base_at, out + at * width, count);                                     \
         }                                                                                                              \
     }
@@ -168,7 +169,7 @@ void CAS_SPLIT(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t 
     switch ((int32_t)width * 8 + predictor * 2 + (rotate != 0)) { CAS_CASES(split) }
 }
 
-void CAS_JOIN(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
+void CAS_JOIN(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *src, const uint8_t *base,
               uint8_t *out, size_t items) {
     switch ((int32_t)width * 8 + predictor * 2 + (rotate != 0)) { CAS_CASES(join) }
 }

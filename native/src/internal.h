@@ -92,32 +92,79 @@ void cas_b3_ragged_avx512(const uint8_t *const *chunks, const uint32_t *lens, co
 void cas_b3_ragged_neon(const uint8_t *const *chunks, const uint32_t *lens, const uint64_t *counters,
                        const uint32_t *roots, size_t count, const uint32_t key[8], uint32_t flags, uint8_t *out);
 
+/* Whether two ranges share a byte. */
+static inline bool cas_ranges_overlap(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+    const uintptr_t from = (uintptr_t)a;
+    const uintptr_t other = (uintptr_t)b;
+    return a_len > 0 && b_len > 0 && (from < other ? other - from < a_len : from - other < b_len);
+}
+
 /* ---- filters ---- */
 
-/* Item loops over `items` whole items; parameters are already checked. `base` is unused for CAS_PREDICT_NONE. */
-typedef void (*cas_planes_fn)(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src,
-                              const uint8_t *base, uint8_t *out, size_t items);
+/* Item loops over `items` whole items; parameters are already checked. `base` is unused for CAS_PREDICT_NONE.
+ * Splitting writes plane after plane; joining takes each plane from where it is. */
+typedef void (*cas_split_fn)(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src,
+                             const uint8_t *base, uint8_t *out, size_t items);
+typedef void (*cas_join_fn)(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
+                            const uint8_t *base, uint8_t *out, size_t items);
 
 void cas_split_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
                         uint8_t *out, size_t items);
-void cas_join_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
-                       uint8_t *out, size_t items);
+void cas_join_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
+                       const uint8_t *base, uint8_t *out, size_t items);
 void cas_split_avx2(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
                     uint8_t *out, size_t items);
-void cas_join_avx2(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
-                   uint8_t *out, size_t items);
+void cas_join_avx2(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
+                   const uint8_t *base, uint8_t *out, size_t items);
 void cas_split_avx512(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
                       uint8_t *out, size_t items);
-void cas_join_avx512(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
-                     uint8_t *out, size_t items);
+void cas_join_avx512(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
+                     const uint8_t *base, uint8_t *out, size_t items);
+
+/* ---- entropy coder; entropy.h has the rest ---- */
+
+/* x / freq == mulhi(2 * x, inverse) >> shift for every state x before a step, and the next state is
+ * x + start + (x / freq) * (2^bits - freq). `packed` is start: bits 0-13 | 2^bits - freq: bits 14-27 | shift: 28-31. */
+typedef struct {
+    uint32_t inverse;
+    uint32_t packed;
+} cas_entropy_symbol;
+
+/* Offset in the symbol's interval: bits 0-11 | freq: bits 12-23 | symbol: bits 24-31. Without a common value slot i is
+ * slots[i]; with one, the slots below common_freq are its own, slots[0] holds it with 0 for the rest, and slot
+ * common_freq + i is slots[1 + i]. */
+typedef struct {
+    uint32_t slots[4096];
+    uint32_t bits;
+    uint32_t common_freq;
+} cas_entropy_decoder;
+
+/* Push `groups` groups of 32 bytes, the last group first, and put words before `at`; the place of the last word, or
+ * NULL when less than 64 bytes were left above `floor` before a group. What is above `floor` may be overwritten. */
+typedef uint8_t *(*cas_push_groups_fn)(const uint8_t *src, size_t groups, const cas_entropy_symbol symbols[256],
+                                       uint32_t bits, uint32_t states[32], uint8_t *floor, uint8_t *at);
+/* Pop groups while 64 bytes of words are left; how many were. Moves *src behind the words it used. */
+typedef size_t (*cas_pop_groups_fn)(const uint8_t **src, const uint8_t *end, const cas_entropy_decoder *decoder,
+                                    uint32_t states[32], uint8_t *out, size_t groups);
+
+uint8_t *cas_entropy_push_groups_portable(const uint8_t *src, size_t groups, const cas_entropy_symbol symbols[256],
+                                          uint32_t bits, uint32_t states[32], uint8_t *floor, uint8_t *at);
+size_t cas_entropy_pop_groups_portable(const uint8_t **src, const uint8_t *end, const cas_entropy_decoder *decoder,
+                                       uint32_t states[32], uint8_t *out, size_t groups);
+uint8_t *cas_entropy_push_groups_avx2(const uint8_t *src, size_t groups, const cas_entropy_symbol symbols[256],
+                                      uint32_t bits, uint32_t states[32], uint8_t *floor, uint8_t *at);
+size_t cas_entropy_pop_groups_avx2(const uint8_t **src, const uint8_t *end, const cas_entropy_decoder *decoder,
+                                   uint32_t states[32], uint8_t *out, size_t groups);
 
 /* ---- dispatch ---- */
 
 typedef struct {
     cas_b3_many_fn many;
     cas_b3_ragged_fn ragged;
-    cas_planes_fn split;
-    cas_planes_fn join;
+    cas_split_fn split;
+    cas_join_fn join;
+    cas_push_groups_fn push_groups;
+    cas_pop_groups_fn pop_groups;
 } cas_kernel_set;
 
 /* The functions of the kernel in use. The reference stays valid for ever. */
