@@ -12,7 +12,8 @@ from pathlib import Path
 from bench import report
 from bench.harness import RESULTS, Context, default_cache, machine_facts
 
-QUESTIONS = ("native", "size", "save", "restore", "unchanged", "stall", "gc", "cli", "scale")
+QUESTIONS = ("native", "size", "save", "restore", "unchanged", "stall", "gc", "cli", "scale",
+             "stage")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
