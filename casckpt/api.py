@@ -57,6 +57,7 @@ __all__ = [
 # Floors 3 and 4 meet tensors and must not know torch: this is where they are introduced.
 register_lazy("torch", "casckpt.adapters.torch")
 register_lazy("xgboost", "casckpt.adapters.xgboost_parts")
+register_lazy("lightgbm", "casckpt.adapters.lightgbm_parts")
 register_lazy("optuna", "casckpt.adapters.optuna_storage")
 register_lazy("sklearn", "casckpt.adapters.sklearn_objects")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")

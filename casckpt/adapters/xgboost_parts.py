@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from casckpt.adapters import missing_extra, ubjson
+from casckpt.adapters import missing_extra, xgboost_pieces
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.checkpoint.tree_paths import join
 
@@ -34,7 +34,7 @@ class XgboostHandler:
         """Return the node of a booster; None for other values of the library."""
         if isinstance(value, xgboost.Booster):
             raw = bytes(value.save_raw("ubj"))
-            pieces = ubjson.cut(raw, _piece_trees(value, raw))
+            pieces = xgboost_pieces.cut(raw, _piece_trees(value, raw))
             nodes = [walker.walk(piece, join(path, index)) for index, piece in enumerate(pieces)]
             return {"x": ["xgboost", "booster"], "a": None, "v": nodes}
         return None
@@ -46,7 +46,7 @@ class XgboostHandler:
         if kind != "booster" or not all(isinstance(piece, bytes) for piece in children):
             raise malformed(f"a value of xgboost of the unknown kind {kind[:40]!r}")
         try:
-            return xgboost.Booster(model_file=bytearray(ubjson.join(children)))
+            return xgboost.Booster(model_file=bytearray(xgboost_pieces.join(children)))
         except (ValueError, xgboost.core.XGBoostError) as exc:
             raise malformed(f"a booster that xgboost refuses: {str(exc)[:200]}") from exc
 
@@ -90,9 +90,9 @@ def grown(booster: xgboost.Booster, every: int) -> xgboost.Booster:
 def _piece_trees(booster: xgboost.Booster, raw: bytes) -> int:
     every = getattr(booster, "casckpt_every", None)
     if every is None:
-        return ubjson.TREES_PER_PIECE
+        return xgboost_pieces.TREES_PER_PIECE
     rounds = int(booster.num_boosted_rounds())
-    return max(1, int(every) * ubjson.tree_count(raw) // max(1, rounds))
+    return max(1, int(every) * xgboost_pieces.tree_count(raw) // max(1, rounds))
 
 
 def seed_at(seed: int, rounds: int) -> int:

@@ -37,7 +37,7 @@ def test_the_code_of_a_guide_runs_and_runs_again(guide, tmp_path):
         assert store.checkpoints()
 
 
-@pytest.mark.parametrize("name", ["torch", "xgboost", "optuna", "sklearn"])
+@pytest.mark.parametrize("name", ["torch", "xgboost", "lightgbm", "optuna", "sklearn"])
 def test_a_framework_that_is_missing_is_named_with_its_extra(name):
     code = (
         f"import sys; sys.modules[{name!r}] = None\n"

@@ -8,7 +8,7 @@ import xgboost
 
 import casckpt
 import casckpt.xgboost
-from casckpt.adapters import ubjson
+from casckpt.adapters import xgboost_pieces
 from casckpt.errors import BadRequest
 from tests.adapters.kills import check
 
@@ -213,7 +213,7 @@ def test_any_bytes_are_cut_and_joined_again():
             mutated[place] = rng.integers(0, 256)
         end = int(rng.integers(0, len(booster)))
         for document in (bytes(mutated), booster[:end], b""):
-            assert ubjson.join(ubjson.cut(document, 4)) == document
+            assert xgboost_pieces.join(xgboost_pieces.cut(document, 4)) == document
 
 
 def test_a_growing_booster_shares_its_trees(store, name):

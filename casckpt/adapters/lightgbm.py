@@ -1,0 +1,189 @@
+"""LightGBM: training that goes on exactly, also with bagging and early stopping.
+
+As with xgboost, a sampled booster cannot simply be continued, so training is cut into segments,
+each with seeds of its own; one that was cut off is done again from its beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.adapters import missing_extra
+from casckpt.adapters.lightgbm_parts import HANDLER as HANDLER
+from casckpt.adapters.lightgbm_parts import Log, Stopping, Watch, early_stopping, final
+from casckpt.errors import BadRequest
+
+try:
+    import lightgbm
+except ModuleNotFoundError as exc:
+    raise missing_extra("lightgbm") from exc
+
+if TYPE_CHECKING:
+    from casckpt.training.run import Run
+
+_PART: Final = "rounds"
+_SEEDS: Final = ("bagging_seed", "feature_fraction_seed", "extra_seed", "drop_seed")
+
+
+def train(
+    run: Run,
+    params: Mapping[str, Any],
+    train_set: lightgbm.Dataset,
+    num_boost_round: int = 100,
+    *,
+    every: int = 100,
+    valid_sets: Sequence[lightgbm.Dataset] = (),
+    valid_names: Sequence[str] | None = None,
+    feval: Callable[..., Any] | None = None,
+    early_stopping_rounds: int | None = None,
+    evals_result: dict[str, Any] | None = None,
+    callbacks: Sequence[Callable[..., Any]] = (),
+) -> lightgbm.Booster:
+    """Train a booster, with a checkpoint every so many rounds; the same call goes on after a kill.
+
+    A kill loses at most the rounds of one segment; a random forest is one segment. Interrupted and
+    uninterrupted training give the same booster. Early stopping and the values of the validation
+    sets go on as well. Called again when it is done, it returns the stored booster.
+
+    Args:
+        run: where to save; the step of a checkpoint is its rounds.
+        params: of LightGBM. The seeds of the segments come from `seed`.
+        train_set: training data. Its raw data is kept (`free_raw_data=False`), since every
+            segment begins from the predictions of the one before.
+        num_boost_round: rounds in all, over all sessions. A larger one goes on.
+        every: rounds per segment, fixed by the first call; later only how many rounds are
+            between two checkpoints at least, rounded up to whole segments.
+        valid_sets: as in LightGBM.
+        valid_names: as in LightGBM.
+        feval: as in LightGBM.
+        early_stopping_rounds: rounds without an improvement; a larger one goes on.
+        evals_result: filled with the values of all rounds of all sessions.
+        callbacks: as in LightGBM; rounds count from the first. Their own state is not kept.
+
+    Returns:
+        The booster; after early stopping its best rounds only, as LightGBM leaves it.
+
+    Raises:
+        BadRequest: the run holds something else, or a number is below 1.
+        RunBusy: another live process trains the run.
+        Stopped: somebody asked for it; the segment at hand is done again.
+    """
+    if num_boost_round < 1 or every < 1:
+        raise BadRequest(f"{num_boost_round} rounds, every {every}", "both are from 1 on")
+    state = _restored(run) or {"rounds": 0, "segment": every, "history": {}, "stopping": None}
+    history: Log = state["history"]
+    segment, done = state["segment"], int(state["rounds"])
+    plain = {name: value for name, value in params.items() if name != "early_stopping_round"}
+    own, stopping = early_stopping(
+        callbacks, early_stopping_rounds or params.get("early_stopping_round"), state["stopping"]
+    )
+    booster = state.get("booster")
+    if _is_forest(params):
+        # LightGBM cannot go on with a random forest: it is one segment, and done or not.
+        if 0 < done < num_boost_round:
+            raise BadRequest("LightGBM cannot add trees to a random forest", "", "use a new run")
+        segment = num_boost_round
+    for data in (train_set, *valid_sets):
+        data.free_raw_data = False
+
+    def watch(rounds: int) -> None:
+        run.note_progress(_PART, rounds, num_boost_round)
+        run.check_stop()
+
+    while done < num_boost_round and not (stopping is not None and stopping.is_over):
+        run._begin(None)
+        length = min(segment - done % segment, num_boost_round - done)
+        booster = lightgbm.train(
+            {**plain, **_seeds(params, done)},
+            train_set,
+            length,
+            valid_sets=list(valid_sets) or None,
+            valid_names=list(valid_names) if valid_names else None,
+            feval=feval,
+            init_model=booster,
+            keep_training_booster=True,
+            callbacks=[*own, *_internal(history, stopping, watch)],
+        )
+        text = booster.model_to_string(num_iteration=-1)
+        booster = lightgbm.Booster(model_str=text)
+        before, done = done, booster.current_iteration()
+        over = done >= num_boost_round or done - before < length
+        over = over or (stopping is not None and stopping.is_over)
+        _log(run, history, before, done)
+        if over or done // every > before // every:
+            saved = {
+                "booster": booster,
+                "rounds": done,
+                "segment": segment,
+                "history": history,
+                "stopping": None if stopping is None else stopping.state,
+            }
+            run.save(saved, done, metrics=_last(history))
+        run.note_progress(_PART, done, done if over else num_boost_round)
+        if done - before < length:
+            break
+        run.check_stop()
+    run._part_done = True
+    if evals_result is not None:
+        evals_result.update(history)
+    assert booster is not None
+    return final(booster, stopping)
+
+
+def _internal(
+    history: Log, stopping: Stopping | None, watch: Callable[[int], None]
+) -> list[Callable[..., Any]]:
+    """Return our own callbacks of a segment."""
+    record = Watch(history, watch)
+    return [record] if stopping is None else [record, stopping]
+
+
+def _restored(run: Run) -> dict[str, Any] | None:
+    checkpoint, _ = run._position()
+    if checkpoint is None:
+        return None
+    state = run.store.restore(checkpoint)
+    if not isinstance(state, dict) or not {"booster", "rounds", "segment"} <= state.keys():
+        raise BadRequest(
+            f"{checkpoint.ref} holds no training of lightgbm",
+            "the run was used for something else",
+            "give each part a run of its own: run.child('lightgbm')",
+        )
+    return state
+
+
+def _seeds(params: Mapping[str, Any], done: int) -> dict[str, int]:
+    """Return the seeds of the segment after `done` rounds; the first has LightGBM's own."""
+    if done == 0:
+        return {}
+    found = {}
+    base = next(
+        (params[name] for name in ("seed", "random_state", "random_seed") if name in params), 0
+    )
+    for name in _SEEDS:
+        text = f"casckpt segment {name} {params.get(name, base)} {done}"
+        found[name] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+    return found
+
+
+def _is_forest(params: Mapping[str, Any]) -> bool:
+    names = ("boosting", "boosting_type", "boost")
+    return any(params.get(name) in ("rf", "random_forest") for name in names)
+
+
+def _log(run: Run, history: Log, before: int, done: int) -> None:
+    for data, metrics in history.items():
+        for metric, values in metrics.items():
+            for at in range(before, min(done, len(values))):
+                run.log({f"{data}-{metric}": values[at]}, step=at + 1)
+
+
+def _last(history: Log) -> dict[str, float]:
+    return {
+        f"{data}-{metric}": values[-1] if values else math.nan
+        for data, metrics in history.items()
+        for metric, values in metrics.items()
+    }

@@ -1,0 +1,208 @@
+"""What `casckpt.lightgbm` is made of: boosters as leaves, and callbacks that know the whole run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.adapters import missing_extra
+from casckpt.checkpoint.scalars import Node, malformed
+from casckpt.checkpoint.tree_paths import join
+
+try:
+    import lightgbm
+except ModuleNotFoundError as exc:
+    raise missing_extra("lightgbm") from exc
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.leaves import Leaf, RestoreOptions, Slot, Target, Walker
+    from casckpt.checkpoint.manifest import Entry
+
+Log = dict[str, dict[str, list[float]]]
+"""Data set to metric to its value after each round."""
+
+TREES_PER_PIECE: Final = 10
+_STOP_CHECK_S: Final = 0.2
+_TREE: Final = "\nTree="
+_SIZES: Final = "\ntree_sizes="
+
+
+class LightgbmHandler:
+    """Boosters in state trees: LightGBM's own text, all trees, cut between trees."""
+
+    def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
+        """Return the node of a booster; None for other values of the library."""
+        if not isinstance(value, lightgbm.Booster):
+            return None
+        pieces = _cut(value.model_to_string(num_iteration=-1))
+        nodes = [walker.walk(piece, join(path, index)) for index, piece in enumerate(pieces)]
+        best = int(value.best_iteration)
+        return {"x": ["lightgbm", "booster"], "a": best, "v": nodes}
+
+    def build(
+        self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
+    ) -> Any:
+        """Return the booster of its pieces."""
+        if kind != "booster" or not all(isinstance(piece, bytes) for piece in children):
+            raise malformed(f"a value of lightgbm of the unknown kind {kind[:40]!r}")
+        try:
+            booster = lightgbm.Booster(model_str=b"".join(children).decode())
+        except (ValueError, lightgbm.basic.LightGBMError) as exc:
+            raise malformed(f"a booster that lightgbm refuses: {str(exc)[:200]}") from exc
+        booster.best_iteration = int(attributes)
+        return booster
+
+    def link(self, leaves: list[Leaf]) -> None:
+        """Do nothing: boosters share no memory."""
+
+    def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
+        """Refuse: a booster's leaves are bytes."""
+        raise malformed(f"{entry.path}: an array of lightgbm")
+
+    def is_leaf(self, value: Any) -> bool:
+        """Return False: a booster is put in place of what was there."""
+        return False
+
+    def bind(self, target: Any, entry: Entry) -> Target | str:
+        """Say that a booster takes no array."""
+        return "an array in the checkpoint, a booster in into"
+
+    def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
+        """Say that a booster takes no sparse tensor."""
+        return f"a {kind} in the checkpoint, a booster in into"
+
+    def state_problems(self, target: Any, plain: Any) -> list[str] | None:
+        """Return none."""
+        return []
+
+
+HANDLER = LightgbmHandler()
+
+
+def _cut(text: str) -> list[bytes]:
+    """Return the text in pieces of whole trees; what is before and after them apart."""
+    starts = []
+    at = text.find(_TREE)
+    while at >= 0:
+        starts.append(at)
+        at = text.find(_TREE, at + 1)
+    edges = [0, *starts[::TREES_PER_PIECE]]
+    end = text.find("\nend of trees", starts[-1] if starts else 0)
+    edges += [end, len(text)] if end > edges[-1] else [len(text)]
+    return [text[start:stop].encode() for start, stop in pairwise(edges) if start < stop]
+
+
+class Watch:
+    """Keeps the values of each round, and calls a function a few times a second."""
+
+    order = 20  # before early stopping, which ends the round
+
+    def __init__(self, log: Log, call: Callable[[int], None]) -> None:
+        self._log = log
+        self._call = call
+        self._next_s = 0.0
+
+    def __call__(self, env: Any) -> None:
+        """Take the values of a round."""
+        for result in env.evaluation_result_list or []:
+            data, metric, value = result[:3]
+            self._log.setdefault(data, {}).setdefault(metric, []).append(float(value))
+        if time.monotonic() >= self._next_s:
+            self._call(env.iteration + 1)
+            self._next_s = time.monotonic() + _STOP_CHECK_S
+
+
+class Stopping:
+    """Early stopping whose state can be kept: LightGBM's own begins anew with every call.
+
+    Args:
+        rounds: without an improvement, of any metric on any validation set.
+        first_metric_only: look at the first metric only.
+        min_delta: what counts as an improvement.
+        state: what `state` was in another session.
+    """
+
+    order = 30
+
+    def __init__(self, rounds: int, first_metric_only: bool, min_delta: float, state: Any) -> None:
+        self.rounds = rounds
+        self._first_only = first_metric_only
+        self._min_delta = min_delta
+        self.state: dict[str, Any] = state or {"last": -1, "best": {}}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out, by what the caller grants now."""
+        return self.stopped_by is not None
+
+    @property
+    def stopped_by(self) -> list[Any] | None:
+        """Return [value, round, values of the round] of what has not improved for too long."""
+        for best in self._watched().values():
+            if self.state["last"] - best[1] >= self.rounds:
+                found: list[Any] = best
+                return found
+        return None
+
+    @property
+    def best(self) -> list[Any] | None:
+        """Return the same of what is looked at first, None before the first round."""
+        return self.stopped_by or next(iter(self._watched().values()), None)
+
+    def __call__(self, env: Any) -> None:
+        """Look at a round.
+
+        Raises:
+            EarlyStopException: patience has run out.
+        """
+        train = env.model._train_data_name
+        results = [one for one in env.evaluation_result_list or [] if one[0] != train]
+        if not results:
+            raise ValueError("early stopping needs a validation set and a metric")
+        plain = [[one[0], one[1], float(one[2]), bool(one[3])] for one in results]
+        for data, metric, value, maximize in plain:
+            best = self.state["best"].get((data, metric))
+            sign = 1 if maximize else -1
+            if best is None or sign * value > sign * best[0] + self._min_delta:
+                self.state["best"][(data, metric)] = [value, env.iteration, plain]
+        self.state["last"] = env.iteration
+        if self.is_over:
+            best = self.best
+            assert best is not None
+            raise lightgbm.callback.EarlyStopException(best[1], results)
+
+    def _watched(self) -> dict[tuple[str, str], list[Any]]:
+        best: dict[tuple[str, str], list[Any]] = self.state["best"]
+        if not self._first_only or not best:
+            return best
+        first = next(iter(best))[1]
+        return {key: value for key, value in best.items() if key[1] == first}
+
+
+def early_stopping(
+    callbacks: Sequence[Any], rounds: int | None, state: Any
+) -> tuple[list[Any], Stopping | None]:
+    """Return the caller's other callbacks, and early stopping if there is any."""
+    theirs = [one for one in callbacks if type(one).__name__ == "_EarlyStoppingCallback"]
+    others = [one for one in callbacks if one not in theirs]
+    if theirs:
+        one = theirs[0]
+        if isinstance(one.min_delta, list):
+            raise ValueError("early stopping with a min_delta per metric cannot be resumed")
+        return others, Stopping(one.stopping_rounds, one.first_metric_only, one.min_delta, state)
+    return others, Stopping(rounds, False, 0.0, state) if rounds else None
+
+
+def final(booster: lightgbm.Booster, stopping: Stopping | None) -> lightgbm.Booster:
+    """Return what the caller gets: after early stopping its best rounds, as LightGBM does."""
+    best = None if stopping is None else stopping.best
+    if best is None:
+        return booster
+    rounds = best[1] + 1
+    result = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=rounds))
+    result.best_iteration = rounds
+    for data, metric, value, _ in best[2]:
+        result.best_score.setdefault(data, {})[metric] = value
+    return result

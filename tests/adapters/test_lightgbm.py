@@ -1,0 +1,151 @@
+"""`casckpt.lightgbm`: rounds in all, exact segments, early stopping; killed and resumed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import casckpt
+from tests.adapters.kills import check
+
+lightgbm = pytest.importorskip("lightgbm")
+casckpt_lightgbm = pytest.importorskip("casckpt.lightgbm")
+
+PLAIN = {"num_leaves": 7, "num_threads": 1, "verbosity": -1, "deterministic": True, "metric": "l2"}
+BAGGED = {
+    **PLAIN,
+    "bagging_fraction": 0.6,
+    "bagging_freq": 1,
+    "feature_fraction": 0.6,
+    "extra_trees": True,
+    "seed": 4,
+}
+
+
+def data(seed=0, count=400, **options):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, 6))
+    target = features[:, 0] * features[:, 1] + rng.normal(size=count) * 0.5
+    return lightgbm.Dataset(features, target, **options)
+
+
+def text(booster):
+    # What follows the trees lists the parameters of the last call, seeds included.
+    return booster.model_to_string(num_iteration=-1).partition("end of trees")[0]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with casckpt.open(tmp_path_factory.mktemp("lightgbm") / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def name(request):
+    return "".join(c if c.isalnum() else "-" for c in request.node.name)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train(store, name, total, params=BAGGED, *, at=None, every=5, with_test=False, **options):
+    def interrupt(env):
+        if env.iteration + 1 == at:
+            raise Interrupted
+
+    training = data()
+    if with_test:
+        options |= {"valid_sets": [data(1, reference=training)], "valid_names": ["test"]}
+    with store.run(name) as run:
+        return casckpt_lightgbm.train(
+            run, params, training, total, every=every, callbacks=[interrupt], **options
+        )
+
+
+def test_without_sampling_it_is_plain_train(store, name):
+    plain = lightgbm.train(PLAIN, data(), 12)
+    assert text(train(store, name, 12, PLAIN)) == text(plain)
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 12])
+@pytest.mark.parametrize("boosting", ["gbdt", "dart", "rf"])
+def test_interrupted_is_uninterrupted(store, name, boosting, at):
+    params = {**BAGGED, "boosting": boosting}
+    whole = train(store, f"{name}-whole", 12, params)
+    with pytest.raises(Interrupted):
+        train(store, name, 12, params, at=at)
+    assert text(train(store, name, 12, params)) == text(whole)
+
+
+def test_early_stopping_and_history_go_on(store, name):
+    log, plain_log = {}, {}
+    training = data()
+    plain = lightgbm.train(
+        PLAIN,
+        training,
+        300,
+        valid_sets=[data(1, reference=training)],
+        valid_names=["test"],
+        callbacks=[
+            lightgbm.early_stopping(7, verbose=False),
+            lightgbm.record_evaluation(plain_log),
+        ],
+    )
+    options = {"early_stopping_rounds": 7, "with_test": True}
+    for at in (3, plain.best_iteration + 4):
+        with pytest.raises(Interrupted):
+            train(store, f"{name}-{at}", 300, PLAIN, at=at, **options)
+        log.clear()
+        ours = train(store, f"{name}-{at}", 300, PLAIN, evals_result=log, **options)
+        assert ours.best_iteration == plain.best_iteration
+        assert text(ours) == text(plain)
+        assert log["test"]["l2"] == pytest.approx(plain_log["test"]["l2"], rel=1e-12)
+        assert ours.best_score["test"]["l2"] == pytest.approx(plain.best_score["test"]["l2"])
+    again = train(store, f"{name}-3", 300, PLAIN, at=1, **options)
+    assert text(again) == text(plain)
+
+
+def test_a_finished_training_returns_the_stored_booster_and_more_rounds_go_on(store, name):
+    first = train(store, name, 7)
+    assert text(train(store, name, 7, at=1)) == text(first)
+    assert train(store, name, 12).current_iteration() == 12
+
+
+def test_a_booster_in_a_state_comes_back(store, name):
+    booster = lightgbm.train(PLAIN, data(), 25)
+    store.save(name, {"model": booster})
+    restored = store.restore(name)["model"]
+    assert restored.model_to_string() == booster.model_to_string()
+
+
+PROGRAM = """
+import sys
+import numpy as np, lightgbm
+import casckpt, casckpt.lightgbm
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(3000, 10))
+y = X[:, 0] * X[:, 1] + rng.normal(size=3000)
+train = lightgbm.Dataset(X[:2000], y[:2000])
+test = lightgbm.Dataset(X[2000:], y[2000:], reference=train)
+log = {}
+with casckpt.open(sys.argv[1]) as store, store.run("kill/lightgbm") as run:
+    print("begin", flush=True)
+    booster = casckpt.lightgbm.train(
+        run,
+        {"bagging_fraction": 0.6, "bagging_freq": 1, "feature_fraction": 0.7, "num_threads": 1,
+         "verbosity": -1, "deterministic": True, "learning_rate": 0.02},
+        train, 300, every=10, valid_sets=[test], valid_names=["test"], early_stopping_rounds=150,
+        evals_result=log,
+    )
+open(sys.argv[2], "w").write(booster.model_to_string() + repr(log))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
+    program = tmp_path / "train_lightgbm.py"
+    program.write_text(PROGRAM)
+    check(program, tmp_path)
