@@ -142,7 +142,8 @@ class Stage:
         Raises:
             BadRequest: there is no such key, or it is done already.
             BadLeaf: the result cannot be stored; the item is not done.
-            NoSpace: the disk is full; nothing that was durable is lost.
+            NoSpace: the disk is full; nothing that was durable is lost, and what was not is
+                written with the next group.
         """
         ledger = self._ledger
         checked = check_numbers(numbers, self.name) if numbers else numbers

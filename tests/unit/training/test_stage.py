@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import casckpt
-from casckpt.errors import BadLeaf, BadRequest, NotFound, RunBusy, Stopped
-from casckpt.training import stage_rows
+from casckpt.checkpoint.encode import write_state
+from casckpt.errors import BadLeaf, BadRequest, NoSpace, NotFound, RunBusy, Stopped
+from casckpt.training import results, stage_rows
 from casckpt.training.stage_sums import ExactSum
 from casckpt.training.stops import request_stop
 
@@ -186,11 +187,11 @@ def test_large_results_are_kept_by_gc_and_freed_when_cleared(store, name):
         # The same bytes for both items are there once.
         rows = store._repository.rows("progress", run.scope)
         assert len({row.roots for _, row in rows if row.roots}) == 1
-        results = st.results()
+        found = st.results()
         st.clear()
         assert store._repository.gc(now=True).freed_bytes >= 0
         with pytest.raises(NotFound):
-            results[0]
+            found[0]
         assert [key for key, _ in st] == ["a", "b"]
 
 
@@ -375,6 +376,32 @@ def test_a_stage_can_be_dropped_by_name(store, name):
         assert run.stage("t", ["a"]).done_count == 1
 
 
+def test_a_full_disk_loses_nothing_and_the_same_stage_goes_on(store, name, monkeypatch):
+    repository = store._repository
+    original = type(repository).add_rows
+    full = [False, True, True, False]
+
+    def add_rows(self, writes):
+        if full and full.pop(0):
+            raise NoSpace("the disk is full")
+        return original(self, writes)
+
+    monkeypatch.setattr(type(repository), "add_rows", add_rows)
+    with store.run(name) as run:
+        st = run.stage("s", range(6), save_every=2)
+        refused = []
+        for key, _ in st:
+            try:
+                st.done(key, key, calls=1)
+            except NoSpace:
+                refused.append(key)
+        assert refused == [3, 4]
+        assert list(st.results()) == list(range(6))
+        assert st.totals == {"calls": 6}
+    with store.run(name) as run:
+        assert run.stage("s", range(6)).done_count == 6
+
+
 # ---- two at once
 
 
@@ -440,3 +467,14 @@ def test_a_rebuilt_index_has_the_results_and_no_more_checkpoints(tmp_path):
             found = run.stage("s", ["a", "b"]).results()
             assert np.array_equal(found[0], np.arange(10_000))
             assert found[1] == "small"
+
+
+def test_a_rebuild_makes_no_checkpoint_of_a_result_whose_row_is_lost(tmp_path):
+    with casckpt.open(tmp_path / "s") as store:
+        row = results.pending("progress", b"key", "a", np.arange(9000), {})
+        with store._repository.saver() as saver:
+            refs, entries = write_state(saver, row.flat)
+            saver.put_manifest(refs, results._body(row.flat, entries))
+        store.save("r", {"x": 1})
+        store.repair(rebuild_index=True, accept=True)
+        assert [one.ref for one in store.checkpoints()] == ["r@0"]
