@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.curation import Curation
+from casckpt.checkpoint.file_saves import FileSaves
 from casckpt.checkpoint.handle import Mode, Options
 from casckpt.checkpoint.leaves import register_lazy
 from casckpt.checkpoint.places import default_store, folder_of_ref, is_store
@@ -23,8 +24,6 @@ from casckpt.checkpoint.policies import (
 from casckpt.checkpoint.questions import Questions
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import parse_ref, split_store
-from casckpt.checkpoint.restores import Restores
-from casckpt.checkpoint.saves import Saves
 from casckpt.errors import BadRef, BadRequest, NoStore
 from casckpt.training import randomness
 from casckpt.training.calls import Runs
@@ -84,7 +83,7 @@ class RepairResult:
     messages: tuple[str, ...]
 
 
-class Store(Runs, Saves, Restores, Questions, Curation):
+class Store(Runs, FileSaves, Questions, Curation):
     """A store of checkpoints: a folder, opened.
 
     Made by `casckpt.open`. Thread safe; many processes may use one store at once. Opening it

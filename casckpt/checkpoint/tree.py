@@ -141,6 +141,9 @@ class _Walker:
                 return node
         if isinstance(value, Pickled):
             return self._pickled(value, path)
+        own: Callable[..., Node] | None = getattr(type(value), "casckpt_flatten", None)
+        if own is not None:
+            return own(value, path, self)
         if isinstance(value, type):
             raise refused(value, path, "a class is not data")
         with self._inside(value, path):

@@ -32,13 +32,17 @@ from casckpt.cli.output import Output
 def restore(output: Output, ref: str, destination: Path) -> None:
     """Write a checkpoint into a new folder, every byte verified.
 
-    A state tree becomes DIR/state.safetensors, which other programs read, and DIR/tree.json;
-    together they hold every type and value, and `casckpt import DIR` takes them in again.
+    Files that were saved as files come back as they were. A state tree becomes
+    DIR/state.safetensors, which other programs read, and DIR/tree.json; together they
+    hold every type and value, and `casckpt import DIR` takes them in again.
     """
     (target,) = stores.split(output.settings, ref)
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
-        files = store.export(checkpoint, destination, format="tree")
+        if store.holds_files(checkpoint):
+            files = store.restore_files(checkpoint, destination, into_folder=True)
+        else:
+            files = store.export(checkpoint, destination, format="tree")
     if output.json:
         output.document(
             "restore",
@@ -47,6 +51,6 @@ def restore(output: Output, ref: str, destination: Path) -> None:
         )
     else:
         output.lines(
-            str(path) if output.quiet else f"{path}  {formatting.size(path.stat().st_size)}"
+            str(path) if output.quiet else f"{path}  {formatting.size(path.lstat().st_size)}"
             for path in files
         )

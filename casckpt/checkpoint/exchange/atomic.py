@@ -66,7 +66,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             part.mkdir()
             yield part
             for file in part.iterdir():
-                _sync(file)
+                if not file.is_symlink():
+                    _sync(file)
             # ORDER: files, then the folder that names them, then the name of the folder.
             sync_folder(part)
             part.rename(path)

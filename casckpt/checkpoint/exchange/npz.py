@@ -41,7 +41,7 @@ def read_npy(data: bytearray, path: str, name: str = "the array") -> Any:
     import numpy as np
 
     try:
-        start, header = _header(data)
+        start, header = read_header(data)
         dtype = np.lib.format.descr_to_dtype(header["descr"])
         shape = shape_of(header["shape"])
         fortran = bool(header["fortran_order"])
@@ -125,7 +125,12 @@ def _write_record(archive: zipfile.ZipFile, name: str, array: Any) -> None:
         np.lib.format.write_array(record, array, allow_pickle=False)
 
 
-def _header(data: bytearray) -> tuple[int, dict[str, Any]]:
+def read_header(data: bytearray) -> tuple[int, dict[str, Any]]:
+    """Return where the data of a .npy file starts, and the fields of its header, unchecked.
+
+    Raises:
+        ValueError, SyntaxError: if it has no sound header.
+    """
     file = io.BytesIO(memoryview(data)[: _HEADER_MAX_BYTES + 12])
     if file.read(6) != MAGIC:
         raise ValueError("no magic number")
