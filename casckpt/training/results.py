@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt.checkpoint import manifest as manifests
 from casckpt.checkpoint.decode import restore_tree
 from casckpt.checkpoint.leaves import BytesSource, RestoreOptions, refused
-from casckpt.checkpoint.scalars import Node, encode_key, encode_scalar
+from casckpt.checkpoint.scalars import Node, encode_float, encode_int, encode_str
 from casckpt.checkpoint.tree import FlatState, flatten
 from casckpt.checkpoint.tree_build import Builder
 from casckpt.errors import BadRequest, Corrupt, NewerFormat
@@ -43,7 +43,6 @@ _NAME_MAX: Final = 200
 
 _ERROR_MAX: Final = 1000
 
-_SCALARS: Final = frozenset({int, float, bool, type(None)})
 _DEPTH: Final = 8
 _SHORT: Final = 256
 """Characters of a string that is a node of its own however it is encoded."""
@@ -133,7 +132,7 @@ def pending(
     Raises:
         BadLeaf: the result cannot be stored.
     """
-    about = [name[:_NAME_MAX], _numbers_node(numbers)]
+    about = [name[:_NAME_MAX], _numbers_node(numbers) if numbers else {}]
     try:
         payload = _payload(TREE, [*about, _plain_node(result, 0)])
         if len(payload) <= INLINE_BYTES:
@@ -163,18 +162,27 @@ class _NotPlain(Exception):
 def _plain_node(value: Any, depth: int) -> Node:
     """Return what `flatten` makes of a result of plain values, in a third of its time."""
     cls = type(value)
-    if cls in _SCALARS or (cls is str and len(value) <= _SHORT):
-        return encode_scalar(value)[1]
+    if cls is str and len(value) <= _SHORT:
+        return value if value.isascii() else encode_str(value)
+    if cls is float:
+        return encode_float(value)
+    if cls is int:
+        return encode_int(value)
+    if value is None or cls is bool:
+        return value
     if depth >= _DEPTH:
         raise _NotPlain
     if cls is list:
         return [_plain_node(one, depth + 1) for one in value]
     if cls is tuple:
         return {"t": [_plain_node(one, depth + 1) for one in value]}
-    if cls is dict and all(type(key) is str and len(key) <= _SHORT for key in value):
-        nodes = [_plain_node(one, depth + 1) for one in value.values()]
-        return {"d": [encode_key(key) for key in value], "v": nodes}
-    raise _NotPlain
+    if cls is not dict:
+        raise _NotPlain
+    for key in value:
+        if type(key) is not str or len(key) > _SHORT:
+            raise _NotPlain
+    nodes = [_plain_node(one, depth + 1) for one in value.values()]
+    return {"d": [key if key.isascii() else encode_str(key) for key in value], "v": nodes}
 
 
 def _large(table: str, key: bytes, about: list[Any], flat: FlatState) -> Pending:
