@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 
+from casckpt.checkpoint.places import ENVIRONMENT, STORE_FOLDER
 from casckpt.errors import BadRequest
 from casckpt.training.resume import AUTO, NEVER
 
@@ -20,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     group = parser.add_argument_group("checkpoints") if hasattr(parser, "prog") else parser
     group.add_argument(
-        *_spelled("checkpoint-dir"), default=".casckpt", metavar="DIR", help="folder of the store"
+        *_spelled("checkpoint-dir"),
+        default=os.environ.get(ENVIRONMENT) or STORE_FOLDER,
+        metavar="DIR",
+        help="folder of the store",
     )
     group.add_argument(
         *_spelled("checkpoint-freq"), type=int, default=None, metavar="N",

@@ -10,7 +10,7 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import BadRequest
 from casckpt.ids import check_run_name
 from casckpt.logs import logger
-from casckpt.training import guards, resume
+from casckpt.training import commands, guards, resume
 from casckpt.training.guards import Facts, Policy
 from casckpt.training.lines import Line, RunRecord, read_record
 from casckpt.training.resume import Decision, Extra
@@ -87,7 +87,11 @@ def open_run(
     except BaseException:
         early.end("")
         raise
-    return Run(store, name, _carry_out(store, name, decision, facts, policy, under, grace_s, early))
+    opened = _carry_out(store, name, decision, facts, policy, under, grace_s, early)
+    if under is None and store.mode != "r":
+        # Not before: a command that was refused is none to go on with.
+        commands.record(store.path, name)
+    return Run(store, name, opened)
 
 
 def restarted(run: Run) -> Opened:

@@ -1,0 +1,198 @@
+"""The commands that train runs, as this user started them on this host, so that a run can go on.
+
+`store.run` records the command of its process. It never goes into the store: what comes with a
+store from elsewhere is never executed. One file per run, readable by its owner only, below
+`$XDG_STATE_HOME/casckpt/commands` (`~/.local/state` by default).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import socket
+import stat
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt import native
+from casckpt.errors import CasckptError, NotFound, PermissionRefused
+from casckpt.logs import logger
+from casckpt.training.lines import now_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION: Final = 1
+"""FORMAT: version of a recorded command; a reader passes over others."""
+
+SUPERVISOR: Final = "CASCKPT_SUPERVISOR"
+"""Names the folder that `casckpt run` shares with its command: what was typed, and how it ended."""
+
+COMMAND_FILE: Final = "command.json"
+REPORT_FILE: Final = "report.json"
+
+KEPT_VARIABLES: Final = (
+    "CASCKPT_STORE",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+)
+"""What decides which code runs on which data and device; anything else may be a secret."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a run was started.
+
+    Attributes:
+        run: name of the run.
+        store: path of its store.
+        argv: program and arguments; no shell is involved.
+        cwd: folder it was started in.
+        environment: variables that it needs, of those in `KEPT_VARIABLES`.
+        host: machine.
+        recorded: when, RFC 3339.
+    """
+
+    run: str
+    store: str
+    argv: tuple[str, ...]
+    cwd: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    recorded: str = ""
+
+
+def record(store: Path, run: str) -> None:
+    """Record how this process was started, as the way to go on with a run.
+
+    Nothing is recorded for a notebook, a Python prompt, or one of many processes that a launcher
+    started: run again, they would not be the same. A failure is no reason not to train.
+    """
+    try:
+        argv = _typed() or _own()
+        if argv is None:
+            return
+        path = path_of(store, run)
+        command = Command(
+            run=run,
+            store=str(store),
+            argv=tuple(argv),
+            cwd=str(Path.cwd()),
+            environment={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+            host=socket.gethostname(),
+            recorded=now_text(),
+        )
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = json.dumps({"version": VERSION, **asdict(command)}, indent=1) + "\n"
+        write_private(path, text)
+    except (OSError, ValueError, RuntimeError) as exc:
+        logger.debug("the command of %s is not recorded: %s", run, exc)
+
+
+def read(store: Path, run: str) -> Command:
+    """Return the command that this user recorded for a run on this host.
+
+    Raises:
+        NotFound: there is none.
+        PermissionRefused: others could have written it.
+    """
+    path = path_of(store, run)
+    try:
+        about = path.stat()
+        text = path.read_bytes()
+    except OSError:
+        raise _nothing(run) from None
+    if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
+        raise PermissionRefused(
+            f"the recorded command of {run} is not trusted",
+            f"{path} must belong to you, and be closed to others",
+            "run the training command once by hand: it is recorded anew",
+        )
+    try:
+        document: dict[str, Any] = json.loads(text)
+        if document["version"] != VERSION or document["run"] != run:
+            raise ValueError(f"version {document['version']} of {document['run']}")
+        names = {one.name for one in fields(Command)}
+        known = {name: value for name, value in document.items() if name in names}
+        return Command(**{**known, "argv": tuple(known["argv"])})
+    except (ValueError, KeyError, TypeError) as exc:
+        logger.debug("%s does not decode: %s", path, exc)
+        raise _nothing(run) from exc
+
+
+def path_of(store: Path, run: str) -> Path:
+    """Return where the command of a run is recorded: host, store and run decide."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    key = "\0".join((socket.gethostname(), str(store.resolve()), run))
+    name = native.blake3(key.encode("utf-8", "surrogateescape")).hex()[:32]
+    return Path(home) / "casckpt" / "commands" / f"{name}.json"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file whole, for its owner only. No flush: what a power cut takes is typed again."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def _report_at_exit() -> None:
+    """Tell the supervisor which error of ours ended this process: Python's exit code is 1 for all.
+
+    With it a wrong setting, which no restart mends, is told from a crash.
+    """
+    folder = os.environ.get(SUPERVISOR)
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if not folder or not isinstance(error, CasckptError):
+        return
+    with contextlib.suppress(OSError):
+        document = {"error": type(error).__name__, "exit_code": error.exit_code}
+        write_private(Path(folder) / REPORT_FILE, json.dumps(document))
+
+
+atexit.register(_report_at_exit)
+
+
+def _typed() -> list[str] | None:
+    """Return what was given to `casckpt run`, if this process runs under it."""
+    folder = os.environ.get(SUPERVISOR)
+    if not folder:
+        return None
+    try:
+        argv = json.loads((Path(folder) / COMMAND_FILE).read_text())["argv"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return [str(word) for word in argv]
+
+
+def _own() -> list[str] | None:
+    """Return the command line of this process, or None if it cannot be run again alone."""
+    words = list(sys.orig_argv)
+    is_prompt = hasattr(sys, "ps1") or bool(sys.flags.interactive) or len(words) < 2
+    if is_prompt or "ipykernel" in sys.modules or not sys.executable:
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return None
+    return [sys.executable, *words[1:]]
+
+
+def _nothing(run: str) -> NotFound:
+    parent = run.rpartition("/")[0]
+    return NotFound(
+        f"no command of {run} is recorded",
+        "a command is recorded when this user starts it on this host, and it opens the run",
+        f"resume its parent: `casckpt resume {parent}`"
+        if parent
+        else f"start it once: `casckpt run {run} -- python train.py`",
+        run=run,
+    )
