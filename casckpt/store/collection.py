@@ -169,6 +169,7 @@ class _Collector:
         freed, dropped = self._purge()
         self._forget_tombstones()
         self._reap_sessions()
+        self._finish()
         return self._report(mark, freed, dropped)
 
     # ---- 0
@@ -419,6 +420,23 @@ class _Collector:
             if not info.alive and info.uuid in self._dead_sessions:
                 with contextlib.suppress(CasckptError):
                     files.unlink(info.path, missing_ok=True)
+
+    def _finish(self) -> None:
+        """Leave the numbers from which the next automatic collection is decided."""
+        with self._shared.environment.read() as tx:
+            trashed = [
+                row.trashed_at_ns
+                for _, value in tx.scan("checkpoints")
+                if (row := rows.Row.decode(value)).state == "trash"
+            ]
+
+        def note(tx: Transaction) -> None:
+            check_run(tx, self._run)
+            tx.set_number("gc_at", time.time_ns())
+            tx.set_number("trash_since", min(trashed, default=0))
+
+        self._shared.writer.run(note, facts=False)
+        self._shared.own.release_reserved()
 
     def _report(self, mark: Mark, freed: int, dropped: int) -> GcReport:
         dead = waiting = 0

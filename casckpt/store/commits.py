@@ -142,10 +142,13 @@ def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
     row = None if value is None else rows.Row.decode(value)
     if row is None or row.state != "live":
         raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed meanwhile")
+    now_ns = time.time_ns()
+    if not tx.number("trash_since"):
+        tx.set_number("trash_since", now_ns)
     changed = replace(
         row,
         state="trash",
-        trashed_at_ns=time.time_ns(),
+        trashed_at_ns=now_ns,
         trashed_boot_ns=clock.boot_ns(),
         trashed_boot=clock.boot_id(),
     )

@@ -277,6 +277,7 @@ class Saver:
             row_count=len(placed) + row_count,
         )
         self._committed = True
+        self._shared.collect_if_due()
         return result
 
     def _publish(

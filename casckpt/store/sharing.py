@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from casckpt.store.sessions import Session
 
 _Result = TypeVar("_Result")
+# How often a process looks whether a collection is due; the numbers change with whole saves.
+_LOOK_EVERY_S = 60.0
+
 _registry_lock = threading.RLock()
 _open: dict[tuple[int, int], SharedStore] = {}
 _all: weakref.WeakSet[SharedStore] = weakref.WeakSet()
@@ -46,6 +50,7 @@ class SharedStore:
         self._session: Session | None = None
         self._session_lock = threading.Lock()
         self._written = False
+        self._looked_at = time.monotonic()
         self._lock, alone = opening.take_store_lock(path, readonly=not writable)
         try:
             self.index = opening.current_index(path)
@@ -110,6 +115,17 @@ class SharedStore:
             raise
         self._prepare_to_write()
 
+    def collect_if_due(self) -> None:
+        """Start a collection in a child process if enough is likely to be dead; never raises."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        from casckpt.store import autocollect
+
+        with contextlib.suppress(CasckptError):
+            autocollect.start_if_due(self)
+
     def session(self) -> Session:
         """Return this process's session, begun at its first use."""
         with self._session_lock:
@@ -139,6 +155,8 @@ class SharedStore:
     def close(self) -> None:
         """Finish what waits, seal, and leave the index stamped if nobody else has it open."""
         if self.writable:
+            if self._written:
+                self.collect_if_due()
             with contextlib.suppress(CasckptError):
                 self.own.close()
             self.writer.close()

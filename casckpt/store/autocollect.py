@@ -1,0 +1,91 @@
+"""Automatic collection: a gc in a child process when enough is likely to be dead.
+
+Training moves checkpoints to the trash and replaces rolling ones; nobody should have to run gc by
+hand for that. After a commit, and on close, a process looks at a few numbers of the index, and at
+most every ten minutes starts `python -m casckpt.store.autocollect STORE`. A collector waits for
+nobody, so training does not notice; what is busy or fails is left to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from casckpt.errors import CasckptError
+from casckpt.store import layout, rows
+from casckpt.store.environment import Transaction
+from casckpt.store.sharing import SharedStore
+
+INTERVAL_S: Final = 600.0
+LEAST_BYTES: Final = 256 * layout.MIB
+SHARE: Final = 0.2
+"""Of the registered bytes: below this a collection rewrites more than it frees."""
+
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def is_due(tx: Transaction, now_ns: int) -> bool:
+    """Tell whether a collection is worth starting.
+
+    It is if the last one was ten minutes ago, something was removed since or waits in the trash
+    past its grace, and the bytes registered since then, all of which may be dead, exceed 256 MiB
+    and a fifth of the store; or if only the trash waits, once an hour.
+    """
+    since_s = (now_ns - tx.number("gc_at")) / 1e9
+    if since_s < INTERVAL_S or tx.number("rebuilt"):
+        return False
+    trashed_ns = tx.number("trash_since")
+    waits = bool(trashed_ns) and (now_ns - trashed_ns) / 1e9 > layout.GRACE_S
+    if not waits and not tx.number("removed_roots"):
+        return False
+    if waits and since_s > layout.GRACE_S:
+        return True
+    registered = sum(rows.PackRow.decode(value).size for _, value in tx.scan("packs"))
+    grown = registered - tx.number("marked_bytes")
+    return grown > max(LEAST_BYTES, SHARE * registered)
+
+
+def start_if_due(shared: SharedStore) -> bool:
+    """Start a collection in a child process if it is time for one; return whether it was."""
+    _children[:] = [child for child in _children if child.poll() is None]
+    if _children:
+        return False
+    with shared.environment.read() as tx:
+        if not is_due(tx, time.time_ns()):
+            return False
+    command = [sys.executable, "-m", "casckpt.store.autocollect", str(shared.path)]
+    # A session of its own: Ctrl+C in the terminal of the training is not meant for it.
+    with contextlib.suppress(OSError):
+        _children.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+        return True
+    return False
+
+
+def main(path: Path) -> int:
+    """Collect once, at the lowest priority; return the exit code."""
+    from casckpt.store.repository import Repository
+
+    os.nice(19)
+    try:
+        with Repository.open(path) as repository:
+            repository.gc()
+    except CasckptError as exc:
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

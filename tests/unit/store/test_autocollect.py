@@ -1,0 +1,88 @@
+"""Collection starts by itself when enough is likely to be dead, and not before."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from casckpt.store import BlobSource, CommitRequest, Repository, autocollect, layout, sharing
+
+HOUR_NS = 3600 * 10**9
+
+
+def _save(repository: Repository, step: int, size: int) -> int:
+    with repository.saver() as saver:
+        infos = saver.put_blobs([BlobSource([os.urandom(size)])])
+        manifest = saver.put_manifest([info.id for info in infos], b"{}")
+        return saver.commit(
+            CommitRequest("r", 0, step, 0, manifest.id, b"", repository.head("r", 0))
+        )
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    Repository.init(tmp_path / "s")
+    repository = Repository.open(tmp_path / "s")
+    yield repository
+    repository.close()
+
+
+def _due(repository: Repository, after_s: float) -> bool:
+    with repository._shared().environment.read() as tx:
+        return autocollect.is_due(tx, time.time_ns() + int(after_s * 1e9))
+
+
+def test_nothing_is_due_while_nothing_was_removed(repository: Repository) -> None:
+    for step in range(3):
+        _save(repository, step, 200_000)
+    assert not _due(repository, 10 * 3600)
+
+
+def test_trash_is_due_after_its_grace(repository: Repository) -> None:
+    seq = _save(repository, 0, 200_000)
+    _save(repository, 1, 200_000)
+    repository.gc()
+    repository.trash([("r", seq)])
+    assert not _due(repository, layout.GRACE_S - 60)
+    assert _due(repository, layout.GRACE_S + 60)
+    repository.gc(now=True)
+    assert not _due(repository, 10 * 3600)
+
+
+def test_much_that_was_replaced_is_due_after_ten_minutes(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autocollect, "LEAST_BYTES", 500_000)
+    repository.gc()
+    seqs = [_save(repository, step, 400_000) for step in range(4)]
+    for seq in seqs[:3]:
+        row = repository.checkpoint_row("r", seq)
+        assert row is not None
+        repository.bury([("r", seq, row.payload)])
+    assert not _due(repository, autocollect.INTERVAL_S - 60)
+    assert _due(repository, autocollect.INTERVAL_S + 60)
+
+
+def test_a_commit_starts_the_child_and_the_child_frees(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autocollect, "is_due", lambda tx, now_ns: True)
+    monkeypatch.setattr(sharing, "_LOOK_EVERY_S", 0.0)
+    seq = _save(repository, 0, 300_000)
+    for child in autocollect._children:
+        child.wait(timeout=60)
+    row = repository.checkpoint_row("r", seq)
+    assert row is not None
+    repository.bury([("r", seq, row.payload)])
+    # The pack of a live session is not collected; a closed session's is.
+    path = repository.path
+    repository.close()
+    for child in autocollect._children:
+        child.wait(timeout=60)
+    with Repository.open(path) as again:
+        again_sizes = again.sizes()
+    assert autocollect.main(path) == 0
+    assert again_sizes.pack_bytes < 300_000
