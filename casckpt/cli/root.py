@@ -33,12 +33,16 @@ _COMMANDS = {
     "restore": ("casckpt.cli.restore:restore", "Write a checkpoint out as files."),
     "export": ("casckpt.cli.exchange:export", "Write a checkpoint in another format."),
     "import": ("casckpt.cli.exchange:import_", "Take files in as checkpoints."),
+    "run": ("casckpt.cli.run:run", "Run a training command; start it again if it crashes."),
+    "resume": ("casckpt.cli.resume:resume", "Start the command that trained a run again."),
+    "stop": ("casckpt.cli.stop:stop", "Ask a run to save and leave."),
     "completion": ("casckpt.cli.completion:completion", "Print a shell completion script."),
     "demo": ("casckpt.cli.demo:demo", "Train, kill, resume and compare, in under a minute."),
 }
 
 _SECTIONS = (
     ("Look", ("ls", "show", "history", "diff", "tree", "du", "stats")),
+    ("Train", ("run", "resume", "stop")),
     ("Name and protect", ("tag", "untag", "pin", "unpin")),
     ("Free the disk", ("gc", "rm", "undelete")),
     ("In and out", ("restore", "export", "import")),

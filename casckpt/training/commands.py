@@ -108,7 +108,7 @@ def read(store: Path, run: str) -> Command:
         about = path.stat()
         text = path.read_bytes()
     except OSError:
-        raise _nothing(run) from None
+        raise _nothing(store, run) from None
     if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
         raise PermissionRefused(
             f"the recorded command of {run} is not trusted",
@@ -124,7 +124,7 @@ def read(store: Path, run: str) -> Command:
         return Command(**{**known, "argv": tuple(known["argv"])})
     except (ValueError, KeyError, TypeError) as exc:
         logger.debug("%s does not decode: %s", path, exc)
-        raise _nothing(run) from exc
+        raise _nothing(store, run) from exc
 
 
 def path_of(store: Path, run: str) -> Path:
@@ -186,12 +186,14 @@ def _own() -> list[str] | None:
     return [sys.executable, *words[1:]]
 
 
-def _nothing(run: str) -> NotFound:
-    parent = run.rpartition("/")[0]
+def _nothing(store: Path, run: str) -> NotFound:
+    parts = run.split("/")
+    above = ("/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    parent = next((name for name in above if path_of(store, name).exists()), None)
     return NotFound(
         f"no command of {run} is recorded",
         "a command is recorded when this user starts it on this host, and it opens the run",
-        f"resume its parent: `casckpt resume {parent}`"
+        f"it is a part of {parent}: `casckpt resume {parent}`"
         if parent
         else f"start it once: `casckpt run {run} -- python train.py`",
         run=run,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.logs import logger
 from casckpt.store import rows
+from casckpt.training.commands import SUPERVISOR
 from casckpt.training.lines import now_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S: Final = 0.5
 """How often the row in the store is looked at; a look takes some 20 microseconds."""
+
+ECHO_S: Final = 0.5
+"""Two signals closer than this are one, under a supervisor; it passes them on in milliseconds."""
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STOP_PART: Final = b"stop"
@@ -90,6 +94,8 @@ class _Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.request is not None:
+            if number == signal.SIGTERM and self._is_echo(time.monotonic()):
+                return
             self._leave(number)
         if number == signal.SIGINT:
             self.request = StopRequest("interrupt", "Ctrl+C", time.monotonic())
@@ -98,6 +104,16 @@ class _Signals:
             self.request = StopRequest("term", "SIGTERM", time.monotonic())
             text = "SIGTERM: stopping at the next boundary to save"
         logger.warning("%s", text)
+
+    def _is_echo(self, now_s: float) -> bool:
+        """Return whether a second SIGTERM is the first one, passed on by the supervisor.
+
+        Whoever ends a whole group or container signals both at once.
+        """
+        request = self.request
+        if request is None or request.kind != "term" or SUPERVISOR not in os.environ:
+            return False
+        return now_s - request.at_s < ECHO_S
 
     def _leave(self, number: int) -> None:
         self._restore()
@@ -168,6 +184,13 @@ def request_stop(repository: Repository, run: str) -> None:
 
     payload = json.dumps({"version": 1, "at": now_text(), "pid": os.getpid()}).encode()
     repository.write_rows([RowWrite("progress", _key(run), payload)])
+
+
+def is_requested(repository: Repository, run: str) -> bool:
+    """Return whether a request to stop the run, or one above it, waits to be seen."""
+    parts = run.split("/")
+    names = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return any(repository.row("progress", _key(name)) is not None for name in names)
 
 
 def _key(run: str) -> bytes:

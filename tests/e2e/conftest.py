@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,15 +38,7 @@ class CommandLine:
         run = subprocess.run(
             [sys.executable, "-m", "casckpt", *map(str, words)],
             cwd=self.folder,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(self.folder),
-                "TZ": "UTC",
-                "PYTHONPATH": str(PACKAGE_HOME),
-                "CASCKPT_STORE": str(self.store),
-                "COLUMNS": "100",
-                **environment,
-            },
+            env={**self.environment, **environment},
             input=stdin,
             capture_output=True,
             text=True,
@@ -53,6 +46,28 @@ class CommandLine:
             check=False,
         )
         return Answer(run.returncode, run.stdout, run.stderr)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "TZ": "UTC",
+            "PYTHONPATH": str(PACKAGE_HOME),
+            "CASCKPT_STORE": str(self.store),
+            "COLUMNS": "100",
+        }
+
+    def begin(self, *words: str, **more: Any) -> subprocess.Popen[str]:
+        """Start it and leave it at work."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [sys.executable, "-m", "casckpt", *map(str, words)],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            **{**streams, **more},
+        )
 
 
 def fill(path: Path) -> None:
@@ -94,6 +109,12 @@ def own_cli(tmp_path):
     store = tmp_path / "store"
     fill(store)
     return CommandLine(store, tmp_path)
+
+
+@pytest.fixture
+def new_cli(tmp_path):
+    """The command line on a store that is not there yet."""
+    return CommandLine(tmp_path / "store", tmp_path)
 
 
 _VARIABLE = (

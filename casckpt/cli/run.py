@@ -1,0 +1,182 @@
+"""`casckpt run`: a training command, started again after a crash."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casckpt.cli import completers, formatting, stores
+from casckpt.cli.options import command
+from casckpt.cli.output import SCHEMA, Output
+from casckpt.errors import CasckptError, RunBusy
+
+if TYPE_CHECKING:
+    from casckpt.training.supervisor import Event, Outcome
+
+MAX_RESTARTS = 3
+
+
+@command(
+    "run",
+    examples=(
+        "casckpt run bpm/nn -- python train.py --lr 0.01",
+        "casckpt run bpm/nn --max-restarts 10 -- torchrun --nproc-per-node 2 train.py",
+    ),
+)
+@click.argument("name", shell_complete=completers.runs)
+@click.argument("words", nargs=-1, required=True, metavar="-- CMD...", type=click.UNPROCESSED)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=MAX_RESTARTS,
+    show_default=True,
+    metavar="N",
+    help="How often to start it again after a crash.",
+)
+def run(output: Output, name: str, words: tuple[str, ...], max_restarts: int) -> int:
+    """Run the command that trains NAME, and start it again if it crashes.
+
+    A crash is a signal such as SIGKILL, or an exit code other than 0; it is waited 1, 2, 4 ... 60 s
+    before each restart. What a restart cannot mend ends at once: wrong settings or options (exit
+    code 2), a store that cannot be used, a run that another process trains. A stop that somebody
+    asked for (SIGTERM, Ctrl+C, `casckpt stop`) is obeyed: exit code 75, and the same command goes
+    on later. Signals go through to the command, and its exit code comes back.
+
+    NAME is the run that the command opens; a command that takes its store from CASCKPT_STORE gets
+    the one of --store.
+    """
+    from casckpt.ids import check_run_name
+
+    (name,) = stores.split(output.settings, name)
+    check_run_name(name)
+    store = stores.named(output.settings)
+    environment = {} if store is None else {stores.ENVIRONMENT: str(store.absolute())}
+    refuse_second(output, name)
+    outcome = keep_running(output, name, words, max_restarts, environment=environment, lines=True)
+    return outcome.code
+
+
+def refuse_second(output: Output, name: str) -> None:
+    """Raise if somebody trains the run already: the command would only fail later.
+
+    Raises:
+        RunBusy: it is being trained.
+    """
+    store = _store(output)
+    if store is None:
+        return
+    from casckpt.training import runlock
+
+    if runlock.is_held(store, name):
+        raise RunBusy(
+            f"{name} is being trained already",
+            f"a live process holds it in {store}",
+            f"see `casckpt status {name}`, or stop it: `casckpt stop {name}`",
+            run=name,
+        )
+
+
+def keep_running(
+    output: Output,
+    name: str,
+    words: Sequence[str],
+    max_restarts: int,
+    *,
+    cwd: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    lines: bool = False,
+) -> Outcome:
+    """Supervise a command, and say what happens.
+
+    Args:
+        output: with --json, the command's own output goes to stderr.
+        name: the run.
+        words: the command.
+        max_restarts: how often to start it again.
+        cwd: folder to start it in.
+        environment: variables besides those here.
+        lines: whether --json writes a line for each event.
+    """
+    from casckpt.training.supervisor import supervise
+
+    def tell(event: Event) -> None:
+        if output.json and lines:
+            json_line("run", **_record(name, words, event))
+        elif text := _sentence(name, words, event):
+            output.note(text)
+
+    return supervise(
+        words,
+        max_restarts=max_restarts,
+        tell=tell,
+        is_stopped=lambda: _is_stopped(output, name),
+        cwd=cwd,
+        environment=environment,
+        stdout=sys.stderr.fileno() if output.json else None,
+    )
+
+
+def json_line(command: str, **fields: Any) -> None:
+    """Write one line of the JSON lines that a long command prints."""
+    document = {"schema": SCHEMA, "command": command, **fields}
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _record(name: str, words: Sequence[str], event: Event) -> dict[str, Any]:
+    about: dict[str, Any] = {"event": event.kind, "run": name, "restarts": event.restarts}
+    if event.kind == "start":
+        about |= {"argv": list(words), "pid": event.pid}
+    elif event.kind == "exit":
+        code = event.code or 0
+        about |= {"exit_code": code if code >= 0 else None, "signal": -code if code < 0 else None}
+        about["ran_s"] = round(event.ran_s, 3)
+    elif event.kind == "restart":
+        about |= {"reason": event.text, "delay_s": event.delay_s}
+    else:
+        about |= {"reason": event.text, "exit_code": event.code}
+    return about
+
+
+def _sentence(name: str, words: Sequence[str], event: Event) -> str:
+    """Return what a person is told; nothing of what goes without saying."""
+    if event.kind == "start" and event.restarts:
+        return f"{name}: started again ({event.restarts}): {shlex.join(words)}"
+    if event.kind == "restart":
+        wait = formatting.duration(event.delay_s)
+        return f"{name}: {event.text}; starting it again in {wait}"
+    if event.kind == "end" and event.text:
+        more = f", run again with `casckpt resume {name}`" if event.code == 75 else ""
+        return f"{name}: {event.text}{more}"
+    return ""
+
+
+def _store(output: Output) -> Path | None:
+    """Return the store, if there is one: the command may make it only now, or elsewhere."""
+    try:
+        path = stores.locate(output.settings)
+    except CasckptError:
+        return None
+    return path if (path / "format.json").is_file() else None
+
+
+def _is_stopped(output: Output, name: str) -> bool:
+    """Return whether `casckpt stop` asks, while nobody is at work who could see it."""
+    store = _store(output)
+    if store is None:
+        return False
+    from casckpt.store import Repository
+    from casckpt.training.stops import is_requested
+
+    try:
+        with Repository.open(store, mode="r") as repository:
+            return is_requested(repository, name)
+    except CasckptError:
+        return False
+
