@@ -270,11 +270,13 @@ MUTANTS: dict[str, Callable[[], None]] = {
     )
 }
 
+_SEEDS = ("--seed-range", "0:12")
+
 CAUGHT_BY: dict[str, tuple[str, ...]] = {
-    "no_flush_before_commit": ("--kind", "power", "--workload", "first_save"),
-    "rename_before_flush": ("--kind", "power", "--workload", "init"),
-    "no_flush_of_pack_folders": ("--kind", "power", "--workload", "first_save"),
-    "no_flush_of_index_folder": ("--kind", "power", "--workload", "init"),
+    "no_flush_before_commit": ("--kind", "power", "--workload", "first_save", *_SEEDS),
+    "rename_before_flush": ("--kind", "power", "--workload", "init", *_SEEDS),
+    "no_flush_of_pack_folders": ("--kind", "power", "--workload", "first_save", *_SEEDS),
+    "no_flush_of_index_folder": ("--kind", "power", "--workload", "init", *_SEEDS),
     "flush_again_after_failure": ("--kind", "lie", "--workload", "first_save"),
     "failed_flush_is_no_error": ("--kind", "lie", "--workload", "first_save"),
     "no_write_loop": ("--kind", "short", "--workload", "first_save"),
@@ -282,7 +284,7 @@ CAUGHT_BY: dict[str, tuple[str, ...]] = {
     "current_first": ("--kind", "kill", "--workload", "rebuild"),
     "no_facts": ("--kind", "lost", "--workload", "attach"),
     "facts_die_with_their_pack": ("--replay", "lost:gc:100000"),
-    "copies_not_flushed": ("--kind", "power", "--workload", "compact"),
+    "copies_not_flushed": ("--kind", "power", "--workload", "compact", *_SEEDS),
     "lease_ignored": ("--kind", "beside"),
     "condemned_is_not_revived": ("--kind", "beside"),
     "no_hash_check": ("--kind", "flip"),

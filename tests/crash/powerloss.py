@@ -226,11 +226,12 @@ _WAYS: tuple[Callable[[list[Change], random.Random], list[Change]], ...] = (
 
 
 def run(
-    lab: Lab, point: str, deadline: float | None, *, share: float = 0.25, first: bool = False
+    lab: Lab, point: str, deadline: float | None, *, share: float = 0.15, first: bool = False
 ) -> tuple[list[tuple[str, str]], int]:
     """Carry out `power:WORKLOAD:SEED`; return the findings, and how many states were looked at.
 
-    Crashes follow `share` of the operations, and every answer that the workload got.
+    Crashes follow every flush, every answer that the workload got, and `share` of the other
+    operations.
     `power:WORKLOAD:SEED:NUMBER` repeats the
     state with that number alone.
     """
@@ -254,7 +255,7 @@ def run(
             lines.append(operation.path)
         else:
             replay.step(operation)
-            if draw.random() > share:
+            if operation.name != "sync" and draw.random() > share:
                 continue
         for disk in replay.crashes(2):
             key = disk.fingerprint() + len(lines).to_bytes(4, "big")
