@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from casckpt.checkpoint.arrays import check_view, sparse_part_names
+from casckpt.adapters.torch_sparse import LAYOUTS, SparseTarget, build_sparse, flatten_sparse
+from casckpt.checkpoint.arrays import check_view
 from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY
 from casckpt.checkpoint.into_parts import optimizer_problems
 from casckpt.checkpoint.leaves import (
@@ -32,7 +33,6 @@ from casckpt.checkpoint.leaves import (
 )
 from casckpt.checkpoint.leaves_overlap import Span, extent, overlapping
 from casckpt.checkpoint.scalars import Node, malformed
-from casckpt.checkpoint.tree_paths import join
 from casckpt.errors import BadLeaf, BadRequest
 
 if TYPE_CHECKING:
@@ -57,14 +57,6 @@ _BITS: Final = {
     8: torch.int64,
     16: torch.complex128,
 }
-_LAYOUTS: Final = {
-    torch.sparse_coo: "coo",
-    torch.sparse_csr: "csr",
-    torch.sparse_csc: "csc",
-    torch.sparse_bsr: "bsr",
-    torch.sparse_bsc: "bsc",
-}
-_LAYOUT_OF: Final = {name: layout for layout, name in _LAYOUTS.items()}
 _PLAIN_CLASSES: Final = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -161,24 +153,6 @@ class TensorTarget:
                 mine.view(bits).copy_(value.detach().view(bits))
 
 
-@dataclass(frozen=True, slots=True)
-class SparseTarget:
-    """A sparse tensor of `into`; COO parts are replaced, since their sizes may differ."""
-
-    tensor: torch.Tensor
-    direct: None = None
-
-    def assign(self, value: Any) -> None:
-        """Let the tensor hold the restored parts."""
-        if self.tensor.layout is torch.sparse_coo:
-            self.tensor.data = value.detach().to(self.tensor.device)
-            return
-        with torch.no_grad():
-            mine, theirs = _compressed_parts(self.tensor), _compressed_parts(value)
-            for part, restored in zip(mine, theirs, strict=True):
-                part.copy_(restored)
-
-
 class TorchHandler:
     """Tensors; and torch's sizes, dtypes and devices."""
 
@@ -189,7 +163,7 @@ class TorchHandler:
                 raise refused(value, path, "subclasses of Tensor may hold more than their bytes")
             if value.layout is torch.strided:
                 return walker.add(_leaf(value, path))
-            return _sparse(value, path, walker)
+            return flatten_sparse(value, path, walker)
         if isinstance(value, torch.Size):
             return {"x": ["torch", "size"], "a": list(value), "v": []}
         if isinstance(value, torch.dtype):
@@ -232,7 +206,7 @@ class TorchHandler:
         """Return a sparse tensor from its parts, or a size, dtype or device."""
         try:
             if kind == "sparse" and all(isinstance(part, torch.Tensor) for part in children):
-                return _build_sparse(attributes, children)
+                return build_sparse(attributes, children)
             if kind == "size":
                 return torch.Size(attributes)
             if kind == "dtype" and attributes in _DTYPES:
@@ -272,7 +246,7 @@ class TorchHandler:
         """Check a sparse tensor of `into` against a node."""
         if kind != "sparse" or type(attributes) is not dict:
             return f"a {kind} in the checkpoint, a tensor in into"
-        if _LAYOUTS.get(target.layout) != attributes.get("layout"):
+        if LAYOUTS.get(target.layout) != attributes.get("layout"):
             return f"layout {attributes.get('layout')} in the checkpoint, {target.layout} in into"
         if list(target.shape) != attributes.get("shape"):
             return (
@@ -349,62 +323,6 @@ def _leaf(tensor: torch.Tensor, path: str) -> Leaf:
         TensorSource(raw if order in (None, "C") else raw.permute(axes or [])),
         value=tensor,
     )
-
-
-def _sparse(tensor: torch.Tensor, path: str, walker: Walker) -> Node:
-    layout = _LAYOUTS.get(tensor.layout)
-    if layout is None:
-        raise refused(tensor, path, f"its layout is {tensor.layout}")
-    if tensor.device.type == "meta":
-        raise refused(tensor, path, "it is on the meta device, so it has no values")
-    flags = ["parameter"] if type(tensor) is torch.nn.Parameter else []
-    if tensor.requires_grad:
-        flags.append("requires_grad")
-    plain = tensor.detach()
-    if layout == "coo":
-        if plain.is_coalesced():
-            flags.append("coalesced")
-        parts = [plain._indices(), plain._values()]
-    else:
-        parts = _compressed_parts(plain)
-    attributes: dict[str, Any] = {
-        "layout": layout,
-        "shape": list(tensor.shape),
-        "dtype": _NAMES.get(tensor.dtype, ""),
-        "flags": sorted(flags),
-    }
-    if layout != "coo":
-        attributes["count"] = parts[2].shape[0]
-    names = sparse_part_names(layout)
-    nodes = [
-        walker.walk(part.detach(), join(path, name))
-        for name, part in zip(names, parts, strict=True)
-    ]
-    return {"x": ["torch", "sparse"], "a": attributes, "v": nodes}
-
-
-def _compressed_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    plain = tensor.detach()
-    if plain.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [plain.crow_indices(), plain.col_indices(), plain.values()]
-    return [plain.ccol_indices(), plain.row_indices(), plain.values()]
-
-
-def _build_sparse(attributes: Node, parts: list[torch.Tensor]) -> torch.Tensor:
-    layout, shape, flags = attributes["layout"], attributes["shape"], attributes["flags"]
-    if layout == "coo":
-        indices, values = parts
-        tensor = torch.sparse_coo_tensor(
-            indices, values, shape, check_invariants=True, is_coalesced="coalesced" in flags
-        )
-    else:
-        compressed, plain, values = parts
-        tensor = torch.sparse_compressed_tensor(
-            compressed, plain, values, shape, layout=_LAYOUT_OF[layout], check_invariants=True
-        )
-    if "parameter" in flags:
-        return torch.nn.Parameter(tensor, "requires_grad" in flags)
-    return tensor.requires_grad_() if "requires_grad" in flags else tensor
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
