@@ -89,6 +89,9 @@ class Loop:
         self.streams = dict(extra.streams)
         self.row: dict[str, float] = dict(extra.row) if self.middle else {}
         run._row = self.row
+        if checkpoint is not None and self.is_over:
+            # No unit will put the generators back, and what follows the loop may draw from them.
+            randomness.restore(self.streams)
         self.note()
 
     @property
