@@ -12,12 +12,12 @@ import casckpt
 
 def _work(path: Path) -> tuple[float, float]:
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     with casckpt.open(path) as store, store.run("r") as run:
         state = {"drawn": 0.0}
         for _ in run.epochs(3, state):
-            state["drawn"] = random.random() + float(np.random.rand())  # noqa: NPY002
-    return random.random(), float(np.random.rand())  # noqa: NPY002
+            state["drawn"] = random.random() + float(np.random.rand())
+    return random.random(), float(np.random.rand())
 
 
 def test_what_follows_a_finished_loop_draws_the_same(tmp_path: Path) -> None:
