@@ -88,6 +88,10 @@ class Output:
             style = {"dim": True} if wants_color(self.settings.color, sys.stderr) else {}
             print(click.style(text, **style) if style else text, file=sys.stderr, flush=True)
 
+    def flush(self) -> None:
+        """Hand everything to the reader now, for commands that go on for long."""
+        sys.stdout.flush()
+
     def style(self, text: str, **style: Any) -> str:
         """Return the text with colour where colour is wanted."""
         return click.style(text, **style) if self.color else text
@@ -105,6 +109,13 @@ class Output:
             return
         width = terminal_columns() if self.is_terminal else None
         self.lines(layout(columns, rows, self.color, width, bold_rows, dim_rows))
+
+
+def json_line(command: str, **fields: Any) -> None:
+    """Write one of the JSON lines of a long command, at once; `fields` hold plain values only."""
+    document = {"schema": SCHEMA, "command": command, **fields}
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 def wants_color(choice: str, stream: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import click
 
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
-from casckpt.cli.output import SCHEMA, Output
+from casckpt.cli.output import Output, json_line
 from casckpt.errors import CasckptError, RunBusy
 
 if TYPE_CHECKING:
@@ -122,13 +121,6 @@ def keep_running(
     )
 
 
-def json_line(command: str, **fields: Any) -> None:
-    """Write one line of the JSON lines that a long command prints."""
-    document = {"schema": SCHEMA, "command": command, **fields}
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
-    sys.stdout.flush()
-
-
 def _record(name: str, words: Sequence[str], event: Event) -> dict[str, Any]:
     about: dict[str, Any] = {"event": event.kind, "run": name, "restarts": event.restarts}
     if event.kind == "start":
@@ -179,4 +171,3 @@ def _is_stopped(output: Output, name: str) -> bool:
             return is_requested(repository, name)
     except CasckptError:
         return False
-

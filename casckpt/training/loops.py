@@ -86,6 +86,7 @@ class Loop:
         self.saver = LoopSaver(run, state, options.monitor, options.keep)
         self.saver.since.steps = extra.loop.get("steps", 0)
         run._loop = self
+        run._declare(options.monitor)
         self.streams = dict(extra.streams)
         self.row: dict[str, float] = dict(extra.row) if self.middle else {}
         run._row = self.row

@@ -8,7 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.errors import BadRequest
@@ -23,6 +24,8 @@ _RECENT: Final = 21
 """Units whose median tells what the next ones take: enough to pass over one slow save."""
 
 _MARK: Final = b"p\0"
+_SAVES_MARK: Final = b"v\0"
+_TEXT_MAX: Final = 300
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,25 @@ class Progress:
         return "#" * filled + "-" * (width - filled)
 
 
+@dataclass(frozen=True)
+class Saves:
+    """How saving goes in the session at work, for those who must notice when it stops.
+
+    Attributes:
+        count: saves that became durable.
+        gap_s: seconds between two of them lately; None before the second.
+        at: when the last one became durable, RFC 3339.
+        failed: what the last attempt failed with; empty if it did not.
+        failed_at: when.
+    """
+
+    count: int = 0
+    gap_s: float | None = None
+    at: str = ""
+    failed: str = ""
+    failed_at: str = ""
+
+
 class Tracker:
     """Keeps the progress of a run's parts until it is written. Thread safe."""
 
@@ -80,6 +102,10 @@ class Tracker:
         self._dirty: set[str] = set()
         self._recent: dict[str, deque[float]] = {}
         self._last: dict[str, tuple[int, float]] = {}
+        self._saves_key = scope(run, line) + _SAVES_MARK
+        self._saves = Saves()
+        self._saves_dirty = False
+        self._saved_s: deque[float] = deque(maxlen=_RECENT)
 
     def note(self, part: str, done: int, total: int | None) -> None:
         """Note how far a part is."""
@@ -94,6 +120,22 @@ class Tracker:
             self._parts[part] = Progress(part, done, total, unit_s, now_text())
             self._dirty.add(part)
 
+    def note_save(self) -> None:
+        """Note that a save is durable."""
+        with self._lock:
+            self._saved_s.append(time.monotonic())
+            times = list(self._saved_s)
+            gaps = [after - before for before, after in pairwise(times)]
+            gap_s = statistics.median(gaps) if gaps else None
+            self._saves = Saves(self._saves.count + 1, gap_s, now_text())
+            self._saves_dirty = True
+
+    def note_failure(self, text: str) -> None:
+        """Note that a save failed and training goes on without it."""
+        with self._lock:
+            self._saves = replace(self._saves, failed=text[:_TEXT_MAX], failed_at=now_text())
+            self._saves_dirty = True
+
     def take(self) -> list[RowWrite]:
         """Return the rows to write for what has changed."""
         from casckpt.store.commits import RowWrite
@@ -101,10 +143,14 @@ class Tracker:
         with self._lock:
             changed = [self._parts[part] for part in sorted(self._dirty)]
             self._dirty.clear()
-        return [
+            saves, self._saves_dirty = self._saves if self._saves_dirty else None, False
+        writes = [
             RowWrite("progress", self._prefix + rows.name_part(one.part), _encode(one))
             for one in changed
         ]
+        if saves is not None:
+            writes.append(RowWrite("progress", self._saves_key, _encode(saves)))
+        return writes
 
     def current(self) -> tuple[Progress, ...]:
         """Return the parts as they are now."""
@@ -122,6 +168,18 @@ def read(repository: Repository, run: str, line: int) -> tuple[Progress, ...]:
     return tuple(found)
 
 
+def read_saves(repository: Repository, run: str, line: int) -> Saves:
+    """Return how saving goes on a line, as it was last written."""
+    row = repository.row("progress", scope(run, line) + _SAVES_MARK)
+    if row is None:
+        return Saves()
+    try:
+        document: dict[str, Any] = json.loads(row.payload)
+        return Saves(**document) if document.pop("version") == 1 else Saves()
+    except (ValueError, TypeError, KeyError):
+        return Saves()
+
+
 def total_of(parts: Sequence[Progress]) -> tuple[int, int | None]:
     """Return done and total over parts; the total is None if one of them is."""
     done = sum(one.done for one in parts)
@@ -129,7 +187,7 @@ def total_of(parts: Sequence[Progress]) -> tuple[int, int | None]:
     return done, None if None in totals else sum(total or 0 for total in totals)
 
 
-def _encode(one: Progress) -> bytes:
+def _encode(one: Progress | Saves) -> bytes:
     document = {"version": 1, **one.__dict__}
     return json.dumps(document, separators=(",", ":")).encode()
 

@@ -120,6 +120,8 @@ class Run(RunLoops, RunWork):
         )  # fmt: skip
         assert isinstance(saved, Checkpoint)
         self._saved, self._parent_id = saved, saved.id
+        self._session.tracker.note_save()
+        self._session.stir()
         return saved
 
     def restore(

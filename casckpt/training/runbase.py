@@ -9,7 +9,7 @@ from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
 from casckpt.training import guards, keeping, status
-from casckpt.training.lines import Line, scope
+from casckpt.training.lines import Line, read_record, scope
 from casckpt.training.resume import Extra, read_extra
 from casckpt.training.state import tree_of
 
@@ -186,6 +186,19 @@ class RunBase:
     def _monitor(self) -> Monitor | None:
         loop = self._loop
         return loop._options.monitor if loop is not None and loop._options.monitor.metric else None
+
+    def _declare(self, monitor: Monitor) -> None:
+        """Record what is best on the line, for those who look from outside while it trains."""
+        line = read_record(self.repository, self.name).lines.get(self.line)
+        if not monitor.metric or (
+            line is not None and (line.monitor, line.mode) == (monitor.metric, monitor.mode)
+        ):
+            return
+
+        def change(line: Line) -> None:
+            line.monitor, line.mode = monitor.metric, monitor.mode
+
+        self._session.edit(change)
 
     def _settle(self) -> None:
         if self._loop is not None:

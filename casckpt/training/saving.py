@@ -93,6 +93,7 @@ class LoopSaver:
                 repository.write_rows(writes)
 
         def after(checkpoint: Checkpoint) -> None:
+            run._session.tracker.note_save()
             keeping.tidy(run.store, checkpoint, self._monitor, self._keep)
 
         placement = Placement(
@@ -166,4 +167,6 @@ class LoopSaver:
 
     def _alarm(self, error: NoSpace) -> None:
         last = "nothing is saved yet" if self.last is None else f"the last save is {self.last.ref}"
+        self._run._session.tracker.note_failure(f"{error.what}: {error.why}")
+        self._run._session.stir()
         logger.error("%s IS NOT BEING SAVED: %s; %s", self._run.name, error.what, last)

@@ -1,0 +1,194 @@
+"""How runs stand, as JSON records and as text: the same in `status`, `top` and `status --watch`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from casckpt.cli import checkpoints as views
+from casckpt.cli import formatting
+from casckpt.errors import NotFound
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
+    from casckpt.checkpoint.records import RunInfo
+    from casckpt.training.outlook import Group, Outlook
+    from casckpt.training.progress import Progress
+
+BAR_WIDTH = 20
+
+STATUS_COLORS = {
+    "running": "green",
+    "finished": "cyan",
+    "stopped": "yellow",
+    "failed": "red",
+    "lost": "red",
+}
+
+
+def look(store: Store, name: str | None = None) -> list[Outlook]:
+    """Return how a run stands, or all runs that are no part of another one.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    from casckpt.training.outlook import outlook_of
+    from casckpt.training.status import is_under
+
+    found = store.runs()
+    names = {one.name for one in found}
+    tops = [
+        one for one in found if (one.name == name if name else not _has_parent(one.name, names))
+    ]
+    if name is not None and not tops:
+        raise NotFound(f"there is no run {name}", "", "see `casckpt status`", run=name)
+    repository = store._repository
+    outlooks = []
+    for one in tops:
+        below = [child for child in found if child.name.startswith(f"{one.name}/")]
+        children = [child for child in below if is_under(repository, child, one.line)]
+        outlooks.append(outlook_of(repository, one, children))
+    return outlooks
+
+
+def record(outlook: Outlook, *, now_s: float | None = None) -> dict[str, Any]:
+    """Return how a run stands as JSON holds it; durations are seconds."""
+    info = outlook.info
+    age_s = age_of(outlook.saved, now_s)
+    return {
+        "run": info.name,
+        "line": info.line,
+        "status": info.status,
+        "reason": info.reason,
+        "progress": [
+            {
+                "part": part.part,
+                "done": part.done,
+                "total": part.total,
+                "ratio": part.ratio,
+                "unit_s": part.unit_s,
+                "eta_s": part.eta_s,
+                "updated": part.updated,
+            }
+            for part in info.progress
+        ],
+        "eta_s": outlook.eta_s,
+        "elapsed_s": round(outlook.elapsed_s, 3),
+        "metrics": formatting.plain(info.metrics),
+        "monitor": outlook.monitor or None,
+        "last": views.record(info.last) if info.last is not None else None,
+        "best": views.record(info.best) if info.best is not None else None,
+        "saved": formatting.rfc3339(outlook.saved) if outlook.saved is not None else None,
+        "saved_age_s": None if age_s is None else round(age_s, 3),
+        "save_gap_s": outlook.saves.gap_s,
+        "children": [
+            {
+                "pattern": group.pattern,
+                "counts": dict(group.counts),
+                "total": group.total,
+                "eta_s": group.eta_s,
+            }
+            for group in outlook.groups
+        ],
+        "checkpoint_count": info.checkpoint_count,
+        "stored_bytes": info.stored_bytes,
+        "alarms": list(outlook.alarms),
+    }
+
+
+def age_of(moment: datetime | None, now_s: float | None = None) -> float | None:
+    """Return the seconds since a moment; 0 for one that another clock puts into the future."""
+    if moment is None:
+        return None
+    return max(0.0, (time.time() if now_s is None else now_s) - moment.timestamp())
+
+
+def age(moment: datetime | None, now_s: float | None = None) -> str:
+    """Return how long ago a save was, to the second while it is fresh."""
+    seconds = age_of(moment, now_s)
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    return formatting.ago(moment, now_s) if moment is not None else "-"
+
+
+def left(seconds: float | None) -> str:
+    """Return a time that is left; `-` if nobody knows."""
+    return "-" if seconds is None else formatting.duration(max(seconds, 1.0))
+
+
+def progress(outlook: Outlook) -> str:
+    """Return how far a run is, in a few words."""
+    words = [_amount(part) for part in outlook.info.progress[-1:]]
+    for group in outlook.groups:
+        total = "" if group.total is None else f"/{group.total}"
+        words.append(f"{group.done}{total} {group.pattern}")
+    return ", ".join(words) or "-"
+
+
+def best(outlook: Outlook) -> str:
+    """Return the best checkpoint and its metric."""
+    found, monitor = outlook.info.best, outlook.monitor
+    if found is None or monitor not in found.metrics:
+        return "-"
+    return f"{monitor} {formatting.number(found.metrics[monitor])} at {views.step(found)}"
+
+
+def facts(outlook: Outlook) -> Iterator[tuple[str, str]]:
+    """Yield what is known of a run, a name and a text each; what is empty is left out."""
+    info = outlook.info
+    yield "run", f"{info.name}~{info.line}" if info.lines > 1 else info.name
+    if info.status:
+        yield "status", info.status + (f": {info.reason}" if info.reason else "")
+    if outlook.elapsed_s:
+        yield "worked", f"{formatting.duration(outlook.elapsed_s)}, all sessions"
+    for part in info.progress:
+        yield "progress", f"{bar(part)}{_amount(part)}"
+    for group in outlook.groups:
+        yield "children", _counts(group)
+    if outlook.eta_s is not None and info.status == "running":
+        yield "left", left(outlook.eta_s)
+    if info.last is not None:
+        gap_s = outlook.saves.gap_s
+        often = f", one every {formatting.duration(gap_s)}" if gap_s is not None else ""
+        yield "last save", f"{info.last.ref}, {age(info.last.created)}{often}"
+    if (text := best(outlook)) != "-":
+        yield "best", text
+    if info.metrics:
+        yield "metrics", formatting.metrics_line(info.metrics)
+    if info.checkpoint_count:
+        count = formatting.count(info.checkpoint_count, "checkpoint")
+        yield "stored", f"{count}, {formatting.size(info.stored_bytes)} on disk"
+
+
+def bar(part: Progress, width: int = BAR_WIDTH) -> str:
+    """Return the progress of a part as a bar, empty if nobody knows the total."""
+    return "" if part.total is None else f"{part.bar(width)}  "
+
+
+def _amount(part: Progress) -> str:
+    if part.total is None:
+        return f"{part.done:,} {part.part}"
+    share = f", {100 * (part.ratio or 0.0):.0f} %" if part.total else ""
+    return f"{part.done:,}/{part.total:,} {part.part}{share}"
+
+
+def _counts(group: Group) -> str:
+    """Return the children of a group in words: `23 of 50 model-* finished, 1 running`."""
+    total = "" if group.total is None else f" of {group.total}"
+    words = [f"{group.done}{total} {group.pattern} finished"]
+    words += [f"{n} {status}" for status, n in sorted(group.counts.items()) if status != "finished"]
+    return ", ".join(words)
+
+
+def _has_parent(name: str, names: set[str]) -> bool:
+    parts = name.split("/")
+    return any("/".join(parts[:end]) in names for end in range(1, len(parts)))
+
+
+def working(outlooks: Sequence[Outlook]) -> list[RunInfo]:
+    """Return the runs at work."""
+    return [one.info for one in outlooks if one.info.status == "running"]

@@ -1,0 +1,227 @@
+"""How a run stands, for those who watch: what is left, how old the last save is, alarms.
+
+Everything is read from rows; the process that trains is not asked, and may be on another machine.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+from casckpt.training import progress
+from casckpt.training.lines import read_record
+from casckpt.training.progress import Progress, Saves
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.records import RunInfo
+    from casckpt.store import Repository
+
+QUIET_S: Final = 120.0
+"""The row of a run at work is written every 30 s: four times that is no hiccup."""
+
+SAVE_GAPS: Final = 3.0
+SAVE_MIN_S: Final = 30.0
+"""Saves have stopped if there was none for so many usual gaps, and so many seconds."""
+
+STALL_UNITS: Final = 10.0
+"""A part stands still if a unit takes so many times what units took lately."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Children of a run that belong together.
+
+    Attributes:
+        pattern: glob over their names below the run.
+        counts: status to how many.
+        total: how many there are to be; None if the run did not say.
+        eta_s: seconds until all are finished; None if nobody knows.
+    """
+
+    pattern: str
+    counts: Mapping[str, int]
+    total: int | None
+    eta_s: float | None
+
+    @property
+    def done(self) -> int:
+        """How many are finished."""
+        return self.counts.get("finished", 0)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a person wants to know of a run at a glance.
+
+    Attributes:
+        info: the run.
+        groups: its children.
+        eta_s: seconds until it is done, as far as it said what there is to do.
+        elapsed_s: work so far, all sessions, this one up to now.
+        saved: when its newest checkpoint was saved, of its own or its children's.
+        saves: how saving goes in the session at work.
+        monitor: the metric that decides what is best; empty if the run declared none.
+        alarms: what is wrong, in words; empty if nothing is.
+    """
+
+    info: RunInfo
+    groups: tuple[Group, ...] = ()
+    eta_s: float | None = None
+    elapsed_s: float = 0.0
+    saved: datetime | None = None
+    saves: Saves = field(default_factory=Saves)
+    monitor: str = ""
+    alarms: tuple[str, ...] = ()
+
+
+def outlook_of(
+    repository: Repository,
+    info: RunInfo,
+    children: Sequence[RunInfo] = (),
+    *,
+    now_s: float | None = None,
+) -> Outlook:
+    """Return how a run stands.
+
+    Args:
+        repository: the store.
+        info: the run.
+        children: the runs below it, on its line.
+        now_s: the time, as `time.time` gives it.
+    """
+    now_s = time.time() if now_s is None else now_s
+    groups = groups_of(info, children)
+    own = [part.eta_s for part in info.progress if part.done < (part.total or 0)]
+    below = [group.eta_s for group in groups if group.total is not None]
+    left = [*own, *below]
+    known = [seconds for seconds in left if seconds is not None]
+    saved = [one.last.created for one in (info, *children) if one.last is not None]
+    newest = max(saved, default=None)
+    line = read_record(repository, info.name).lines.get(info.line)
+    saves = progress.read_saves(repository, info.name, info.line)
+    elapsed_s = info.elapsed_s
+    if line is not None and info.status == "running" and (row_s := moment(line.updated)):
+        elapsed_s += max(0.0, now_s - row_s)
+    return Outlook(
+        info=info,
+        groups=groups,
+        eta_s=sum(known) if left and len(known) == len(left) else None,
+        elapsed_s=elapsed_s,
+        saved=newest,
+        saves=saves,
+        monitor=line.monitor if line is not None else "",
+        alarms=tuple(
+            alarms(
+                info.progress,
+                saves,
+                saved_s=newest.timestamp() if newest is not None else None,
+                row_s=moment(line.updated),
+                started_s=moment(line.started),
+                now_s=now_s,
+            )
+        )
+        if line is not None and info.status == "running"
+        else (),
+    )
+
+
+def groups_of(info: RunInfo, children: Sequence[RunInfo]) -> tuple[Group, ...]:
+    """Return the direct children of a run by what it expects, and the rest by itself."""
+    below = {one.name[len(info.name) + 1 :]: one for one in children}
+    direct = {name: one for name, one in below.items() if "/" not in name}
+    groups = []
+    for pattern, total in info.expected.items():
+        members = [direct.pop(name) for name in sorted(direct) if fnmatchcase(name, pattern)]
+        groups.append(_group(pattern, members, total))
+    if direct:
+        groups.append(_group("*", list(direct.values()), None))
+    return tuple(groups)
+
+
+def alarms(
+    parts: Sequence[Progress],
+    saves: Saves,
+    *,
+    saved_s: float | None,
+    row_s: float | None,
+    started_s: float | None,
+    now_s: float,
+) -> list[str]:
+    """Return what is wrong with a run at work.
+
+    Args:
+        parts: its progress.
+        saves: how saving goes in its session.
+        saved_s: when its newest checkpoint was saved.
+        row_s: when its process last wrote to the store.
+        started_s: when its session began.
+        now_s: the time.
+    """
+    moved = [moment(part.updated) for part in parts]
+    moved_s = max((at for at in moved if at is not None), default=None)
+    found = []
+    failed_s = moment(saves.failed_at)
+    if saves.failed and (started_s is None or failed_s is None or failed_s >= started_s):
+        found.append(f"the last save failed: {saves.failed}")
+    heard = [at for at in (row_s, moved_s) if at is not None]
+    if parts and heard and now_s - max(heard) > QUIET_S:
+        found.append(f"its process has written nothing for {_span(now_s - max(heard))}")
+        return found
+    # The session's own time only: between two of them nobody saves.
+    last = [at for at in (saved_s, moment(saves.at), started_s) if at is not None]
+    if last and moved_s is not None and saves.gap_s is not None:
+        limit_s = max(SAVE_GAPS * saves.gap_s, SAVE_MIN_S)
+        # A last save that was followed by no work is no alarm: it may be about to end.
+        if now_s - max(last) > limit_s and moved_s > max(last) + saves.gap_s:
+            found.append(
+                f"training goes on, but nothing was saved for {_span(now_s - max(last))}; "
+                f"a save came every {_span(saves.gap_s)}"
+            )
+    units = [part.unit_s for part in parts if part.unit_s and part.done < (part.total or 0)]
+    if units and moved_s is not None:
+        limit_s = max(STALL_UNITS * max(units), QUIET_S)
+        if now_s - moved_s > limit_s:
+            found.append(f"no progress for {_span(now_s - moved_s)}")
+    return found
+
+
+def moment(text: str) -> float | None:
+    """Return the seconds of a time as rows hold it; None if it is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        return None
+
+
+def _group(pattern: str, members: Sequence[RunInfo], total: int | None) -> Group:
+    counts = Counter(one.status or "saved" for one in members)
+    return Group(pattern, dict(counts), total, _eta(members, total))
+
+
+def _eta(members: Sequence[RunInfo], total: int | None) -> float | None:
+    """Return the time until all children are finished, if they go on one after the other."""
+    if total is None:
+        return None
+    took = [one.elapsed_s for one in members if one.status == "finished" and one.elapsed_s]
+    working = [one for one in members if one.status == "running"]
+    left_s = [sum(part.eta_s or 0.0 for part in one.progress) for one in working]
+    if not took:
+        took = [one.elapsed_s + left for one, left in zip(working, left_s, strict=True) if left]
+    finished = sum(one.status == "finished" for one in members)
+    waiting = max(0, total - finished - len(working))
+    if waiting and not took:
+        return None
+    return waiting * (statistics.median(took) if took else 0.0) + sum(left_s)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,80 @@
+"""`status` on a real training script, at work, killed, and finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(__file__).with_name("train_counter.py"))
+
+
+def script(*words: object) -> list[str]:
+    return [sys.executable, SCRIPT, *map(str, words)]
+
+
+@pytest.mark.crash
+def test_status_of_a_run_at_work_that_is_killed_and_goes_on(new_cli):
+    process = new_cli.begin("run", "net", "--max-restarts", "0", "--", *script(60, 0.1))
+    assert process.stdout is not None
+    for _ in range(15):
+        process.stdout.readline()
+    (about,) = json.loads(new_cli("status", "net", "--json").out)["runs"]
+    assert about["status"] == "running"
+    (part,) = about["progress"]
+    assert part["part"] == "epochs"
+    assert part["total"] == 60
+    assert 0 < part["done"] < 60
+    assert about["eta_s"] == pytest.approx((60 - part["done"]) * part["unit_s"])
+    assert about["saved_age_s"] < 5
+    assert about["monitor"] == "val_loss"
+    assert about["alarms"] == []
+    text = new_cli("status").out
+    assert text.splitlines()[0].split() == [
+        "RUN", "STATUS", "PROGRESS", "LEFT", "LAST", "SAVE", "BEST", "STORED",
+    ]  # fmt: skip
+    assert "/60 epochs" in text
+    os.kill(pid_of(new_cli), signal.SIGKILL)
+    process.communicate(timeout=20)
+    assert json.loads(new_cli("status", "--json").out)["runs"][0]["status"] == "lost"
+    assert "lost" in new_cli("status", "net").out
+
+
+def pid_of(cli) -> int:
+    import casckpt
+    from casckpt.training.lines import read_record
+
+    with casckpt.open(cli.store, mode="r") as store:
+        return read_record(store._repository, "net").lines[0].pid
+
+
+def test_watch_tells_each_change_and_ends_with_the_run(new_cli):
+    process = new_cli.begin("run", "net", "--", *script(25, 0.1))
+    assert process.stdout is not None
+    process.stdout.readline()
+    answer = new_cli("status", "net", "--watch", "--interval", "0.3", "--json")
+    process.communicate(timeout=20)
+    assert answer.code == 0
+    lines = [json.loads(line) for line in answer.out.splitlines()]
+    assert {(line["schema"], line["command"]) for line in lines} == {(1, "status")}
+    assert len(lines) > 2
+    assert [lines[0]["status"], lines[-1]["status"]] == ["running", "finished"]
+    done = [part["done"] for line in lines for part in line["progress"]]
+    assert done == sorted(done)
+    assert new_cli("status", "net", "--watch").out.count("\n") == 1
+
+
+def test_status_of_plain_saves_of_nothing_and_of_a_wrong_name(cli, new_cli):
+    answer = cli("status", "-q")
+    assert answer.out == "bpm/nn\nbpm/xgboost\n"
+    assert "6 checkpoints" in cli("status", "bpm/nn").out
+    assert cli("status", "nonsense").code == 12
+    assert cli("status", "--interval", "1").code == 2
+    assert cli("status", "--exit-code").code == 0
+    new_cli("init", str(new_cli.store))
+    empty = new_cli("status")
+    assert (empty.code, empty.out, empty.err) == (0, "", "No runs yet.\n")
