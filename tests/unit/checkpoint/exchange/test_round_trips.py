@@ -178,7 +178,7 @@ def test_what_a_tree_does_not_have_becomes_the_nearest_thing(tmp_path, caplog):
     }
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(state))
-    with caplog.at_level("INFO", "casckpt"):
+    with caplog.at_level("INFO"):
         found = read_file(path)
     assert found == {
         "set": [1, 2, 3],
