@@ -24,6 +24,7 @@ FORMATS = ("safetensors", "torch", "npz", "ubj", "json")
     examples=(
         "casckpt export bpm/nn --format torch -o nn.pt",
         "casckpt export bpm/nn@best:val_loss:min --format safetensors -o nn.safetensors",
+        "casckpt export nas --results results/   metrics and histories of a run and its parts",
     ),
 )
 @click.argument("ref", shell_complete=completers.refs)
@@ -38,9 +39,26 @@ FORMATS = ("safetensors", "torch", "npz", "ubj", "json")
     type=click.Path(path_type=Path),
     help="The file. Default: RUN-STEP and the suffix of the format, here.",
 )
-def export(output: Output, ref: str, format_: str | None, destination: Path | None) -> None:
-    """Write a checkpoint as one file that other programs read."""
+@click.option(
+    "--results",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write results of a run and its children instead: results.json, histories/*.csv.",
+)
+def export(
+    output: Output,
+    ref: str,
+    format_: str | None,
+    destination: Path | None,
+    results: Path | None,
+) -> None:
+    """Write a checkpoint as one file that other programs read, or the results of a run."""
     (target,) = stores.split(output.settings, ref)
+    if results is not None:
+        if format_ is not None or destination is not None:
+            raise BadRequest("export: --results goes with neither --format nor -o")
+        _export_results(output, target, results)
+        return
     if format_ is None and destination is None:
         raise BadRequest("export: in which format?", "", "pass --format, or a file name with -o")
     with stores.opened(output.settings) as store:
@@ -58,6 +76,24 @@ def export(output: Output, ref: str, format_: str | None, destination: Path | No
         output.lines(
             str(file) if output.quiet else f"{file}  {formatting.size(file.stat().st_size)}"
             for file in written
+        )
+
+
+def _export_results(output: Output, run: str, folder: Path) -> None:
+    """Write metrics, histories and settings of a run and its children to a folder."""
+    from casckpt.training.export import export_run
+
+    with stores.opened(output.settings) as store:
+        export_run(store, run, folder)
+        names = [one.name for pattern in (run, f"{run}/*") for one in store.runs(pattern)]
+    files = [folder / "results.json"]
+    files += [folder / "histories" / f"{name.replace('/', '.')}.csv" for name in names]
+    if output.json:
+        output.document("export", run=run, runs=names, files=[str(file) for file in files])
+    else:
+        output.lines(
+            str(file) if output.quiet else f"{file}  {formatting.size(file.stat().st_size)}"
+            for file in files
         )
 
 

@@ -9,7 +9,7 @@ from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.cli.prompts import agreed
-from casckpt.errors import NotFound
+from casckpt.errors import NotFound, RunBusy
 
 
 @command(
@@ -17,18 +17,24 @@ from casckpt.errors import NotFound
     examples=(
         "casckpt rm bpm/nn@40                    one checkpoint",
         "casckpt rm bpm/nn --yes                 all of a run",
+        "casckpt rm bpm --stage features         what a stage has done, no checkpoint",
     ),
 )
 @click.argument("ref", metavar="REF|RUN", shell_complete=completers.refs)
+@click.option("--stage", metavar="S", help="Drop only the results of this stage of RUN.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would go, change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def rm(output: Output, ref: str, dry_run: bool, yes: bool) -> None:
+def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) -> None:
     """Move a checkpoint, or all checkpoints of a run, to the trash.
 
     `undelete` brings them back for an hour; `gc` frees their bytes after that, `gc --now` at once.
-    A whole run is asked about first.
+    A whole run is asked about first. With --stage the results of one stage of RUN's current line
+    are dropped, for good, and its items done again when it runs next; checkpoints stay.
     """
     (target,) = stores.split(output.settings, ref)
+    if stage is not None:
+        _drop_stage(output, target, stage, dry_run, yes)
+        return
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
         if "@" in target or target.startswith("id:"):
             chosen = [store.get(target)]
@@ -64,6 +70,46 @@ def rm(output: Output, ref: str, dry_run: bool, yes: bool) -> None:
             f"Moved to the trash. `casckpt undelete {chosen[0].ref}` brings it back within an "
             "hour; `casckpt gc --now` frees the bytes at once."
         )
+
+
+def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) -> None:
+    """Drop the results of a stage from the current line of a run."""
+    from casckpt.ids import check_run_name
+    from casckpt.training import runlock
+    from casckpt.training.stage_rows import clear_stage, count_stage
+
+    check_run_name(run)
+    with stores.opened(output.settings, "r" if dry_run else "a") as store:
+        number = count_stage(store, run, stage)
+        if number is None:
+            raise NotFound(
+                f"run {run!r} has no stage {stage!r} on its current line",
+                "",
+                f"see `casckpt status {run}`; a shared stage goes with `casckpt cache rm {stage}`",
+            )
+        what = formatting.count(number, "result")
+        if not output.json and not output.quiet:
+            output.line(f"{run}  stage {stage}: {what}")
+        if not dry_run:
+            if runlock.is_held(store.path, run):
+                raise RunBusy(
+                    f"{run} is at work",
+                    "its stage cannot be dropped under it",
+                    f"stop it first: `casckpt stop {run} --wait`",
+                    run=run,
+                )
+            if not agreed(output, f"Drop {what} for good?", yes=yes, command="rm"):
+                output.note("Nothing was changed.")
+                return
+            clear_stage(store, run, stage)
+    if output.json:
+        output.document("rm", run=run, stage=stage, results=number, dry_run=dry_run)
+    elif output.quiet:
+        output.line(stage)
+    elif dry_run:
+        output.note("Dry run: nothing was changed.")
+    else:
+        output.note("Dropped. The items are done again when the stage runs; `casckpt gc` frees.")
 
 
 @command("undelete", examples=("casckpt ls --trash", "casckpt undelete bpm/nn@40"))

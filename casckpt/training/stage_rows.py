@@ -75,6 +75,12 @@ class Shelf:
                 if identity in wanted:
                     yield identity, row
 
+    def count(self) -> int | None:
+        """Return how many results there are; None if there is nothing at all."""
+        at = len(self.prefix)
+        kinds = [key[at : at + 1] for key, _ in self.repository.rows(self.table, self.prefix)]
+        return kinds.count(_DONE) if kinds else None
+
     def clear(self) -> int:
         """Remove everything; return how many results there were."""
         from casckpt.store.commits import RowWrite
@@ -142,6 +148,12 @@ def clear_stage(store: Store, run: str, name: str) -> int:
     """
     line = read_record(store._repository, run).current
     return own_shelf(store._repository, run, line, check_name(name)).clear()
+
+
+def count_stage(store: Store, run: str, name: str) -> int | None:
+    """Return how many results `clear_stage` would remove; None if there is nothing of the stage."""
+    line = read_record(store._repository, run).current
+    return own_shelf(store._repository, run, line, check_name(name)).count()
 
 
 def _before(store: Store, run: str, line: int) -> tuple[str, str, int] | None:
