@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
-from casckpt.cli.output import Column, Output
-from casckpt.errors import NotFound
+from casckpt.cli.output import Column, Output, terminal_columns
+from casckpt.errors import BadRequest, NotFound
 
 Series = Sequence[tuple[int, float]]
+
+_PLOT_COLUMNS_MAX = 120
+"""Wider charts are harder to read, not finer: steps are few."""
 
 
 @command(
     "history",
     examples=(
         "casckpt history bpm/nn",
+        "casckpt history bpm/nn --plot",
         "casckpt history bpm/nn val_loss --csv > val_loss.csv",
     ),
 )
 @click.argument("run", shell_complete=completers.runs)
 @click.argument("metric", required=False, shell_complete=completers.metrics)
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, with every digit.")
-def history(output: Output, run: str, metric: str | None, as_csv: bool) -> None:
+@click.option("--plot", "as_plot", is_flag=True, help="A chart of each metric, as text.")
+def history(output: Output, run: str, metric: str | None, as_csv: bool, as_plot: bool) -> None:
     """Show the metrics of RUN, one line per step; with METRIC only that one."""
+    if as_csv and as_plot:
+        raise BadRequest("history: --csv or --plot?", "", "pass one of them")
     (name,) = stores.split(output.settings, run)
     with stores.opened(output.settings) as store:
         series = dict(store.history(name))
@@ -45,10 +52,24 @@ def history(output: Output, run: str, metric: str | None, as_csv: bool) -> None:
     columns = {key: dict(points) for key, points in series.items()}
     if as_csv:
         _csv(output, steps, columns)
+    elif as_plot:
+        _plot(output, series)
     elif output.quiet:
         output.lines(str(step) for step in steps)
     else:
         _table(output, steps, columns)
+
+
+def _plot(output: Output, series: Mapping[str, Series]) -> None:
+    """Draw each metric over its own steps, as wide as the terminal."""
+    from casckpt.cli import plot
+
+    width = min(terminal_columns(), _PLOT_COLUMNS_MAX)
+    for number, (name, points) in enumerate(series.items()):
+        title, *lines = plot.chart(formatting.printable(name), points, width)
+        output.lines([*([""] if number else []), output.style(title, bold=True), *lines])
+    if not series:
+        output.note("No metrics were saved with this run.")
 
 
 def _csv(output: Output, steps: Sequence[int], columns: dict[str, dict[int, float]]) -> None:

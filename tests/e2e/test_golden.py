@@ -16,6 +16,7 @@ COMMANDS = {
     "show": ["show", "bpm/nn@20"],
     "history": ["history", "bpm/nn"],
     "history-metric": ["history", "bpm/nn", "val_loss"],
+    "history-plot": ["history", "bpm/nn", "val_loss", "--plot"],
     "diff": ["diff", "bpm/nn@20", "bpm/nn@40"],
     "tree": ["tree"],
     "gc-plan": ["gc", "--keep-last", "2", "--keep-best", "val_loss:min", "-n"],
