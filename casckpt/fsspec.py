@@ -1,0 +1,3 @@
+"""casckpt for fsspec: a store as a file system, `casckpt://RUN/PATH`."""
+
+from casckpt.adapters.fsspec import CasckptFileSystem as CasckptFileSystem
