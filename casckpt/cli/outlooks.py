@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from casckpt.errors import NotFound
 
 if TYPE_CHECKING:
     from casckpt.api import Store
-    from casckpt.checkpoint.records import RunInfo
     from casckpt.training.outlook import Group, Outlook
     from casckpt.training.progress import Progress
 
@@ -51,6 +50,17 @@ def look(store: Store, name: str | None = None) -> list[Outlook]:
         children = [child for child in below if is_under(repository, child, one.line)]
         outlooks.append(outlook_of(repository, one, children))
     return outlooks
+
+
+def parts(store: Store, name: str) -> list[Outlook]:
+    """Return how the runs below a run stand, those on its current line."""
+    from casckpt.training.outlook import outlook_of
+    from casckpt.training.status import is_under
+
+    repository = store._repository
+    line = next((one.line for one in store.runs(name)), 0)
+    below = [one for one in store.runs(f"{name}/*") if is_under(repository, one, line)]
+    return [outlook_of(repository, one) for one in below]
 
 
 def record(outlook: Outlook, *, now_s: float | None = None) -> dict[str, Any]:
@@ -187,8 +197,3 @@ def _counts(group: Group) -> str:
 def _has_parent(name: str, names: set[str]) -> bool:
     parts = name.split("/")
     return any("/".join(parts[:end]) in names for end in range(1, len(parts)))
-
-
-def working(outlooks: Sequence[Outlook]) -> list[RunInfo]:
-    """Return the runs at work."""
-    return [one.info for one in outlooks if one.info.status == "running"]

@@ -37,6 +37,7 @@ _COMMANDS = {
     "run": ("casckpt.cli.run:run", "Run a training command; start it again if it crashes."),
     "resume": ("casckpt.cli.resume:resume", "Start the command that trained a run again."),
     "status": ("casckpt.cli.status:status", "Show how far runs are, and whether all is well."),
+    "top": ("casckpt.cli.top:top", "Show runs live in the terminal."),
     "stop": ("casckpt.cli.stop:stop", "Ask a run to save and leave."),
     "completion": ("casckpt.cli.completion:completion", "Print a shell completion script."),
     "demo": ("casckpt.cli.demo:demo", "Train, kill, resume and compare, in under a minute."),
@@ -44,7 +45,7 @@ _COMMANDS = {
 
 _SECTIONS = (
     ("Look", ("ls", "show", "history", "diff", "tree", "du", "stats")),
-    ("Train", ("run", "resume", "status", "stop")),
+    ("Train", ("run", "resume", "status", "top", "stop")),
     ("Name and protect", ("tag", "untag", "pin", "unpin")),
     ("Free the disk", ("gc", "rm", "undelete", "cache")),
     ("In and out", ("restore", "export", "import")),

@@ -14,6 +14,7 @@ from casckpt.cli.output import Column, Output, json_line, layout, terminal_colum
 from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
+    from casckpt.api import Store
     from casckpt.training.outlook import Outlook
 
 INTERVAL_S = 2.0
@@ -36,7 +37,9 @@ _MOVING = ("saved_age_s", "eta_s", "elapsed_s")
     ),
 )
 @click.argument("name", required=False, shell_complete=completers.runs)
-@click.option("-w", "--watch", is_flag=True, help="Look again and again; a line per change.")
+@click.option(
+    "-w", "--watch", "again", is_flag=True, help="Look again and again; a line per change."
+)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
@@ -45,7 +48,7 @@ _MOVING = ("saved_age_s", "eta_s", "elapsed_s")
 )
 @click.option("--exit-code", is_flag=True, help="Exit 1 if there is an alarm.")
 def status(
-    output: Output, name: str | None, watch: bool, interval: float | None, exit_code: bool
+    output: Output, name: str | None, again: bool, interval: float | None, exit_code: bool
 ) -> int:
     """Show how far NAME is, or all runs: progress, time left, last durable save, best, alarms.
 
@@ -53,12 +56,14 @@ def status(
     moves, or if the process is silent. --watch ends when NAME does; with --json it prints a line
     for each change.
     """
-    if interval is not None and not watch:
+    if interval is not None and not again:
         raise BadRequest("--interval without --watch", "", "add --watch")
     if name is not None:
         (name,) = stores.split(output.settings, name)
-    if watch:
-        return _watch(output, name, INTERVAL_S if interval is None else interval, exit_code)
+    if again:
+        with stores.opened(output.settings) as store:
+            alarmed = watch(output, store, "status", name, interval or INTERVAL_S)
+        return int(exit_code and alarmed)
     with stores.opened(output.settings) as store:
         found = outlooks.look(store, name)
     if output.json:
@@ -122,25 +127,46 @@ def _table(output: Output, found: Sequence[Outlook]) -> list[str]:
     return layout(columns, rows, output.color, width)
 
 
-def _watch(output: Output, name: str | None, interval_s: float, exit_code: bool) -> int:
-    """Show the runs again and again: a screen on a terminal, lines for changes elsewhere."""
+def watch(
+    output: Output,
+    store: Store,
+    command: str,
+    name: str | None,
+    interval_s: float,
+    *,
+    rounds: int | None = None,
+) -> bool:
+    """Show the runs again and again: a screen on a terminal, lines for changes elsewhere.
+
+    Args:
+        output: where to.
+        store: the store.
+        command: what JSON lines are called.
+        name: the run to show, until nobody will go on with it by itself; None for all.
+        interval_s: seconds between looks.
+        rounds: how often to look; None for as long as there is something to see.
+
+    Returns:
+        Whether there was an alarm.
+    """
     alarmed = False
     before: dict[str, Any] = {}
-    with stores.opened(output.settings) as store:
-        while True:
-            found = outlooks.look(store, name)
-            alarmed |= any(one.alarms for one in found)
-            if output.json:
-                for _, about in _news(found, before):
-                    json_line("status", at=_now(), **about)
-            elif output.is_terminal:
-                output.line(_HOME_AND_CLEAR + "\n".join(screen(output, found, named=bool(name))))
-            else:
-                output.lines(_sentence(one) for one, _ in _news(found, before))
-            output.flush()
-            if name is not None and all(one.info.status in _OVER for one in found):
-                return int(exit_code and alarmed)
-            time.sleep(interval_s)
+    while True:
+        found = outlooks.look(store, name)
+        alarmed |= any(one.alarms for one in found)
+        if output.json:
+            for _, about in _news(found, before):
+                json_line(command, at=_now(), **about)
+        elif output.is_terminal:
+            output.line(_HOME_AND_CLEAR + "\n".join(screen(output, found, named=bool(name))))
+        else:
+            output.lines(_sentence(one) for one, _ in _news(found, before))
+        output.flush()
+        rounds = None if rounds is None else rounds - 1
+        is_over = name is not None and all(one.info.status in _OVER for one in found)
+        if rounds == 0 or is_over:
+            return alarmed
+        time.sleep(interval_s)
 
 
 def _news(

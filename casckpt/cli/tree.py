@@ -14,7 +14,9 @@ from casckpt.cli.options import command
 from casckpt.cli.output import Output
 
 if TYPE_CHECKING:
+    from casckpt.api import Store
     from casckpt.checkpoint.records import Checkpoint
+    from casckpt.training.lines import Line
 
 
 @dataclass
@@ -33,10 +35,14 @@ def tree(output: Output, pattern: str) -> None:
     with stores.opened(output.settings) as store:
         found = store.checkpoints(pattern)
         everywhere = {checkpoint.id: checkpoint.ref for checkpoint in store.checkpoints()}
+        known = _known(store, pattern)
     lines: dict[tuple[str, int], list[Checkpoint]] = defaultdict(list)
     for checkpoint in found:
         lines[checkpoint.run, checkpoint.line].append(checkpoint)
-    runs = [_facts(name, line, group, everywhere) for (name, line), group in lines.items()]
+    runs = [
+        _facts(name, line, lines.get((name, line), []), known.get((name, line)), everywhere)
+        for name, line in {**lines, **known}
+    ]
     runs.sort(key=lambda facts: (facts["run"].split("/"), facts["line"]))
     if output.json:
         output.document("tree", runs=runs)
@@ -56,24 +62,50 @@ def tree(output: Output, pattern: str) -> None:
             for label, facts in rows
         )
         if not rows:
-            output.note("No checkpoints yet.")
+            output.note("No runs yet.")
+
+
+def _known(store: Store, pattern: str) -> dict[tuple[str, int], tuple[Line, str]]:
+    """Return the lines that runs themselves know of, with how each stands."""
+    from fnmatch import fnmatchcase
+
+    from casckpt.training.lines import read_records
+    from casckpt.training.status import status_of
+
+    repository = store._repository
+    return {
+        (name, line.number): (line, status_of(repository, name, line))
+        for name, record in read_records(repository).items()
+        if fnmatchcase(name, pattern)
+        for line in record.lines.values()
+    }
 
 
 def _facts(
-    name: str, line: int, group: list[Checkpoint], everywhere: dict[str, str]
+    name: str,
+    line: int,
+    group: list[Checkpoint],
+    known: tuple[Line, str] | None,
+    everywhere: dict[str, str],
 ) -> dict[str, Any]:
     """Return what is said of one line of a run."""
-    first, last = group[0], group[-1]
-    parent = everywhere.get(first.parent or "", "")
-    # Within a line the parent of the first one left is an older step, or is gone.
-    began = parent if parent and parent.partition("@")[0] != first.ref.partition("@")[0] else None
+    began = None
+    if known is not None and known[0].branch is not None:
+        branch = known[0].branch
+        began = f"{branch.store}::{branch.ref}" if branch.store else branch.ref
+    elif group:
+        parent = everywhere.get(group[0].parent or "", "")
+        # Within a line the parent of the first one left is an older step, or is gone.
+        if parent and parent.partition("@")[0] != group[0].ref.partition("@")[0]:
+            began = parent
     return {
         "run": name,
         "line": line,
+        "status": known[1] if known is not None else "",
         "checkpoints": len(group),
-        "first_step": first.step,
-        "last_step": last.step,
-        "last_created": formatting.rfc3339(last.created),
+        "first_step": group[0].step if group else None,
+        "last_step": group[-1].step if group else None,
+        "last_created": formatting.rfc3339(group[-1].created) if group else None,
         "parent": began,
         "logical_bytes": sum(checkpoint.logical_bytes for checkpoint in group),
         "new_bytes": sum(checkpoint.new_bytes for checkpoint in group),
@@ -82,17 +114,18 @@ def _facts(
 
 def _sentence(facts: dict[str, Any]) -> str:
     """Return the facts of a line in words."""
-    if facts["checkpoints"] == 1:
-        steps = f"step {facts['last_step']}"
-    else:
-        steps = f"steps {facts['first_step']} to {facts['last_step']}"
-    words = [
-        formatting.count(facts["checkpoints"], "checkpoint"),
-        steps,
-        f"{formatting.size(facts['logical_bytes'])} logical",
-    ]
+    number = facts["checkpoints"]
+    words = [formatting.count(number, "checkpoint") if number else "no checkpoints"]
+    if number == 1:
+        words.append(f"step {facts['last_step']}")
+    elif number:
+        words.append(f"steps {facts['first_step']} to {facts['last_step']}")
+    if number:
+        words.append(f"{formatting.size(facts['logical_bytes'])} logical")
     if facts["parent"]:
         words.append(f"from {facts['parent']}")
+    if facts["status"]:
+        words.append(facts["status"])
     return ", ".join(words)
 
 

@@ -64,9 +64,8 @@ class CommandLine:
         return subprocess.Popen(
             [sys.executable, "-m", "casckpt", *map(str, words)],
             cwd=self.folder,
-            env=self.environment,
             text=True,
-            **{**streams, **more},
+            **{"env": self.environment, **streams, **more},
         )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import casckpt
+
 SCRIPT = str(Path(__file__).with_name("train_stages.py"))
 
 
@@ -80,3 +82,20 @@ def test_status_counts_children(cli):
     (group,) = about["children"]
     assert (group["pattern"], group["counts"], group["total"]) == ("model-*", {"finished": 2}, 2)
     assert "2 of 2 model-* finished" in cli("status", "nas").out
+
+
+def test_tree_shows_runs_without_checkpoints_and_where_lines_began(cli):
+    with (
+        casckpt.open(cli.store) as store,
+        store.run("nas/model-0", resume="nas/model-0@1") as run,
+    ):
+        for _ in run.epochs(3, {"n": 0}, save_every=1):
+            pass
+    runs = json.loads(cli("tree", "nas*", "--json").out)["runs"]
+    facts = {(run["run"], run["line"]): run for run in runs}
+    assert facts["nas", 0]["checkpoints"] == 0
+    assert facts["nas", 0]["status"] == "finished"
+    assert facts["nas/model-0", 1]["parent"].startswith("nas/model-0")
+    text = cli("tree").out
+    assert text.splitlines()[0].split(None, 1) == ["nas", "no checkpoints, finished"]
+    assert "from nas/model-0" in text

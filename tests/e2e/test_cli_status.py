@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,32 @@ def test_status_of_plain_saves_of_nothing_and_of_a_wrong_name(cli, new_cli):
     new_cli("init", str(new_cli.store))
     empty = new_cli("status")
     assert (empty.code, empty.out, empty.err) == (0, "", "No runs yet.\n")
+
+
+def test_top_without_a_terminal_prints_lines(cli):
+    answer = cli("top", "--count", "1")
+    assert answer.code == 0
+    assert [line.split()[1] for line in answer.out.splitlines()] == ["bpm/nn", "bpm/xgboost"]
+    assert "\x1b" not in answer.out
+    lines = [json.loads(line) for line in cli("top", "--count", "1", "--json").out.splitlines()]
+    assert {(line["schema"], line["command"]) for line in lines} == {(1, "top")}
+
+
+def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli):
+    master, terminal = pty.openpty()
+    process = cli.begin(
+        "top", stdin=terminal, stdout=terminal, env={**cli.environment, "TERM": "xterm"}
+    )
+    os.close(terminal)
+    seen = b""
+    while b"bpm/nn" not in seen:
+        seen += os.read(master, 4096)
+    before = time.monotonic()
+    os.write(master, b"q")
+    with contextlib.suppress(OSError):  # the other end is closed
+        while os.read(master, 4096):
+            pass
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert time.monotonic() - before < 2
+    os.close(master)

@@ -38,7 +38,7 @@ def main(die: str = "") -> None:
         run.expect("model-*", 2)
         for number in range(2):
             with run.child(f"model-{number}") as child:
-                for _ in child.epochs(2, {"n": number}):
+                for _ in child.epochs(2, {"n": number}, save_every=1):
                     child.log(score=number + 0.5)
 
 
