@@ -9,7 +9,20 @@ during each call into C. Nothing here knows files or objects of ours. `reference
 from __future__ import annotations
 
 from casckpt.native.chunking import Chunker, cut_points
-from casckpt.native.chunks import PlaneInfo, decode_planes, encode_planes, parse_planes
+from casckpt.native.chunks import (
+    PLANE_CONSTANT,
+    PLANE_ENTROPY,
+    PLANE_RAW,
+    PLANE_ZSTD,
+    SAMPLES_BYTES,
+    SLACK_BYTES,
+    PlaneInfo,
+    UnknownLayout,
+    decode_planes,
+    delta_estimate,
+    encode_planes,
+    parse_planes,
+)
 from casckpt.native.entropy import entropy_decode, entropy_encode
 from casckpt.native.filters import (
     copy,
@@ -35,15 +48,23 @@ from casckpt.native.prefix_set import PrefixSet
 
 __all__ = [
     "ID_SIZE",
+    "PLANE_CONSTANT",
+    "PLANE_ENTROPY",
+    "PLANE_RAW",
+    "PLANE_ZSTD",
+    "SAMPLES_BYTES",
+    "SLACK_BYTES",
     "Chunker",
     "Hasher",
     "IdContext",
     "PlaneInfo",
     "PrefixSet",
+    "UnknownLayout",
     "blake3",
     "copy",
     "cut_points",
     "decode_planes",
+    "delta_estimate",
     "derive_key",
     "encode_planes",
     "entropy_bits",

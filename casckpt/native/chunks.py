@@ -23,6 +23,8 @@ PLANE_ENTROPY: int = lib.CAS_METHOD_ENTROPY
 
 # What `out` of `encode_planes` must have beyond the chunk (casckpt.h).
 SLACK_BYTES = 2048
+# What `scratch` of `delta_estimate` must have (casckpt.h).
+SAMPLES_BYTES = 3 * 65536
 _PLANES_MAX = 8
 _PREDICTORS = {"sub": lib.CAS_PREDICT_SUB, "xor": lib.CAS_PREDICT_XOR}
 
@@ -79,6 +81,21 @@ def encode_planes(
     )
     check(status, f"chunk of {len(source)} bytes, width {width}")
     return length[0], _infos(infos, width)
+
+
+def delta_estimate(src: Buffer, base: Buffer, width: int, scratch: Buffer) -> tuple[float, float]:
+    """Return the order-0 entropy in bits per byte, of chunk and of difference, from samples.
+
+    Both are split into planes, as `encode_planes` does; the mean over the planes is returned.
+    `scratch` has `SAMPLES_BYTES` or more.
+    """
+    source, parent, work = readable(src), readable(base), writable(scratch)
+    plain, delta = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    status = lib.cas_delta_estimate(
+        *(width, source, len(source), parent, len(parent), work, len(work), plain, delta)
+    )
+    check(status, f"chunk of {len(source)} bytes, base {len(parent)}, width {width}")
+    return plain[0] / 65536, delta[0] / 65536
 
 
 def parse_planes(payload: Buffer, chunk_bytes: int) -> tuple[int, list[PlaneInfo]]:

@@ -1,8 +1,8 @@
-"""How the bytes of one record get small: layouts, predictors and zstd. Only importer of zstandard.
+"""How the bytes of one record get small: layouts, predictors, coders. Only importer of zstandard.
 
 A chunk is coded as the first of these that pays (docs/format.md, section 6): byte planes, each
-plane raw, constant or zstd; plain zstd; raw. An encoding that is not at least 3 % smaller than raw
-is not kept, since reading raw is faster.
+plane raw, constant, zstd or an entropy stream; plain zstd; raw. An encoding that is not at least
+3 % smaller than raw is not kept, since reading raw is faster.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ Buffer = bytes | bytearray | memoryview
 
 LEVELS = ("fast", "balanced", "small")
 _KEEP_BELOW = 0.97
-_PLANE_RAW, _PLANE_CONSTANT, _PLANE_ZSTD = 0, 1, 2
-PREDICTOR_NONE, PREDICTOR_SUB, PREDICTOR_XOR = 0, 1, 2
-_ROTATE = 0x80
-# A plane above this many bits per byte gives zstd less than it costs: mantissas measure 7.8 to 8.
-_HOPELESS_BITS = 7.8
-_SAMPLE_WINDOWS, _SAMPLE_BYTES = 8, 4096
-_DELTA_WINDOWS = 16
+# A plane is coded where that leaves less than this share of it. Mantissas of numbers measure 0.98
+# to 1: below 0.97 they are left raw, as reading raw is several times faster.
+_PLANE_BELOW = {"fast": 0.97, "balanced": 0.97, "small": 0.995}
+# Level fast codes the exponent plane only; the rest goes out as it is.
+_CODED_PLANES = {"fast": 1, "balanced": 0xFF, "small": 0xFF}
 # A delta must promise this much before it is worth a second record at every restore.
 _DELTA_BELOW = 0.97
-_HEAD = struct.Struct("<BB")
 _PLANE = struct.Struct("<BI")
+_PLANES_HEAD_BYTES = 2
 
 _local = threading.local()
 
@@ -90,7 +88,11 @@ def _decompress(data: Buffer, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The stored form of one object's bytes: `parts` concatenated are the payload."""
+    """The stored form of one object's bytes.
+
+    The payload may be the chunk itself or a buffer of this thread: it is valid until the chunk
+    changes or this thread encodes the next one.
+    """
 
     encoding: int
     payload: Buffer
@@ -138,9 +140,8 @@ def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None 
     limit = int(_KEEP_BELOW * length)
     width = plane_width(item_size)
     if width > 1 and length >= 4 * width:
-        predictor = PREDICTOR_NONE if base is None else PREDICTOR_SUB
-        payload = _encode_planes(chunk, base, width, predictor, level, limit)
-        if payload is not None:
+        payload = _encode_planes(chunk, base, width, level)
+        if len(payload) <= limit:
             best = Encoded(layout.ENCODING_PLANES, payload, base is not None)
     elif level != "fast":
         packed = _compressor("plain small" if level == "small" else "plain").compress(chunk)
@@ -152,84 +153,51 @@ def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None 
 def delta_pays(chunk: Buffer, base: Buffer, item_size: int) -> bool:
     """Tell from samples whether the difference to `base` is likely to code shorter than `chunk`.
 
-    Sixteen windows of 4 KiB are split into planes both ways; their order-0 entropy decides.
+    The order-0 entropy of the planes decides, which the entropy coder reaches to within a percent.
     """
     width = plane_width(item_size)
     if width == 1 or len(chunk) != len(base):
         return False
-    new, old = _windows(chunk), _windows(base)
-    plain, delta = bytearray(len(new)), bytearray(len(new))
-    native.split_planes(new, plain, width, True)
-    native.sub_split(new, old, delta, width, True)
-    return _planes_bits(delta, width) < _DELTA_BELOW * _planes_bits(plain, width)
-
-
-def _windows(data: Buffer) -> bytes:
-    """Return windows spread evenly over a chunk, on bounds of its items."""
-    view = memoryview(data)
-    if len(view) <= _DELTA_WINDOWS * _SAMPLE_BYTES:
-        return bytes(view)
-    stride = len(view) // _DELTA_WINDOWS // 8 * 8
-    return b"".join(
-        view[at : at + _SAMPLE_BYTES] for at in range(0, stride * _DELTA_WINDOWS, stride)
+    plain, delta = native.delta_estimate(
+        chunk, base, width, scratch("samples", native.SAMPLES_BYTES)
     )
+    return delta < _DELTA_BELOW * plain
 
 
-def _planes_bits(planes: bytearray, width: int) -> float:
-    count = len(planes) // width
-    return sum(
-        native.entropy_bits(memoryview(planes)[at * count : (at + 1) * count])
-        for at in range(width)
-    )
-
-
-def _encode_planes(
-    chunk: Buffer, base: Buffer | None, width: int, predictor: int, level: str, limit: int
-) -> bytes | None:
-    """Return the payload of encoding `planes`, or None if it is longer than `limit`."""
+def _encode_planes(chunk: Buffer, base: Buffer | None, width: int, level: str) -> memoryview:
+    """Return the payload of encoding `planes`, in a buffer of this thread."""
     planes = scratch("planes", len(chunk))
-    if predictor == PREDICTOR_SUB and base is not None:
-        native.sub_split(chunk, base, planes, width, True)
-    else:
-        native.split_planes(chunk, planes, width, True)
-    count = len(chunk) // width
-    out: list[Buffer] = [_HEAD.pack(predictor, width | _ROTATE)]
-    total = len(out[0])
-    for index in range(width):
-        plane = planes[index * count : (index + 1) * count]
-        # Level fast looks at the exponent plane only; the rest goes out as it is.
-        method, body = (
-            _encode_plane(plane, level) if level != "fast" or index == 0 else (_PLANE_RAW, plane)
-        )
-        out += (_PLANE.pack(method, len(body)), body)
-        total += _PLANE.size + len(body)
-        if total > limit and index == width - 1:
-            return None
-    tail = planes[count * width :]
-    out.append(tail)
-    if total + len(tail) > limit:
-        return None
-    return b"".join(out)
-
-
-def _encode_plane(plane: memoryview, level: str) -> tuple[int, Buffer]:
-    if native.is_constant(plane):
-        return _PLANE_CONSTANT, bytes(plane[:1])
-    if _sampled_bits(plane) > _HOPELESS_BITS:
-        return _PLANE_RAW, plane
-    packed = _compressor("plane small" if level == "small" else "plane").compress(plane)
-    return (_PLANE_ZSTD, packed) if len(packed) < _KEEP_BELOW * len(plane) else (_PLANE_RAW, plane)
-
-
-def _sampled_bits(plane: memoryview) -> float:
-    """Return the order-0 entropy in bits per byte of windows spread over the plane."""
-    if len(plane) <= _SAMPLE_WINDOWS * _SAMPLE_BYTES:
-        return 0.0 if len(plane) < 4096 else native.entropy_bits(plane)
-    stride = len(plane) // _SAMPLE_WINDOWS
-    sample = b"".join(
-        plane[at : at + _SAMPLE_BYTES] for at in range(0, stride * _SAMPLE_WINDOWS, stride)
+    out = scratch("payload", len(chunk) + native.SLACK_BYTES)
+    length, infos = native.encode_planes(
+        chunk,
+        base,
+        width,
+        out,
+        planes,
+        coded=_CODED_PLANES[level],
+        keep_below=_PLANE_BELOW[level],
     )
-    return native.entropy_bits(sample)
+    if level == "fast" or not any(info.is_structured for info in infos):
+        return out[:length]
+    return _with_zstd(out[:length], infos, planes, level)
+
+
+def _with_zstd(
+    payload: memoryview, infos: list[native.PlaneInfo], planes: memoryview, level: str
+) -> memoryview:
+    """Return the payload with those planes packed by zstd that get smaller by it."""
+    compressor = _compressor("plane small" if level == "small" else "plane")
+    count = len(planes) // len(infos)
+    parts: list[Buffer] = [payload[:_PLANES_HEAD_BYTES]]
+    for index, info in enumerate(infos):
+        method, body = info.method, payload[info.offset : info.offset + info.length]
+        if info.is_structured:
+            packed = compressor.compress(planes[index * count : (index + 1) * count])
+            if len(packed) < min(info.length, _PLANE_BELOW[level] * count):
+                method, body = native.PLANE_ZSTD, memoryview(packed)
+        parts += (_PLANE.pack(method, len(body)), body)
+    end = infos[-1].offset + infos[-1].length
+    return memoryview(b"".join([*parts, payload[end:]]))
 
 
 def decode_chunk(
@@ -256,51 +224,20 @@ def decode_chunk(
 
 
 def _decode_planes(payload: Buffer, destination: memoryview, base: Buffer | None) -> None:
-    view = memoryview(payload)
-    if len(view) < _HEAD.size:
-        raise Corrupt("damaged record", "its planes are cut off")
-    predictor, shape = _HEAD.unpack_from(view)
-    width = shape & ~_ROTATE
-    if width not in (2, 4, 8) or predictor > PREDICTOR_XOR or not shape & _ROTATE:
-        raise NewerFormat("a record in a layout this version does not know", f"layout {shape:#x}")
-    if predictor != PREDICTOR_NONE and (base is None or len(base) != len(destination)):
-        raise Corrupt("damaged record", "its base is missing or has another length")
-    count = len(destination) // width
-    planes = scratch("planes", len(destination))
-    at = _HEAD.size
-    for index in range(width):
-        if len(view) < at + _PLANE.size:
-            raise Corrupt("damaged record", "its planes are cut off")
-        method, stored = _PLANE.unpack_from(view, at)
-        at += _PLANE.size
-        body = view[at : at + stored]
-        at += stored
-        plane = planes[index * count : (index + 1) * count]
-        if len(body) != stored:
-            raise Corrupt("damaged record", "its planes are cut off")
-        _decode_plane(method, body, plane)
-    tail = view[at:]
-    if len(tail) != len(destination) - count * width:
-        raise Corrupt("damaged record", "its tail has another length")
-    planes[count * width :] = tail
-    if predictor == PREDICTOR_NONE:
-        native.join_planes(planes, destination, width, True)
-    elif base is not None and predictor == PREDICTOR_SUB:
-        native.sub_join(planes, base, destination, width, True)
-    elif base is not None:
-        native.xor_join(planes, base, destination, width, True)
-
-
-def _decode_plane(method: int, body: memoryview, plane: memoryview) -> None:
-    if method == _PLANE_RAW:
-        if len(body) != len(plane):
-            raise Corrupt("damaged record", "a plane has another length")
-        plane[:] = body
-    elif method == _PLANE_CONSTANT:
-        if len(body) != 1:
-            raise Corrupt("damaged record", "a constant plane has another length")
-        plane[:] = bytes(body) * len(plane)
-    elif method == _PLANE_ZSTD:
-        plane[:] = _decompress(body, len(plane))
-    else:
-        raise NewerFormat("a plane coded in a way this version does not know", f"method {method}")
+    try:
+        predictor, infos = native.parse_planes(payload, len(destination))
+        if predictor != 0 and (base is None or len(base) != len(destination)):
+            raise Corrupt("damaged record", "its base is missing or has another length")
+        view = memoryview(payload)
+        count = len(destination) // len(infos)
+        unpacked = {
+            index: _decompress(view[info.offset : info.offset + info.length], count)
+            for index, info in enumerate(infos)
+            if info.method == native.PLANE_ZSTD
+        }
+        planes = scratch("planes", len(destination))
+        native.decode_planes(payload, base, destination, planes, unpacked)
+    except native.UnknownLayout as exc:
+        raise NewerFormat("planes in a way this version does not know", str(exc)) from exc
+    except ValueError as exc:
+        raise Corrupt("damaged record", f"its planes: {exc}") from exc

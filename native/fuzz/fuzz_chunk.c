@@ -46,6 +46,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t input_len) {
                          scratch, len, out, len + 2048, planes, 8, &out_len) != CAS_OK) {
         abort();
     }
+    uint32_t plain = UINT32_MAX;
+    uint32_t delta = UINT32_MAX;
+    static uint8_t samples[3 * 65536];
+    if (cas_delta_estimate(width, src, len, base, len, samples, sizeof samples, &plain, &delta) != CAS_OK) abort();
+    if (plain > 8 << 16 || delta > 8 << 16) abort();
     if (out_len > len + 2 + 5 * (size_t)width + 1) abort();
     if (decode(out, out_len, base, back, len) != CAS_OK || memcmp(src, back, len) != 0) abort();
     out[input[1] % out_len] ^= (uint8_t)(1 + input[2] % 255);

@@ -199,6 +199,10 @@ typedef struct {
 cas_status cas_chunk_encode(int32_t predictor, uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base,
                             size_t base_len, uint32_t coded, uint32_t keep_q16, uint8_t *scratch, size_t scratch_len,
                             uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count, size_t *out_len);
+/* Estimate from 16 windows of 4 KiB the order-0 bits per byte, times 2^16, of the planes of `src` as it is and of its
+ * difference to `base`, averaged over the planes. `base_len` must be src_len, `scratch_len` at least 3 * 65536. */
+cas_status cas_delta_estimate(uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base, size_t base_len,
+                              uint8_t *scratch, size_t scratch_len, uint32_t *plain_q16, uint32_t *delta_q16);
 /* Take a payload for a chunk of chunk_len bytes apart: its predictor, width, planes[0..width) and where the tail
  * begins. Total: CAS_ERR_DATA or CAS_ERR_NEWER for what is no payload. `planes_count` must be 8. */
 cas_status cas_chunk_parse(const uint8_t *src, size_t src_len, size_t chunk_len, int32_t *predictor, uint32_t *width,

@@ -123,7 +123,7 @@ static void encode_plane(const uint8_t *plane, size_t len, bool coded, uint32_t 
             }
         }
     }
-    if (len > 0) memcpy(out, plane, len);
+    cas_copy_down(out, plane, len);
 }
 
 static void put_plane_head(uint8_t *out, const cas_plane *about) {

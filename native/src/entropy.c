@@ -62,7 +62,7 @@ cas_status cas_entropy_encode_with(const cas_entropy_model *model, const uint8_t
     at = cas_kernels()->push_groups(src, groups, symbols, model->bits, states, floor, at);
     if (at == NULL) return CAS_ERR_CAPACITY;
     memcpy(out + head_len, states, CAS_ENTROPY_STATES_BYTES);
-    memmove(floor, at, (size_t)(top - at));
+    cas_copy_down(floor, at, (size_t)(top - at));
     *out_len = (size_t)(floor - out) + (size_t)(top - at);
     return CAS_OK;
 }

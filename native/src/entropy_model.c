@@ -72,10 +72,19 @@ void cas_entropy_fit(const uint64_t counts[256], uint64_t total, cas_entropy_mod
     if (rest <= total / 4) model->bits++;
     model->common = model->bits == CAS_ENTROPY_MIN_BITS ? -1 : (int32_t)most;
 
+    /* Values that would round to 0 get 1, and the others share what is left: few single steps remain to be made. */
     const int32_t target = 1 << model->bits;
+    uint64_t left = total;
+    uint64_t slots = (uint64_t)target;
+    for (size_t s = 0; s < 256; s++) {
+        if (counts[s] != 0 && counts[s] << (model->bits + 1) < total) {
+            left -= counts[s];
+            slots--;
+        }
+    }
     int32_t sum = 0;
     for (size_t s = 0; s < 256; s++) {
-        const uint64_t share = ((counts[s] << model->bits) + total / 2) / total;
+        const uint64_t share = (counts[s] * slots + left / 2) / left;
         model->freqs[s] = (uint16_t)(share == 0 && counts[s] != 0 ? 1 : share);
         sum += model->freqs[s];
     }

@@ -68,7 +68,7 @@ cas_status cas_copy(uint8_t *dst, size_t dst_len, const uint8_t *src, size_t src
     if (dst_len != src_len) return CAS_ERR_SIZE;
     if (src_len != 0 && (dst == NULL || src == NULL)) return CAS_ERR_NULL;
     if (cas_ranges_overlap(dst, dst_len, src, src_len)) return CAS_ERR_OVERLAP;
-    if (src_len != 0) memcpy(dst, src, src_len);
+    cas_copy_down(dst, src, src_len);
     return CAS_OK;
 }
 

@@ -99,6 +99,18 @@ static inline bool cas_ranges_overlap(const uint8_t *a, size_t a_len, const uint
     return a_len > 0 && b_len > 0 && (from < other ? other - from < a_len : from - other < b_len);
 }
 
+/* Copy to another place or to a lower address of the same memory. In pieces: C libraries copy more than some KiB with
+ * `rep movsb`, which took 5 times as long on Zen 3 between addresses of different alignment (2 against 11 GB/s). */
+static inline void cas_copy_down(uint8_t *to, const uint8_t *from, size_t len) {
+    enum { PIECE = 1024 };
+    for (; len > PIECE; len -= PIECE) {
+        memmove(to, from, PIECE);
+        to += PIECE;
+        from += PIECE;
+    }
+    if (len != 0) memmove(to, from, len);
+}
+
 /* ---- filters ---- */
 
 /* Item loops over `items` whole items; parameters are already checked. `base` is unused for CAS_PREDICT_NONE.

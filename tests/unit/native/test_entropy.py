@@ -225,6 +225,28 @@ def shannon(data: bytes) -> float:
     return -sum(n / len(data) * math.log2(n / len(data)) for n in Counter(data).values())
 
 
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_estimates_are_the_entropy_of_the_planes(width, kernel):
+    scratch = bytearray(native.SAMPLES_BYTES)
+    for length in (0, 3, 4 * width, 5003, 65_536, 65_537, 1 << 20):
+        src, base = drawn(length, 1.0, 1), drawn(length, 1.0, 2)
+        planes, count = bytearray(length), length // width
+        expected = []
+        native.split_planes(src, planes, width, True)
+        expected.append(mean_bits(planes, count, width))
+        native.sub_split(src, base, planes, width, True)
+        expected.append(mean_bits(planes, count, width))
+        assert native.delta_estimate(src, base, width, scratch) == pytest.approx(expected, abs=0.05)
+    with pytest.raises(ValueError, match="sizes"):
+        native.delta_estimate(bytes(8), bytes(9), width, scratch)
+
+
+def mean_bits(planes: bytearray, count: int, width: int) -> float:
+    return sum(
+        native.entropy_bits(planes[p * count : (p + 1) * count]) / width for p in range(width)
+    )
+
+
 def test_zstd_planes_are_the_callers():
     plane = bytes(100)
     payload = b"\x00\x82" + b"\x02\x03\x00\x00\x00zzz" + b"\x01\x01\x00\x00\x00\x07"

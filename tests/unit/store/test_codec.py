@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casckpt import native
 from casckpt.errors import Corrupt, NewerFormat
 from casckpt.store import codec, layout
 
@@ -90,6 +91,58 @@ def test_weights_take_planes_and_noise_stays_raw():
     assert len(round_trip(weights, 4, "balanced").payload) < 0.9 * len(weights)
     assert round_trip(os.urandom(1 << 20), 4, "balanced").encoding == layout.ENCODING_RAW
     assert round_trip(b"text " * 5000, 1, "balanced").encoding == layout.ENCODING_ZSTD
+
+
+def methods(encoded: codec.Encoded, length: int) -> list[int]:
+    assert encoded.encoding == layout.ENCODING_PLANES
+    return [plane.method for plane in native.parse_planes(encoded.payload, length)[1]]
+
+
+def test_each_plane_gets_the_method_that_suits_it():
+    count = 100_000
+    numbers = np.random.default_rng(2)
+    weights = abs(numbers.normal(0, 0.02, count)).astype("<f4")
+    weights.view("<u4")[:] &= 0xFFFFFF80  # with the sign, this is the lowest plane
+    data = weights.tobytes()
+    for level in ("balanced", "small"):
+        encoded = round_trip(data, 4, level)
+        assert methods(encoded, len(data))[0] == native.PLANE_ENTROPY
+        assert methods(encoded, len(data))[2:] == [native.PLANE_RAW, native.PLANE_CONSTANT]
+    # Rows of zeros between rows of noise: the order matters, which zstd can use.
+    rows = numbers.normal(0, 0.02, (100, 1000)).astype("<f4")
+    rows[np.arange(100) % 10 != 0] = 0
+    encoded = round_trip(rows.tobytes(), 4, "balanced")
+    assert set(methods(encoded, rows.nbytes)) == {native.PLANE_ZSTD}
+    assert len(encoded.payload) < 0.12 * rows.nbytes
+
+
+def test_level_fast_codes_the_exponents_only():
+    data = (np.arange(100_000) % 7 + 0.5).astype("<f4").tobytes()
+    found = methods(round_trip(data, 4, "fast"), len(data))
+    assert found[0] == native.PLANE_ENTROPY
+    assert set(found[1:]) <= {native.PLANE_RAW, native.PLANE_CONSTANT}
+
+
+def test_coded_planes_are_close_to_their_entropy():
+    weights = np.random.default_rng(3).normal(0, 0.02, 262_144).astype("<f4")
+    old, new = weights.tobytes(), (weights + weights * np.float32(1e-5)).tobytes()
+    planes = bytearray(len(new))
+    native.sub_split(new, old, planes, 4, True)
+    count = len(new) // 4
+    limit = sum(native.entropy_bits(planes[p * count : (p + 1) * count]) for p in range(4)) / 32
+    encoded = round_trip(new, 4, "balanced", old)
+    assert len(encoded.payload) < 1.01 * limit * len(new) + 2000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 255), st.integers(0, 2))
+def test_damaged_entropy_streams_are_corrupt_or_newer_and_write_nowhere_else(where, bits, cut):
+    weights = np.random.default_rng(4).normal(0, 0.02, 4000).astype("<f4").tobytes()
+    encoded = codec.encode_chunk(weights, 4, "balanced")
+    assert native.PLANE_ENTROPY in methods(encoded, len(weights))
+    payload = bytearray(encoded.payload)
+    payload[where % len(payload)] ^= bits
+    decode_guarded(encoded.encoding, bytes(payload[: len(payload) - cut]), len(weights), None)
 
 
 def decode_guarded(encoding: int, payload: bytes, length: int, base: bytes | None) -> None:

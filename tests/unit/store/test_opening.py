@@ -113,7 +113,7 @@ def test_network_file_systems_are_refused(path, monkeypatch, tmp_path):
 
 
 def test_newer_features_stop_what_needs_them(path):
-    change_format(path, read=["packs-1", "planes-1", "wavelets-1"])
+    change_format(path, read=["packs-1", "planes-1", "entropy-1", "wavelets-1"])
     with pytest.raises(NewerFormat, match="wavelets-1"):
         Repository.open(path, mode="r")
     change_format(path, read=["packs-1"], write=["packs-1", "facts-2"])
