@@ -38,6 +38,8 @@ _CORRUPT = (
     lmdb.PanicError,
 )
 
+# LMDB writes at most 64 pages at a time (mdb.c, MDB_COMMIT_PAGES): a short one leaves less free
+_SHORT_WRITE_BYTES = 64 * 64 * layout.KIB
 _DENIED = ("Permission denied", "Read-only file system", "Operation not permitted")
 
 
@@ -303,7 +305,16 @@ class Environment:
             except lmdb.Error as exc:
                 self.close()
                 self._open()
-                raise translate(exc, "cannot write the index; nothing was saved") from exc
+                what = "cannot write the index; nothing was saved"
+                if self._was_full(exc):
+                    raise NoSpace(what, "the disk is full") from exc
+                raise translate(exc, what) from exc
+
+    def _was_full(self, error: lmdb.Error) -> bool:
+        """Tell whether an error is that of a full disk: LMDB calls a short write an I/O error."""
+        if "Input/output error" not in str(error):
+            return False
+        return files.free_bytes(self.path) < _SHORT_WRITE_BYTES
 
     def nested(self, parent: Transaction, job: Callable[[Transaction], _Result]) -> _Result:
         """Run `job` in a transaction inside `parent`: its exception undoes only its own changes."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
-from casckpt.errors import CasckptError, Corrupt, NewerFormat, OperationFailed
+from casckpt.errors import CasckptError, Corrupt, NewerFormat, NoSpace, OperationFailed
 from casckpt.store import files, layout, records
 from casckpt.store.records import Buffer, Record
 
@@ -133,7 +133,12 @@ class PackWriter:
         step = min(_RESERVE_BYTES, max(_TAIL_BYTES, end))
         target = end + step
         try:
-            files.reserve(self._descriptor, self.end, target - self.end, self.path)
+            try:
+                files.reserve(self._descriptor, self.end, target - self.end, self.path)
+            except NoSpace:
+                # No room for what may come later; perhaps for what comes now.
+                target = end
+                files.reserve(self._descriptor, self.end, target - self.end, self.path)
         except CasckptError:
             # Nothing was written yet: the pack stays good, the save fails here.
             self.release_reserved()
