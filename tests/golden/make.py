@@ -1,0 +1,53 @@
+"""Make a golden store: `python -m tests.golden.make FOLDER`, once per format version.
+
+A golden store is never edited or made again: it is what an older casckpt wrote, and every later one
+must read it. A format change gets a folder of its own beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import casckpt
+from casckpt.store import layout
+from tests.golden.states import STEPS, state
+
+
+def main(target: Path) -> None:
+    """Write `store.tar.xz` and `expected.json` into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store"
+        expected = {}
+        for level in ("balanced", "fast", "small"):
+            with casckpt.open(path, options=casckpt.Options(level=level)) as store:
+                for step in range(STEPS):
+                    checkpoint = store.save(
+                        f"golden/{level}",
+                        state(step),
+                        step=step,
+                        metrics={"loss": 1 / (step + 1), "nan": float("nan")},
+                        tags=[f"t{step}"] if step == 1 else (),
+                    )
+                    expected[checkpoint.ref] = checkpoint.id
+                store.pin(f"golden/{level}@2")
+        with casckpt.open(path) as store:
+            store.save("golden/trash", {"gone": np.arange(9)})
+            store.delete("golden/trash")
+            store.save("golden/big", {"blob": np.arange(3_000_000, dtype=np.int32) % 7})
+        document = {"format": layout.FORMAT_VERSION, "checkpoints": expected}
+        (target / "expected.json").write_text(json.dumps(document, indent=1) + "\n")
+        with tarfile.open(target / "store.tar.xz", "w:xz") as archive:
+            for file in sorted(path.rglob("*")):
+                if file.name != layout.BALLAST_FILE:
+                    archive.add(file, file.relative_to(path), recursive=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
