@@ -17,6 +17,7 @@ from casckpt.checkpoint.extents import blob_lengths
 from casckpt.checkpoint.manifest import Entry, Manifest
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
+from casckpt.checkpoint.scalars import SCALAR_TAGS
 from casckpt.checkpoint.tree_paths import join
 
 if TYPE_CHECKING:
@@ -94,28 +95,43 @@ class _Value:
         return self.blob, self.entry.offset, self.entry.length
 
 
-def diff_of(repository: Repository, catalog: Catalog, a: Checkpoint, b: Checkpoint) -> Diff:
-    """Return what differs between two checkpoints of one store.
+def diff_of(
+    repository: Repository,
+    catalog: Catalog,
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    other: tuple[Repository, Catalog] | None = None,
+) -> Diff:
+    """Return what differs between two checkpoints.
+
+    Args:
+        repository: the store of `a`.
+        catalog: its rows.
+        a: the first.
+        b: the second.
+        other: the store of `b`, if it is another one: equal bytes have equal ids in every store.
 
     Raises:
         Corrupt: if a manifest, or a small leaf that had to be compared, is damaged.
         Deleted: if a manifest is gone.
     """
     manifest_a, refs_a = catalog.manifest_and_refs(a)
-    manifest_b, refs_b = catalog.manifest_and_refs(b)
+    repository_b, catalog_b = other or (repository, catalog)
+    manifest_b, refs_b = catalog_b.manifest_and_refs(b)
     values_a, values_b = _values(manifest_a, refs_a), _values(manifest_b, refs_b)
     both = [path for path in values_a if path in values_b]
     changed: list[Change] = []
     for path in both:
         before, after = values_a[path], values_b[path]
-        same_bytes = _same_bytes(repository, before, after)
+        same_bytes = _same_bytes(repository, before, repository_b, after)
         if before.text != after.text or not same_bytes:
             size = after.entry.length if after.entry is not None and not same_bytes else 0
             changed.append(Change(path, _shown(before), _shown(after), size))
     equal_count = len(both) - len(changed)
     changed += _other_containers(manifest_a, manifest_b)
     objects_a = repository.closure([bytes.fromhex(a.id)])
-    objects_b = repository.closure([bytes.fromhex(b.id)])
+    objects_b = repository_b.closure([bytes.fromhex(b.id)])
     return Diff(
         a=a,
         b=b,
@@ -239,12 +255,12 @@ def _value(
     return _Value(text, place, refs[place.blob], lengths[place.blob], grouped)
 
 
-def _same_bytes(repository: Repository, a: _Value, b: _Value) -> bool:
+def _same_bytes(store_a: Repository, a: _Value, store_b: Repository, b: _Value) -> bool:
     if a.place() == b.place():
         return True
     if a.place()[2] != b.place()[2] or not (a.grouped or b.grouped):
         return False
-    return _read(repository, a) == _read(repository, b)
+    return _read(store_a, a) == _read(store_b, b)
 
 
 def _read(repository: Repository, value: _Value) -> bytes:
@@ -257,6 +273,10 @@ def _read(repository: Repository, value: _Value) -> bytes:
 
 
 def _shown(value: _Value) -> str:
+    """Return a value for a person: a number as it reads, not as its bits are kept."""
+    if value.entry is None and value.text.startswith(('{"f"', '{"i"', '{"c"')):
+        ((tag, body),) = json.loads(value.text).items()
+        return _short(repr(SCALAR_TAGS[tag](body)))
     return _short(value.text)
 
 

@@ -31,6 +31,10 @@ _COMMANDS = {
     "stats": ("casckpt.cli.du:stats", "The same as du."),
     "verify": ("casckpt.cli.verify:verify", "Check that everything stored is whole."),
     "repair": ("casckpt.cli.repair:repair", "Rebuild what can be rebuilt."),
+    "verify-resume": (
+        "casckpt.cli.verify_resume:verify_resume",
+        "Check that a killed command goes on exactly.",
+    ),
     "restore": ("casckpt.cli.restore:restore", "Write a checkpoint out as files."),
     "export": ("casckpt.cli.exchange:export", "Write a checkpoint in another format."),
     "import": ("casckpt.cli.exchange:import_", "Take files in as checkpoints."),
@@ -49,7 +53,7 @@ _SECTIONS = (
     ("Name and protect", ("tag", "untag", "pin", "unpin")),
     ("Free the disk", ("gc", "rm", "undelete", "cache")),
     ("In and out", ("restore", "export", "import")),
-    ("Trust", ("verify", "repair")),
+    ("Trust", ("verify", "repair", "verify-resume")),
     ("Begin", ("init", "demo", "completion")),
 )
 

@@ -127,6 +127,12 @@ def read(store: Path, run: str) -> Command:
         raise _nothing(store, run) from exc
 
 
+def forget(store: Path, run: str) -> None:
+    """Remove the recorded command of a run, if there is one."""
+    with contextlib.suppress(OSError):
+        path_of(store, run).unlink(missing_ok=True)
+
+
 def path_of(store: Path, run: str) -> Path:
     """Return where the command of a run is recorded: host, store and run decide."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

@@ -150,6 +150,16 @@ def clear_stage(store: Store, run: str, name: str) -> int:
     return own_shelf(store._repository, run, line, check_name(name)).clear()
 
 
+def result_rows(repository: Repository, run: str, line: int) -> Iterator[tuple[bytes, Row]]:
+    """Yield the results of all stages on a line: a key without run and line, and the row."""
+    prefix = scope(run, line) + _OF_LINE
+    for key, row in repository.rows("progress", prefix):
+        rest = key[len(prefix) :]
+        # NAME, 0, kind, then the identity: a note has none.
+        if len(rest) > _ID_BYTES + 1 and rest[-_ID_BYTES - 2 : -_ID_BYTES] == b"\0" + _DONE:
+            yield rest, row
+
+
 def count_stage(store: Store, run: str, name: str) -> int | None:
     """Return how many results `clear_stage` would remove; None if there is nothing of the stage."""
     line = read_record(store._repository, run).current

@@ -32,7 +32,7 @@ def main() -> None:
     random.seed(None if options.random else 0)
     outside = 0.0
     with casckpt.open(path) as store, store.run("net", config={"lr": options.lr}) as run:
-        state = {"weights": [0.0] * 50, "seen": [], "drawn": []}
+        state = {"weights": [0.0] * 50, "seen": [], "drawn": [], "outside": 0.0}
         for epoch in run.epochs(
             options.epochs, state, save_every=2, monitor="val_loss", mode="min"
         ):
