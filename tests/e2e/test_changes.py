@@ -162,7 +162,7 @@ def complete(cli, *words):
 
 
 def test_completion_knows_commands_runs_refs_tags_and_metrics(cli):
-    assert complete(cli, "ver") == ["verify"]
+    assert complete(cli, "ver") == ["verify", "verify-resume"]
     assert complete(cli, "ls", "b") == ["bpm/nn", "bpm/xgboost"]
     assert complete(cli, "show", "bpm/nn@p") == ["bpm/nn@paper-v1"]
     assert complete(cli, "ls", "--tag", "") == ["paper-v1"]
