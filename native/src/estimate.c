@@ -3,16 +3,14 @@
 
 enum { WINDOWS = 16, WINDOW_BYTES = 4096, SAMPLE_BYTES = WINDOWS * WINDOW_BYTES };
 
-/* Bring the windows of a chunk together; return their length. They begin on bounds of items, each at another distance
- * from the start of its part, so that rows do not line up with them. */
+/* Bring the windows of a chunk together; return their length. They begin on bounds of items. */
 static size_t collect(const uint8_t *src, size_t len, uint8_t *out) {
     if (len <= SAMPLE_BYTES) {
         cas_copy_down(out, src, len);
         return len;
     }
-    const size_t part = len / WINDOWS;
     for (size_t w = 0; w < WINDOWS; w++) {
-        const size_t at = (w * part + w * w * 2741 % (part - WINDOW_BYTES + 1)) / 8 * 8;
+        const size_t at = (size_t)(cas_window_of(src, len, WINDOW_BYTES, WINDOWS, w) - src) / 8 * 8;
         cas_copy_down(out + w * WINDOW_BYTES, src + at, WINDOW_BYTES);
     }
     return SAMPLE_BYTES;

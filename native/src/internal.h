@@ -111,6 +111,20 @@ static inline void cas_copy_down(uint8_t *to, const uint8_t *from, size_t len) {
     if (len != 0) memmove(to, from, len);
 }
 
+/* ---- samples ---- */
+
+/* Window w of `windows`: in the w-th part of the data, each at another distance from its part's start, so that rows do
+ * not line up with them. A part must not be shorter than a window. */
+static inline const uint8_t *cas_window_of(const uint8_t *data, size_t len, size_t window, size_t windows, size_t w) {
+    const size_t part = len / windows;
+    return data + w * part + w * w * 2741 % (part - window + 1);
+}
+
+/* Count the bytes of all windows; how many they are (below 2^32). */
+uint64_t cas_count_windows(const uint8_t *data, size_t len, size_t window, size_t windows, uint64_t counts[256]);
+/* seen[v] = 1 for each value v that occurs, else 0. */
+void cas_mark_values(const uint8_t *data, size_t len, uint8_t seen[256]);
+
 /* ---- filters ---- */
 
 /* Item loops over `items` whole items; parameters are already checked. `base` is unused for CAS_PREDICT_NONE.
