@@ -79,7 +79,9 @@ _HOMES: Final = {
     "save": "api",
 }
 _MODULES: Final = frozenset({"errors"})
-_FRAMEWORKS: Final = frozenset({"fsspec", "lightgbm", "optuna", "sklearn", "torch", "xgboost"})
+_FRAMEWORKS: Final = frozenset(
+    {"fsspec", "lightgbm", "lightning", "optuna", "sklearn", "torch", "xgboost"}
+)
 """Each needs its extra, so none is among the names that a star import loads."""
 
 __all__ = sorted([*_HOMES, *_MODULES])

@@ -13,7 +13,7 @@ import pytest
 import casckpt
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("torch", "xgboost", "optuna", "sklearn", "fsspec")
+GUIDES = ("torch", "xgboost", "optuna", "sklearn", "fsspec", "lightning")
 WITHOUT_A_FRAMEWORK = ("files",)
 
 
@@ -40,7 +40,9 @@ def test_the_code_of_a_guide_runs_and_runs_again(guide, tmp_path):
         assert store.checkpoints()
 
 
-@pytest.mark.parametrize("name", ["fsspec", "torch", "xgboost", "lightgbm", "optuna", "sklearn"])
+@pytest.mark.parametrize(
+    "name", ["fsspec", "lightning", "torch", "xgboost", "lightgbm", "optuna", "sklearn"]
+)
 def test_a_framework_that_is_missing_is_named_with_its_extra(name):
     code = (
         f"import sys; sys.modules[{name!r}] = None\n"

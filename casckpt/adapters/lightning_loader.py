@@ -1,0 +1,71 @@
+"""A training loader that knows where it stands, and can stand there again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from casckpt.training import position, randomness
+
+_OWN: Final = frozenset({"_loader", "_streams", "_saved", "current"})
+
+
+class PositionedLoader:
+    """Stands for a loader: the same batches and attributes, and a position that can be saved.
+
+    Args:
+        loader: the loader.
+        streams: the generators of a checkpoint, put back at the right moment: before the first
+            pass begins, or inside one after what was consumed has been skipped.
+        saved: the position inside a pass; None for the beginning of one.
+
+    Attributes:
+        current: the pass that was begun last.
+    """
+
+    def __init__(
+        self, loader: Any, streams: Mapping[str, Any], saved: Mapping[str, Any] | None
+    ) -> None:
+        self._loader = loader
+        self._streams = streams
+        self._saved = saved
+        self.current: position.Pass | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin a pass."""
+        # Making the iterator draws from the generators. Lightning makes more than one before it
+        # takes a batch, so all of them begin with the same generators.
+        if self._saved is None:
+            randomness.restore(self._streams)
+        self.current = position.Pass(self._loader, self._saved)
+        return self._batches(self.current)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._loader)
+
+    def _batches(self, current: position.Pass) -> Iterator[Any]:
+        if self._saved is not None:
+            randomness.restore(self._streams)
+        self._streams, self._saved = {}, None
+        yield from current
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing, for Lightning to see that it can be positioned; casckpt does that."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loader."""
+        if name in _OWN:
+            raise AttributeError(name)  # while it is being copied
+        return getattr(self._loader, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the loader."""
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._loader, name, value)
