@@ -13,7 +13,7 @@ import pytest
 import casckpt
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("torch", "xgboost", "optuna", "sklearn", "fsspec", "lightning")
+GUIDES = ("torch", "xgboost", "optuna", "sklearn", "fsspec", "lightning", "transformers")
 WITHOUT_A_FRAMEWORK = ("files",)
 
 
@@ -41,7 +41,8 @@ def test_the_code_of_a_guide_runs_and_runs_again(guide, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["fsspec", "lightning", "torch", "xgboost", "lightgbm", "optuna", "sklearn"]
+    "name",
+    ["fsspec", "lightning", "transformers", "torch", "xgboost", "lightgbm", "optuna", "sklearn"],
 )
 def test_a_framework_that_is_missing_is_named_with_its_extra(name):
     code = (
