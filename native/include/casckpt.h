@@ -194,8 +194,9 @@ typedef struct {
 
 /* Rotate, predict and split `src` as cas_planes_split does, into `scratch` of exactly src_len; code each plane as
  * constant, entropy stream or raw; write the payload to `out`. A stream is kept only when it takes at most
- * keep_q16 / 2^16 of the plane, and tried only for planes p with bit p of `coded` set. planes[0..width) describe what was written;
- * `planes_count` must be 8. `out_cap` must be at least src_len + 2048. No two ranges overlap, but src and base may. */
+ * keep_q16 / 2^16 of the plane, and tried only for planes p with bit p of `coded` set. planes[0..width) describe what
+ * was written; `planes_count` must be 8. `out_cap` must be at least src_len + 2048. No two ranges overlap, but src and
+ * base may. */
 cas_status cas_chunk_encode(int32_t predictor, uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base,
                             size_t base_len, uint32_t coded, uint32_t keep_q16, uint8_t *scratch, size_t scratch_len,
                             uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count, size_t *out_len);
@@ -209,8 +210,8 @@ cas_status cas_chunk_parse(const uint8_t *src, size_t src_len, size_t chunk_len,
                            cas_plane *planes, size_t planes_count, size_t *tail_offset);
 /* Decode a payload to exactly out_len bytes. given[p] is plane p, out_len / width bytes, where its method is zstd;
  * `given_count` must be 8, the others are not looked at. `base_len` must be out_len if the payload has a predictor,
- * else it may be anything. Total: CAS_ERR_DATA or CAS_ERR_NEWER, `out` and `scratch` undefined, for what does not decode;
- * CAS_ERR_SIZE when the base is missing, CAS_ERR_NULL when a given plane is. `scratch_len` must be out_len. */
+ * else it may be anything. Total: CAS_ERR_DATA or CAS_ERR_NEWER, `out` and `scratch` undefined, for what does not
+ * decode; CAS_ERR_SIZE when the base is missing, CAS_ERR_NULL when a given plane is. `scratch_len` must be out_len. */
 cas_status cas_chunk_decode(const uint8_t *src, size_t src_len, const uint8_t *base, size_t base_len,
                             const uint8_t *const *given, size_t given_count, uint8_t *scratch, size_t scratch_len,
                             uint8_t *out, size_t out_len);
