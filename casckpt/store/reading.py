@@ -103,7 +103,10 @@ class Reader:
             except (Corrupt, FileNotFoundError) as exc:
                 problem = _as_corrupt(exc, identity)
         assert problem is not None
-        raise problem
+        try:
+            raise problem
+        finally:
+            del problem
 
     def _read_object(
         self, identity: bytes, kind: int, chain: Chain
@@ -155,20 +158,19 @@ class Reader:
                 futures.append(self._pool.submit(work, unit))
         finally:
             problems = [future.exception() for future in futures]
-        for error in problems:
+        error = next((problem for problem in problems if problem is not None), None)
+        if error is None and damaged:
+            error = _worst(damaged)
+        # An exception that a frame of its own traceback names is a cycle, and Python before 3.12.4
+        # crashes when its collector clears a cycle with a memoryview in it (gh-77894).
+        futures.clear()
+        problems.clear()
+        damaged.clear()
+        try:
             if error is not None:
                 raise error
-        if damaged:
-            first = next(iter(damaged.values()))
-            if isinstance(first, NewerFormat) or all(
-                isinstance(e, Deleted) for e in damaged.values()
-            ):
-                raise first
-            raise Corrupt(
-                f"{len(damaged)} blob(s) cannot be read whole, first {first.what}",
-                first.why,
-                blob_ids=frozenset(damaged),
-            )
+        finally:
+            del error
 
     def _units(
         self, wishes: Sequence[BlobRead], damaged: dict[bytes, CasckptError]
@@ -343,10 +345,25 @@ class Reader:
             )
 
 
+def _worst(damaged: dict[bytes, CasckptError]) -> CasckptError:
+    """Return the error for blobs that could not be read whole."""
+    first = next(iter(damaged.values()))
+    if isinstance(first, NewerFormat) or all(
+        isinstance(problem, Deleted) for problem in damaged.values()
+    ):
+        return first
+    return Corrupt(
+        f"{len(damaged)} blob(s) cannot be read whole, first {first.what}",
+        first.why,
+        blob_ids=frozenset(damaged),
+    )
+
+
 def _as_corrupt(error: Exception, identity: bytes) -> CasckptError:
     if isinstance(error, FileNotFoundError):
         return Corrupt(
             f"object {identity.hex()[:10]} is lost", f"its pack is missing: {error.filename}"
         )
     assert isinstance(error, CasckptError)
-    return error
+    # Without the frames of the worker, whose buffers it would keep alive.
+    return error.with_traceback(None)

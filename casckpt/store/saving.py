@@ -164,7 +164,11 @@ class Saver:
         finished: list[list[Stored]],
     ) -> int:
         size, future = under_way[0]
-        stored = future.result()
+        try:
+            stored = future.result()
+        finally:
+            # Its error must not be named by a frame of its own traceback (see reading.py).
+            del future
         under_way.popleft()
         for blob, piece in stored:
             finished[blob].append(piece)
