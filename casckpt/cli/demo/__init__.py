@@ -14,7 +14,7 @@ from casckpt.cli.output import Output
 from casckpt.errors import BadRequest
 
 
-@command("demo", examples=("casckpt demo", "casckpt demo --keep /tmp/demo    keep the store"))
+@command("demo", examples=("casckpt demo", "casckpt demo --keep tried        keep the store"))
 @click.option(
     "--keep",
     metavar="DIR",
