@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from casckpt.errors import CasckptError
+from casckpt.programs import command_of, environment_of
 from casckpt.store import layout, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
@@ -58,12 +59,13 @@ def start_if_due(shared: SharedStore) -> bool:
     with shared.environment.read() as tx:
         if not is_due(tx, time.time_ns()):
             return False
-    command = [sys.executable, "-m", "casckpt.store.autocollect", str(shared.path)]
+    command = command_of("casckpt.store.autocollect", str(shared.path))
     # A session of its own: Ctrl+C in the terminal of the training is not meant for it.
     with contextlib.suppress(OSError):
         _children.append(
             subprocess.Popen(
                 command,
+                env=environment_of(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NewerFormat, NoStore, PermissionRefused, StoreBusy
+from casckpt.programs import command_of, environment_of
 from casckpt.store import clock, files, layout, packs, records, rows
 from casckpt.store.environment import Environment
 
@@ -176,9 +176,15 @@ def walk_index(index: Path) -> None:
     # Only after a crash: `ls` on a store that was closed in order does without.
     import subprocess
 
-    command = [sys.executable, "-m", "casckpt.store.walk", str(index)]
+    command = command_of("casckpt.store.walk", str(index))
     try:
-        outcome = subprocess.run(command, capture_output=True, timeout=_WALK_LIMIT_S, check=False)
+        outcome = subprocess.run(
+            command,
+            env=environment_of(),
+            capture_output=True,
+            timeout=_WALK_LIMIT_S,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return
     if outcome.returncode != 0:

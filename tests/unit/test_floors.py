@@ -26,6 +26,7 @@ FLOORS = {
     "casckpt.errors": 0,
     "casckpt.ids": 0,
     "casckpt.logs": 0,
+    "casckpt.programs": 0,
     "casckpt.native": 1,
     "casckpt.store": 2,
     "casckpt.checkpoint": 3,

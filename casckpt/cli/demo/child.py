@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from casckpt.errors import OperationFailed
+from casckpt.programs import command_of, environment_of
 
 Event = dict[str, Any]
 
@@ -21,19 +20,14 @@ class Training:
 
     def __init__(self, store: Path, files: Path) -> None:
         """Start it."""
-        environment = {
-            **os.environ,
-            # Threads that spin while they wait steal the cores of the demo itself.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONUNBUFFERED": "1",
-        }
         self._errors = (files / "errors.txt").open("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "casckpt.cli.demo.train", str(store), str(files)],
+            command_of("casckpt.cli.demo.train", str(store), str(files)),
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=environment,
+            # Threads that spin while they wait steal the cores of the demo itself.
+            env=environment_of(OMP_WAIT_POLICY="PASSIVE", PYTHONUNBUFFERED="1"),
         )
 
     @property

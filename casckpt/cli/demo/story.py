@@ -16,6 +16,7 @@ from casckpt.cli import formatting
 from casckpt.cli.demo import equality, measures, peer, text
 from casckpt.cli.demo.child import Event, Training
 from casckpt.cli.output import Output
+from casckpt.programs import command_of, environment_of
 
 KILL_AFTER_EPOCH = 4
 """The kill falls somewhere into the epoch after this one, at a time drawn by chance."""
@@ -145,8 +146,8 @@ class Story:
         self.chapter(f"casckpt {' '.join(words)}")
         color = "always" if self.output.color else "never"
         run = subprocess.run(
-            [sys.executable, "-m", "casckpt", *words, "--color", color],
-            env={**os.environ, "CASCKPT_STORE": str(self.store_path)},
+            command_of("casckpt", *words, "--color", color),
+            env=environment_of(CASCKPT_STORE=str(self.store_path)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
