@@ -211,8 +211,11 @@ class StoreHandle:
             store_path, name, selector = folder
             store = self._other(store_path, write=write)
             return store, parse_ref(store._run_of_folder(name, text) + selector)
-        if problem is not None:
-            raise problem
+        try:
+            if problem is not None:
+                raise problem
+        finally:
+            del problem
         return self, ref
 
     def _other(self, path: Path, *, write: bool = False) -> Self:

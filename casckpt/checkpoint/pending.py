@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,9 @@ class PendingSave:
         try:
             self._checkpoint = work()
         except BaseException as exc:
-            # Told on the next call on the run, by result(), wait(), close(), or at exit.
+            # Told on the next call on the run, by result(), wait(), close(), or at exit. Until
+            # then its frames must not hold the staged copy, nor views in a cycle (gh-77894).
+            traceback.clear_frames(exc.__traceback__)
             self._error = exc
         finally:
             self._finished.set()
@@ -141,8 +144,11 @@ class BackgroundSaves:
             if self._pending.get(run) is pending:
                 del self._pending[run]
         error = pending._untold()
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
 
     def wait(self) -> None:
         """Wait for everything in flight.
@@ -153,8 +159,11 @@ class BackgroundSaves:
         errors = list(self._finish_all())
         for run, error in errors[1:]:
             _log_error(run, error)
-        if errors:
-            raise errors[0][1]
+        try:
+            if errors:
+                raise errors[0][1]
+        finally:
+            errors.clear()
 
     def log_errors(self) -> None:
         """Wait for everything in flight, and log what nobody has been told."""

@@ -98,8 +98,13 @@ class IndexWriter:
                 self._jobs.append(entry)
                 self._wake.notify_all()
             entry.done.wait()
-        if entry.error is not None:
-            raise entry.error
+        error, entry.error = entry.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # No frame of an error's traceback may name it (see reading.py).
+                del error
         result: _Result = entry.result
         return result
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 
 import pytest
 
@@ -124,3 +125,22 @@ def test_a_forked_child_has_nothing_in_flight(make_checkpoint):
     os.close(read)
     os.close(write)
     saves.wait()
+
+
+def test_a_failed_save_lets_go_of_its_copy_before_anybody_is_told():
+    class Copy:
+        pass
+
+    seen = []
+
+    def fail_with_a_copy():
+        copy = Copy()
+        seen.append(weakref.ref(copy))
+        fail()
+
+    saves = BackgroundSaves()
+    pending = start(saves, "run", fail_with_a_copy)
+    with pytest.raises(NoSpace) as caught:
+        pending.result()
+    assert seen[0]() is None
+    assert [entry.name for entry in caught.traceback][-1] == "fail"  # where it failed is kept
