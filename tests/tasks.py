@@ -1,4 +1,4 @@
-"""The task list: `python -m tests.tasks [TASK...]`, all of them by default.
+"""The task list: `python -m tests.tasks [TASK...]`, all the usual ones by default.
 
 Each task is a command. A task whose tool is missing on this machine says so and is skipped; any
 other failure ends the list with its status.
@@ -20,10 +20,14 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True)
 class Task:
-    """A named command; `needs` are programs without which it is skipped."""
+    """A named command; `needs` are programs without which it is skipped.
+
+    One that is not `usual` runs only if it is named.
+    """
 
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    usual: bool = True
 
 
 def _pytest(*arguments: str) -> tuple[str, ...]:
@@ -37,6 +41,8 @@ TASKS = {
     # ASan and UBSan, NEON under qemu, and 10 s of fuzzing a target; names what it has to skip
     "sanitizers": Task(("sh", "native/tests/run_sanitizers.sh", "10"), ("gcc",)),
     "tests": Task(_pytest("-n", "2", "--dist", "worksteal")),
+    # 20 kills of each program that trains, the better part of an hour; writes bench/results
+    "kills": Task((PYTHON, "-m", "tests.kills"), usual=False),
 }
 
 
@@ -46,7 +52,7 @@ def main(names: list[str]) -> int:
     if unknown:
         sys.stderr.write(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}\n")
         return 2
-    for name in names or list(TASKS):
+    for name in names or [name for name, task in TASKS.items() if task.usual]:
         task = TASKS[name]
         missing = [tool for tool in task.needs if shutil.which(tool) is None]
         if missing:

@@ -6,6 +6,7 @@ all. It prints `begin` when training begins: before that there is nothing to los
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -18,8 +19,11 @@ from pathlib import Path
 import casckpt
 
 PACKAGE_HOME = Path(casckpt.__file__).parents[1]
-KILLS = int(os.environ.get("CASCKPT_KILLS", "3"))
-"""Kills per framework: few here, 20 and more for `python -m tests.adapters.kills`."""
+KILLS = int(os.environ.get("CASCKPT_TEST_KILLS", "3"))
+"""Kills per program: few by default, 20 in `python -m tests.tasks kills`."""
+
+JOURNAL = os.environ.get("CASCKPT_TEST_KILLS_JOURNAL")
+"""Where to note the kills that landed, a line of JSON per program; None for nowhere."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,21 @@ def killed(program: Path, folder: Path, kills: int, training_s: float, seed: int
         place += 1
 
 
-def check(program: Path, folder: Path, kills: int = KILLS, seed: int = 0) -> Fate:
+def note(framework: str, program: str, kills: int, starts: int) -> None:
+    """Say how many kills landed, once what the program made was found to be right."""
+    sys.stderr.write(f"{program}: {kills} kills landed in {starts} starts\n")
+    if JOURNAL:
+        facts = {"framework": framework, "program": program, "kills": kills, "starts": starts}
+        with Path(JOURNAL).open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+
+def check(
+    program: Path, folder: Path, kills: int = KILLS, seed: int = 0, *, framework: str
+) -> Fate:
     """Assert that the killed program makes what the whole one makes; say how many kills landed."""
     expected, training_s = whole(program, folder)
     fate = killed(program, folder, kills, training_s, seed)
     assert fate.result == expected
-    sys.stderr.write(f"{program.stem}: {fate.kills} kills landed in {fate.starts} starts\n")
+    note(framework, program.stem, fate.kills, fate.starts)
     return fate

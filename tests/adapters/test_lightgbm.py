@@ -148,4 +148,4 @@ open(sys.argv[2], "w").write(booster.model_to_string() + repr(log))
 def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
     program = tmp_path / "train_lightgbm.py"
     program.write_text(PROGRAM)
-    check(program, tmp_path)
+    check(program, tmp_path, framework="lightgbm")

@@ -125,7 +125,7 @@ def same(one, other):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, every_s, workers):
     program = tmp_path / f"lightning_{every_s}_{workers}.py"
     program.write_text(MODULE + PROGRAM.format(every_s=every_s, workers=workers))
-    check(program, tmp_path)
+    check(program, tmp_path, framework="lightning")
 
 
 @pytest.mark.slow

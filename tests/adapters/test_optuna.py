@@ -323,4 +323,4 @@ open(sys.argv[2], "w").write(repr(facts))
 def test_killed_at_random_moments_it_makes_the_same_study(tmp_path):
     program = tmp_path / "search_optuna.py"
     program.write_text(PROGRAM)
-    check(program, tmp_path)
+    check(program, tmp_path, framework="optuna")

@@ -218,4 +218,4 @@ open(sys.argv[2], "wb").write(model.predict(X).tobytes() + model.train_score_.to
 def test_killed_at_random_moments_it_makes_the_same_estimator(tmp_path):
     program = tmp_path / "fit_sklearn.py"
     program.write_text(PROGRAM)
-    check(program, tmp_path)
+    check(program, tmp_path, framework="sklearn")

@@ -66,7 +66,7 @@ open(sys.argv[2], "wb").write(repr(made).encode() + b"".join(
 def test_killed_at_random_moments_it_makes_the_same_model(tmp_path):
     program = tmp_path / "train_torch.py"
     program.write_text(PROGRAM.replace("SAVE", "None"))
-    check(program, tmp_path)
+    check(program, tmp_path, framework="torch, epochs")
 
 
 @pytest.mark.slow
@@ -80,4 +80,4 @@ def test_killed_inside_epochs_it_makes_the_same_model(tmp_path):
     text = text.replace("best=1e9,", "best=1e9, total=0.0,")
     program = tmp_path / "train_torch_batches.py"
     program.write_text(text)
-    check(program, tmp_path, seed=1)
+    check(program, tmp_path, seed=1, framework="torch, inside epochs")

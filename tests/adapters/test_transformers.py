@@ -94,7 +94,7 @@ def fit(store, folder, **options):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     program = tmp_path / "transformers_program.py"
     program.write_text(MODULE + PROGRAM)
-    check(program, tmp_path)
+    check(program, tmp_path, framework="transformers")
 
 
 @pytest.mark.slow

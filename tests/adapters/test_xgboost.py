@@ -254,4 +254,4 @@ open(sys.argv[2], "wb").write(bytes(booster.save_raw("ubj")) + repr(dict(log)).e
 def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
     program = tmp_path / "train_xgboost.py"
     program.write_text(PROGRAM)
-    check(program, tmp_path)
+    check(program, tmp_path, framework="xgboost")

@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 
 import casckpt
+from tests.adapters.kills import note
 
 PACKAGE_HOME = Path(casckpt.__file__).parents[1]
 ITEM_COUNT = 120
-KILLS = int(os.environ.get("CASCKPT_KILLS", "6"))
+KILLS = int(os.environ.get("CASCKPT_TEST_KILLS", "6"))
 
 SCRIPT = """
 import json, os, sys, urllib.error, urllib.request
@@ -189,7 +190,8 @@ def test_nothing_that_is_done_is_called_again(tmp_path, api, workers, save_every
     out, _ = start(store, api, workers, save_every, batch_size).communicate(timeout=120)
     assert json.loads(out) == found
     assert api.answered == before
-    sys.stderr.write(f"kills landed: {landed}, items repeated: {repeated}\n")
+    name = f"map_{workers}_workers_{save_every}_a_group_{batch_size}_a_call"
+    note("stage", name, landed, landed + 2)
 
 
 SHARED = """
