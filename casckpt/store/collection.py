@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casckpt.errors import CasckptError, Corrupt, StoreBusy
+from casckpt.errors import CasckptError, Corrupt
 from casckpt.store import (
     clock,
     compaction,
@@ -24,6 +23,7 @@ from casckpt.store import (
     sessions,
     snapshots,
 )
+from casckpt.store.collectors import begin_run, check_run, gc_lock, open_packs
 from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark
 from casckpt.store.packs import pack_path
@@ -71,7 +71,7 @@ def plan(shared: SharedStore, drop: Collection[tuple[str, int]]) -> SpacePlan:
     mark = marking.mark(shared, without=set(drop) | trashed)
     with shared.environment.read() as tx:
         registered = {rows.read_u64(k): rows.PackRow.decode(v) for k, v in tx.scan("packs")}
-    busy = _open_packs(shared, registered, but=shared)
+    busy = open_packs(shared, registered, but=shared)
     freed = dead = 0
     for number, row in registered.items():
         live = mark.live_bytes.get(number, 0)
@@ -98,7 +98,7 @@ def collect(shared: SharedStore, *, now: bool = False, force: bool = False) -> G
         NewerFormat: the store has a feature that collecting must know, and this version does not.
     """
     opening.require_features(shared.format.collect, layout.COLLECT_FEATURES, "collect")
-    with _gc_lock(shared):
+    with gc_lock(shared):
         if _disk_is_full(shared):
             creation.free_ballast(shared.path)
         try:
@@ -107,35 +107,8 @@ def collect(shared: SharedStore, *, now: bool = False, force: bool = False) -> G
             creation.make_ballast(shared.path)
 
 
-@contextlib.contextmanager
-def _gc_lock(shared: SharedStore) -> Iterator[None]:
-    descriptor = files.open_file(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
-    try:
-        if not files.try_lock(descriptor, exclusive=True):
-            raise StoreBusy(f"cannot collect in {shared.path}", "another collector is at work")
-        yield
-    finally:
-        files.close_file(descriptor)
-
-
 def _disk_is_full(shared: SharedStore) -> bool:
     return files.free_bytes(shared.path) < layout.BALLAST_MIN_BYTES
-
-
-def check_run(tx: Transaction, run: bytes) -> None:
-    """Raise StoreBusy unless the collector `run` is still the one (a lost gc.lock is no harm)."""
-    if tx.get("meta", b"gc_run") != run:
-        raise StoreBusy("this collection was overtaken", "another collector began meanwhile")
-
-
-def _open_packs(
-    shared: SharedStore, registered: dict[int, rows.PackRow], but: SharedStore | None = None
-) -> set[int]:
-    """Return the packs that live sessions append to; our own, which gc seals, can be left out."""
-    alive = {info.uuid for info in sessions.list_sessions(shared.path) if info.alive}
-    if but is not None and but.has_session:
-        alive.discard(but.session().uuid)
-    return {number for number, row in registered.items() if not row.sealed and row.session in alive}
 
 
 class _Collector:
@@ -145,13 +118,13 @@ class _Collector:
         self._shared = shared
         self._now = now
         self._force = force
-        self._run = os.urandom(16)
+        self._run = b""
         self._expired = 0
         self._moved_bytes = 0
         self._dead_sessions: frozenset[bytes] = frozenset()
 
     def run(self) -> GcReport:
-        self._begin()
+        self._run = begin_run(self._shared)
         with self._shared.environment.read() as tx:
             rebuilt = bool(tx.number("rebuilt"))
         if rebuilt:
@@ -171,12 +144,6 @@ class _Collector:
         self._reap_sessions()
         self._finish()
         return self._report(mark, freed, dropped)
-
-    # ---- 0
-
-    def _begin(self) -> None:
-        self._shared.own.seal_all()
-        self._shared.writer.run(lambda tx: tx.put("meta", b"gc_run", self._run), facts=False)
 
     # ---- 1: trash past its grace becomes a tombstone, in transactions of its own
 
@@ -219,7 +186,7 @@ class _Collector:
 
     def _compact(self, mark: Mark) -> None:
         registered = self._registered()
-        busy = _open_packs(self._shared, registered)
+        busy = open_packs(self._shared, registered)
         candidates = {
             number: row
             for number, row in registered.items()
@@ -234,7 +201,7 @@ class _Collector:
 
     def _condemn(self, mark: Mark) -> None:
         registered = self._registered()
-        busy = _open_packs(self._shared, registered)
+        busy = open_packs(self._shared, registered)
         dead = {
             number
             for number, row in registered.items()

@@ -8,6 +8,7 @@ from functools import partial
 
 from casckpt.errors import Corrupt
 from casckpt.store import files, layout, packs, records, rows
+from casckpt.store.collectors import check_run
 from casckpt.store.commits import keep_usable, set_live
 from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark, scan_objects
@@ -134,7 +135,6 @@ def _repoint(
 
     Return (old pack, new pack, bytes) of each row that was changed.
     """
-    from casckpt.store.collection import check_run
     from casckpt.store.own_packs import register_ends
 
     check_run(tx, run)
