@@ -92,7 +92,7 @@ class PackWriter:
         payload: Buffer,
     ) -> Record:
         """Append a record and return its header; it is durable after the next `sync`."""
-        check = records.payload_check(payload)
+        check = records.check_of(kind, encoding, identity, payload)
         length = records.OVERHEAD_BYTES + 32 * len(refs) + len(payload)
         with self._changed:
             if self.failed or self.sealed:

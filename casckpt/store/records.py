@@ -93,6 +93,16 @@ def payload_check(payload: Buffer) -> bytes:
     return native.blake3(payload, out_len=_CHECK_BYTES)
 
 
+def check_of(kind: int, encoding: int, identity: bytes, payload: Buffer) -> bytes:
+    """Return the payload check of a record to be written.
+
+    FORMAT: of a raw chunk it is the beginning of its id, which is a hash of the same bytes.
+    """
+    if kind == layout.TYPE_CHUNK and encoding == layout.ENCODING_RAW:
+        return identity[:_CHECK_BYTES]
+    return payload_check(payload)
+
+
 def row_hash(table: str, key: bytes, value: bytes) -> int:
     """Return the 128-bit hash of a root row, summed in `meta.roots`."""
     name = table.encode()
@@ -174,11 +184,18 @@ def decode_header(data: Buffer, pack: bytes, offset: int) -> Record:
 
 def check_payload(record: Record, payload: Buffer) -> None:
     """Raise Corrupt unless `payload` is what the record's header announces."""
-    if len(payload) != record.stored or payload_check(payload) != record.payload_check:
+    if len(payload) != record.stored or not _fits(record, payload):
         raise Corrupt(
             f"damaged {layout.TYPE_NAMES.get(record.kind, 'record')} {record.id.hex()[:10]}",
             f"the stored bytes at offset {record.offset} fail their check",
         )
+
+
+def _fits(record: Record, payload: Buffer) -> bool:
+    raw_chunk = record.kind == layout.TYPE_CHUNK and record.encoding == layout.ENCODING_RAW
+    if raw_chunk and record.payload_check == record.id[:_CHECK_BYTES]:
+        return chunk_context().hash(payload) == record.id
+    return payload_check(payload) == record.payload_check
 
 
 # ---- pack header

@@ -70,6 +70,7 @@ def test_a_commit_starts_the_child_and_the_child_frees(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autocollect, "is_due", lambda tx, now_ns: True)
+    monkeypatch.setattr(autocollect.os, "nice", lambda increment: increment)  # for the child only
     monkeypatch.setattr(sharing, "_LOOK_EVERY_S", 0.0)
     seq = _save(repository, 0, 300_000)
     for child in autocollect._children:

@@ -106,11 +106,15 @@ def test_any_bytes_are_no_header(data):
         records.decode_header(layout.RECORD_MAGIC + data, PACK, 0)
 
 
-def test_payload_check_sees_every_flipped_bit():
+@pytest.mark.parametrize("encoding", [layout.ENCODING_RAW, layout.ENCODING_PLANES])
+@pytest.mark.parametrize("plain_check", [True, False])
+def test_payload_check_sees_every_flipped_bit(encoding, plain_check):
     payload = os.urandom(40)
-    data = records.encode_header(
-        PACK, 80, 1, 0, b"i" * 32, 40, (), 40, records.payload_check(payload)
-    )
+    identity = records.object_id(layout.TYPE_CHUNK, (), payload)
+    check = records.check_of(layout.TYPE_CHUNK, encoding, identity, payload)
+    if plain_check:
+        check = records.payload_check(payload)  # valid for raw chunks too
+    data = records.encode_header(PACK, 80, layout.TYPE_CHUNK, encoding, identity, 40, (), 40, check)
     record = records.decode_header(data, PACK, 80)
     records.check_payload(record, payload)
     for bit in range(8 * len(payload)):
