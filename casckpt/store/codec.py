@@ -23,9 +23,7 @@ LEVELS = ("fast", "balanced", "small")
 _KEEP_BELOW = 0.97
 # A plane is coded where that leaves less than this share of it. Mantissas of numbers measure 0.98
 # to 1: below 0.97 they are left raw, as reading raw is several times faster.
-_PLANE_BELOW = {"fast": 0.97, "balanced": 0.97, "small": 0.995}
-# Level fast codes the exponent plane only; the rest goes out as it is.
-_CODED_PLANES = {"fast": 1, "balanced": 0xFF, "small": 0xFF}
+_PLANE_BELOW = {"balanced": 0.97, "small": 0.995}
 # A delta must promise this much before it is worth a second record at every restore.
 _DELTA_BELOW = 0.97
 _PLANE = struct.Struct("<BI")
@@ -134,8 +132,10 @@ def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None 
         base: bytes of the base chunk, as long as `chunk`; the caller has checked its id.
     """
     length = len(chunk)
-    if length == 0:
-        return Encoded(layout.ENCODING_RAW, b"")
+    # Level fast writes what it has not seen before as it is: on two cores the disk keeps up with
+    # hashing, and with no coder (ADR 0006).
+    if length == 0 or level == "fast":
+        return Encoded(layout.ENCODING_RAW, chunk)
     best = Encoded(layout.ENCODING_RAW, chunk)
     limit = int(_KEEP_BELOW * length)
     width = plane_width(item_size)
@@ -143,7 +143,7 @@ def encode_chunk(chunk: Buffer, item_size: int, level: str, base: Buffer | None 
         payload = _encode_planes(chunk, base, width, level)
         if len(payload) <= limit:
             best = Encoded(layout.ENCODING_PLANES, payload, base is not None)
-    elif level != "fast":
+    else:
         packed = _compressor("plain small" if level == "small" else "plain").compress(chunk)
         if len(packed) <= limit:
             best = Encoded(layout.ENCODING_ZSTD, packed)
@@ -174,10 +174,9 @@ def _encode_planes(chunk: Buffer, base: Buffer | None, width: int, level: str) -
         width,
         out,
         planes,
-        coded=_CODED_PLANES[level],
         keep_below=_PLANE_BELOW[level],
     )
-    if level == "fast" or not any(info.is_structured for info in infos):
+    if not any(info.is_structured for info in infos):
         return out[:length]
     return _with_zstd(out[:length], infos, planes, level)
 

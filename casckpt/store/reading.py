@@ -328,15 +328,18 @@ class Reader:
                 if record.encoding != row.encoding or count != len(dest):
                     raise Corrupt(f"damaged chunk {identity.hex()[:10]}", "it is cut off")
             else:
-                data = files.read_at(file.descriptor, header + row.stored, row.offset, file.path)
+                # Into memory of this thread: fresh pages for each record cost more than its bytes.
+                data = codec.scratch("record", header + row.stored)
+                count = files.read_into(file.descriptor, data, row.offset, file.path)
                 record = records.decode_header(data[:header], pack.uuid, row.offset)
-                if len(data) != header + record.stored or record.logical != len(dest):
+                if count != header + record.stored or record.logical != len(dest):
                     raise Corrupt(f"damaged chunk {identity.hex()[:10]}", "it is cut off")
+                payload = data[header:]
                 try:
-                    codec.decode_chunk(record.encoding, memoryview(data)[header:], dest, base)
+                    codec.decode_chunk(record.encoding, payload, dest, base)
                 except NewerFormat:
                     # A flipped bit can look like a layout of a newer version.
-                    records.check_payload(record, memoryview(data)[header:])
+                    records.check_payload(record, payload)
                     raise
         if record.id != identity or (verify and records.chunk_context().hash(dest) != identity):
             raise Corrupt(
