@@ -22,12 +22,13 @@ PYTHON = sys.executable
 class Task:
     """A named command; `needs` are programs without which it is skipped.
 
-    One that is not `usual` runs only if it is named.
+    One that is not `usual` runs only if it is named; one that is `greedy` takes all that follows it.
     """
 
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     usual: bool = True
+    greedy: bool = False
 
 
 def _pytest(*arguments: str) -> tuple[str, ...]:
@@ -43,11 +44,15 @@ TASKS = {
     "tests": Task(_pytest("-n", "2", "--dist", "worksteal")),
     # 20 kills of each program that trains, the better part of an hour; writes bench/results
     "kills": Task((PYTHON, "-m", "tests.kills"), usual=False),
+    # `campaign [ROW...] --minutes 30`: adds to the counts in bench/results/reliability
+    "campaign": Task((PYTHON, "-m", "tests.crash.rows"), usual=False, greedy=True),
 }
 
 
 def main(names: list[str]) -> int:
     """Run the named tasks in order and return the first status that is not 0."""
+    greedy = next((at for at, name in enumerate(names) if name in TASKS and TASKS[name].greedy), -1)
+    names, rest = (names, []) if greedy < 0 else (names[: greedy + 1], names[greedy + 1 :])
     unknown = [name for name in names if name not in TASKS]
     if unknown:
         sys.stderr.write(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}\n")
@@ -58,11 +63,12 @@ def main(names: list[str]) -> int:
         if missing:
             sys.stdout.write(f"== {name}: SKIPPED, {', '.join(missing)} is not installed\n")
             continue
-        sys.stdout.write(f"== {name}: {' '.join(task.command[1:])}\n")
+        command = (*task.command, *(rest if task.greedy else ()))
+        sys.stdout.write(f"== {name}: {' '.join(command[1:])}\n")
         sys.stdout.flush()
         began = time.monotonic()
         status = subprocess.run(
-            task.command, cwd=ROOT, check=False, env={**os.environ, "PYTHONHASHSEED": "0"}
+            command, cwd=ROOT, check=False, env={**os.environ, "PYTHONHASHSEED": "0"}
         ).returncode
         sys.stdout.write(f"== {name}: status {status}, {time.monotonic() - began:.0f} s\n")
         if status != 0:

@@ -8,16 +8,19 @@ process while a *fault* strikes, and let the *oracle* look at what is left.
     acks.py           what the workload was told, and so what must be there
     workloads.py      init, saves, delete, gc, rebuild, ... as children run them
     oracle.py         the invariants I1 to I8 of docs/format.md, checked after each fault
+    batch.py          many looks in one child
     points.py         one fault at one operation: kill, kill again, errno, short write, lying flush
-    powerloss.py      states that a log of operations allows after the power failed
+    replay.py         the disk that a log of operations allows after the power failed
+    powerloss.py      which of those states are looked at
     damage.py         flipped bits and cut files
     swarm.py          many processes, with kills, one store
     mutants.py        the code without one of its rules; a test must notice
-    campaign.py       the runner: `python -m tests.crash.campaign --help`
+    campaign.py       single points and samples of them; repeats what was found
+    rows.py           the campaign: rows that go on where they stopped, and their counts
+    job.py, ledger.py what a row is given, and the file its counts are in
 
-The tests are samples by seed that fit into continuous integration; the campaign runs the same
-points for as long as it is told to and adds its counts to bench/results/crash.json. Every failure
-prints one line that repeats it.
+The tests are the short forms of the rows; `python -m tests.tasks campaign` runs the long ones and
+adds its counts to bench/results/reliability. Every failure prints one line that repeats it.
 
 What this cannot show: real power cuts, disks that lie about flushes, file systems other than the
 one the tests run on, network file systems, macOS and Windows.

@@ -1,4 +1,4 @@
-"""The runner: `python -m tests.crash.campaign --kind kill --minutes 5`.
+"""Single points and samples of them: `python -m tests.crash.campaign --kind kill --minutes 5`.
 
     --replay POINT...      carry out single points, as a failure printed them
     --kind NAME            none, kill, again, lost, error, short, lie, beside, power, flip,
@@ -9,22 +9,16 @@
     --minutes M            stop when the time is over
     --seconds S            how long each seed of swarm lasts (20)
     --mutant NAME          with a rule of the code switched off; a violation is then success
-    --json FILE            where counts accumulate, with the commit (bench/results/crash.json)
-    --start-over           forget the counts of the file for the kinds that are run
 
-With --json and without --sample, a kind goes on after the point at which its last run on the same
-commit stopped. The status is 0 if nothing was found.
+The status is 0 if nothing was found. What counts is `rows.py`; this repeats what it found.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -35,8 +29,6 @@ from tests.crash import shim
 ROOT = Path(__file__).resolve().parents[2]
 POINT_KINDS = ("none", "kill", "again", "lost", "error", "short", "lie")
 KINDS = (*POINT_KINDS, "beside", "power", "flip", "swarm")
-_EVERY = "every point"
-POWER_WORKLOADS = ("init", "first_save", "dedup_save", "gc", "compact", "save_and_gc", "rebuild")
 
 
 def main(arguments: list[str]) -> int:
@@ -66,8 +58,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--mutant", default="")
     parser.add_argument("--first", action="store_true", help="stop at the first finding")
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--start-over", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -102,8 +92,6 @@ class _Campaign:
             f"{sum(self.counts.values())} points ({words}), {len(self.bad)} bad, "
             f"{time.monotonic() - began:.0f} s\n"
         )
-        if self.options.json is not None:
-            self._save()
         return 1 if self.bad else 0
 
     def _one(self, kind: str, point: str) -> None:
@@ -139,7 +127,7 @@ class _Campaign:
             yield from (entry for entry in turn if entry is not None)
 
     def _of(self, kind: str) -> Iterator[tuple[str, str]]:
-        from tests.crash import interleave
+        from tests.crash import interleave, powerloss
         from tests.crash.points import points_of
         from tests.crash.workloads import WORKLOADS
 
@@ -149,7 +137,8 @@ class _Campaign:
         if kind == "beside":
             yield from ((kind, f"beside:{name}") for name in interleave.SCENARIOS)
             return
-        names = self.options.workload or (POWER_WORKLOADS if kind == "power" else WORKLOADS)
+        every = powerloss.POWER_WORKLOADS if kind == "power" else WORKLOADS
+        names = self.options.workload or every
         if kind == "power":
             yield from ((kind, f"power:{name}:{seed}") for seed in self.seeds for name in names)
             return
@@ -161,60 +150,7 @@ class _Campaign:
                 points = draw.sample(points, self.options.sample)
             chosen += points
         random.Random(kind).shuffle(chosen)
-        yield from ((kind, point) for point in chosen[self._next(kind, len(chosen)) :])
-
-    def _next(self, kind: str, total: int) -> int:
-        """Return at which point a kind goes on: 0 unless an earlier run on this commit stopped."""
-        options = self.options
-        if options.sample or options.workload or options.json is None or options.start_over:
-            return 0
-        if not options.json.exists():
-            return 0
-        runs = json.loads(options.json.read_text())["runs"].get(kind, [])
-        commit = _git("rev-parse", "HEAD")
-        done = sum(
-            run["points"]
-            for run in runs
-            if run["commit"] == commit and run["sample"] == _EVERY and run["workloads"] == "all"
-        )
-        return done % total if total else 0
-
-    # ---- results that accumulate
-
-    def _save(self) -> None:
-        path: Path = self.options.json
-        document = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", "casckpt/store", "casckpt/checkpoint")
-        for kind, count in self.counts.items():
-            runs = document["runs"].setdefault(kind, [])
-            if self.options.start_over:
-                runs.clear()
-            runs.append(
-                {
-                    "points": count,
-                    "bad": sum(where.startswith(f"{kind}:") for where, _ in self.bad),
-                    "commit": commit,
-                    "uncommitted_changes": bool(changed),
-                    "seeds": self.options.seed_range,
-                    "workloads": self.options.workload or "all",
-                    "sample": self.options.sample or _EVERY,
-                    "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                }
-            )
-        document["totals"] = {
-            kind: {name: sum(run[name] for run in runs) for name in ("points", "bad")}
-            for kind, runs in document["runs"].items()
-        }
-        document["machine"] = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    return done.stdout.strip()
+        yield from ((kind, point) for point in chosen)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,23 @@ def campaign():
     return run
 
 
-def launch(*arguments: str) -> tuple[int, str]:
+@pytest.fixture
+def row():
+    """Return a function that runs the short form of a row and fails the test on what it finds."""
+
+    def run(name: str) -> None:
+        status, said = launch(name, "--short", program="rows")
+        assert status == 0, said
+        if said.startswith("SKIPPED: row"):
+            pytest.skip(said.splitlines()[0])
+
+    return run
+
+
+def launch(*arguments: str, program: str = "campaign") -> tuple[int, str]:
     """Run the campaign in a process of its own; return its status and what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash.campaign", *arguments],
+        [sys.executable, "-m", f"tests.crash.{program}", *arguments],
         cwd=ROOT,
         env=shim.environment(),
         capture_output=True,

@@ -1,0 +1,57 @@
+"""Many looks at many broken stores in one child: a fork for each would cost more than the look.
+
+The child says after each look that it came back. If it dies, hangs or finds something, it ends
+there, and the next child goes on behind that look.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.crash import oracle
+
+Look = Callable[[], None]
+
+
+def each(looks: Sequence[Look], said: Path, hang_s: float = oracle.HANG_S) -> list[str]:
+    """Carry out every look; return for each "" or what went wrong."""
+    answers: list[str] = []
+    while len(answers) < len(looks):
+        rest = looks[len(answers) :]
+        came_back, why = _one_child(rest, said, hang_s)
+        answers += [""] * came_back
+        if came_back < len(rest):
+            answers.append(why)
+    return answers
+
+
+def _one_child(looks: Sequence[Look], said: Path, hang_s: float) -> tuple[int, str]:
+    reading, writing = os.pipe()
+
+    def work() -> None:
+        for look in looks:
+            look()
+            os.write(writing, b".")
+
+    said.unlink(missing_ok=True)
+    child = oracle.start(work, said)
+    os.close(writing)
+    came_back, hung = 0, False
+    poller = select.poll()
+    poller.register(reading, select.POLLIN)
+    while not hung:
+        hung = not poller.poll(hang_s * 1000)
+        news = b"" if hung else os.read(reading, 4096)
+        if not news:
+            break
+        came_back += len(news)
+    os.close(reading)
+    if hung:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    why = f"I8: it hung for {hang_s:g} s" if hung else oracle.verdict(status, said)
+    return came_back, why or "it ended early"
