@@ -86,6 +86,8 @@ class ObjectWriter:
                 record = self._store_chunk(identity, piece, missing.pop(identity))
                 outcome.new_bytes = len(piece.view)
                 outcome.stored_bytes = record.total_bytes
+            else:
+                self._shared.recent.keep(identity)
             stored.append((piece.blob, outcome))
         return stored
 
@@ -126,25 +128,41 @@ class ObjectWriter:
         return base
 
     def _store_chunk(self, identity: bytes, piece: Piece, base: bytes | None) -> records.Record:
-        old = None if base is None else self._base_bytes(piece, base)
+        memory = None if base is None else self._shared.recent.take(base, len(piece.view))
+        old = None if base is None else self._base_bytes(piece, base, memory)
         encoded = codec.encode_chunk(piece.view, piece.item_size, self._level, old)
         if encoded.encoding != layout.ENCODING_RAW:
-            self._prove(identity, encoded, piece.view, old)
+            proved = self._prove(identity, encoded, piece.view, old)
+            if self._may_be_base(piece):
+                self._shared.recent.put(identity, proved, memory)
         refs = (base,) if base is not None and encoded.uses_base else ()
         return self._append(
             layout.TYPE_CHUNK, encoded.encoding, identity, len(piece.view), refs, encoded.payload
         )
 
-    def _base_bytes(self, piece: Piece, base: bytes) -> memoryview | None:
-        """Return the bytes of a base chunk, checked, if a delta against them pays."""
+    def _may_be_base(self, piece: Piece) -> bool:
+        return (
+            self._max_delta_depth > 0
+            and codec.plane_width(piece.item_size) > 1
+            and self._refused.get(piece.blob, 0) < _REFUSALS
+        )
+
+    def _base_bytes(self, piece: Piece, base: bytes, memory: bytearray | None) -> memoryview | None:
+        """Return the bytes of a base chunk, checked, if a delta against them pays.
+
+        `memory` are these bytes, if they are at hand.
+        """
         if self._refused.get(piece.blob, 0) >= _REFUSALS:
             return None
-        old = codec.scratch("base", len(piece.view))
-        try:
-            self._reader.read_chunk(base, old)
-        except (Corrupt, Deleted, NewerFormat):
-            # Damage in the old checkpoint is not handed on to the new one.
-            return None
+        if memory is not None:
+            old = memoryview(memory)
+        else:
+            old = codec.scratch("base", len(piece.view))
+            try:
+                self._reader.read_chunk(base, old)
+            except (Corrupt, Deleted, NewerFormat):
+                # Damage in the old checkpoint is not handed on to the new one.
+                return None
         if codec.delta_pays(piece.view, old, piece.item_size):
             self._refused.pop(piece.blob, None)
             return old
@@ -154,8 +172,11 @@ class ObjectWriter:
     @staticmethod
     def _prove(
         identity: bytes, encoded: codec.Encoded, view: memoryview, base: memoryview | None
-    ) -> None:
-        """Decode what was encoded and compare: compressors have corrupted data before."""
+    ) -> memoryview:
+        """Decode what was encoded and compare: compressors have corrupted data before.
+
+        Returns: the decoded bytes, until this thread proves the next chunk.
+        """
         decoded = codec.scratch("proof", len(view))
         codec.decode_chunk(encoded.encoding, encoded.payload, decoded, base)
         if not native.equal(view, decoded):
@@ -164,6 +185,7 @@ class ObjectWriter:
                 "a fault of the machine or a compressor, or the state changed while it was saved",
                 "save again; nothing was committed",
             )
+        return decoded
 
     def _append(
         self,

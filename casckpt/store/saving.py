@@ -84,6 +84,7 @@ class Saver:
         self._pool = pool
         self._reader = Reader(shared, pool)
         self._objects = ObjectWriter(shared, self._reader, level, max_delta_depth)
+        self._recent_bytes = memory_bytes // 2
         self._window_bytes = max(memory_bytes // 4, 2 * _UNIT_BYTES)
         self._committed = False
 
@@ -103,6 +104,7 @@ class Saver:
         # must not go on in the space that freeing needs
         self._shared.session()
         _require_ballast(self._shared)
+        self._shared.recent.begin_save(self._recent_bytes)
         # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it
         with self._shared.session().taking_lease() as lease, self._shared.environment.read() as tx:
             lease.epoch = tx.number("gc_epoch")

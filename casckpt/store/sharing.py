@@ -24,6 +24,7 @@ from casckpt.store.packs import PackFiles
 if TYPE_CHECKING:
     from casckpt.store.index_writer import IndexWriter
     from casckpt.store.own_packs import OwnPacks
+    from casckpt.store.recent import RecentChunks
     from casckpt.store.sessions import Session
 
 _Result = TypeVar("_Result")
@@ -69,11 +70,16 @@ class SharedStore:
     writer: IndexWriter
     """The thread that writes the index; only there if the store is open for writing."""
 
+    recent: RecentChunks
+    """What saves of this process stored last; only there if the store is open for writing."""
+
     def _prepare_to_write(self) -> None:
         # Not at the top: `ls` only reads, and is waited for.
         from casckpt.store.index_writer import IndexWriter
         from casckpt.store.own_packs import OwnPacks
+        from casckpt.store.recent import RecentChunks
 
+        self.recent = RecentChunks()
         self.own = OwnPacks(self.path, self.format.uuid, self.session)
         self.writer = IndexWriter(self.environment, self.path, self.own)
         self.writer.before_first_write = self._before_first_write
