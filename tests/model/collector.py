@@ -29,7 +29,10 @@ from .state import (
 Steps = Iterator[tuple[str, World]]
 NO_FLOOR = 1 << 30
 # Steps that are transactions; an unlink is not, and nothing can fence it.
-FENCED = ("expire", "mark", "compact", "repoint", "facts", "condemn", "sweep", "purge", "forget")
+FENCED = (
+    *("expire", "mark", "compact", "repoint", "mark again", "facts"),
+    *("condemn", "sweep", "purge", "forget"),
+)
 
 
 def collector_steps(model: Model, world: World) -> Steps:
@@ -97,20 +100,25 @@ def _mark(model: Model, world: World, who: int) -> Steps:
     roots = _roots(world) - frozenset(run.doomed)
     marked = _closure(model, index, roots)
     places = frozenset(index.rows[name][0] for name in marked if name in index.rows)
+    again = run.phase == "mark again"
+    edges = tuple(sorted((name, base) for name, (_, base) in index.rows.items() if base))
     next_run = run._replace(
-        phase="compact" if model.bounds.copies else "facts",
+        phase="compact" if model.bounds.copies and not again else "facts",
         roots=roots | frozenset(run.doomed),
         marked=marked,
         marked_packs=places,
         known_packs=len(world.packs),
+        edges=edges if model.bounds.links[1] and not again else (),
     )
-    yield f"GC 2 gc {who} marks", _with(world, who, next_run)
+    yield f"GC 2 gc {who} marks{' again' if again else ''}", _with(world, who, next_run)
 
 
 def _compact(model: Model, world: World, who: int) -> Steps:
     """GC 3, begun: copy a record, or go on."""
     run = world.collectors[who]
-    after = run._replace(phase="repoint" if run.copies else "facts")
+    after = run._replace(phase="repoint")
+    if not run.copies:
+        after = run._replace(phase=_after_moves(model), edges=())
     yield f"GC 3 gc {who} copies no more", _with(world, who, after)
     for label, copied, copy in compact_steps(model, world, run.marked, run.copies):
         copies = (*run.copies, copy)
@@ -121,10 +129,23 @@ def _compact(model: Model, world: World, who: int) -> Steps:
 def _repoint(model: Model, world: World, who: int) -> Steps:
     """GC 3, ended: the row names the copy."""
     run = world.collectors[who]
-    label, moved = repoint_steps(model, world, run.copies[0])
-    rest = run.copies[1:]
-    next_run = run._replace(phase="repoint" if rest else "facts", copies=rest)
+    copy, rest = run.copies[0], run.copies[1:]
+    label, moved = repoint_steps(model, world, copy, run.edges)
+    edges = dict(run.edges)
+    if model.bounds.links[1] and moved is not world:
+        edges.pop(copy.name, None)
+        edges |= {copy.name: copy.new_base} if copy.new_base else {}
+    next_run = run._replace(
+        phase="repoint" if rest else _after_moves(model),
+        copies=rest,
+        edges=tuple(sorted(edges.items())) if rest else (),
+    )
     yield f"GC 3 gc {who} {label}", _with(moved, who, next_run)
+
+
+def _after_moves(model: Model) -> str:
+    """What follows GC 3: `compact` marks again, so that what it left without use goes."""
+    return "mark again" if model.bounds.remarks and model.rules.marks_again else "facts"
 
 
 def _facts(model: Model, world: World, who: int) -> Steps:
@@ -304,6 +325,7 @@ def _reap_unlink(model: Model, world: World, who: int) -> Steps:
 _PHASES: dict[str, Callable[[Model, World, int], Steps]] = {
     "expire": _expire,
     "mark": _mark,
+    "mark again": _mark,
     "compact": _compact,
     "repoint": _repoint,
     "facts": _facts,

@@ -63,6 +63,8 @@ def _unreadable(model: Model, world: World) -> str | None:
             chain = index.chain(name)
             if chain is None:
                 return f"hole: {root} ({state}) needs {name}, whose row or base is gone"
+            if 0 < sum(model.bounds.links) < len(chain):
+                return f"deep: {root} ({state}) needs {len(chain)} links for {name}"
             for link in chain:
                 pack, base = index.rows[link]
                 file = world.files[pack]

@@ -55,6 +55,9 @@ class Rules:
     repoint_checks_pack: bool = True  # and only into a pack that was not dropped
     repoint_checks_chain: bool = True  # and only on a usable base, without a cycle
     repoint_sets_live: bool = True  # the packs of the new place are set live
+    repoint_bounds_chain: bool = True  # and only if its own new chain is not too long
+    repoint_bounds_above: bool = True  # ... nor that of a row built on it when the run marked
+    marks_again: bool = True  # what re-encoding left without use is not taken for needed
     # GC 4 and REBUILD
     tombstone_facts: bool = True  # tombstones are durable facts before condemn
     facts_survive: bool = True  # facts are copied out of a pack before it is condemned
@@ -87,6 +90,9 @@ class Bounds:
     collectors: int = 1  # more than one: gc.lock was lost
     cycles: int = 1  # gc runs (or kills) per collector
     copies: int = 0  # records that one run may move or re-base, planned before the first repoint
+    turns: bool = False  # a plan may count on its own earlier moves: chains are turned round
+    remarks: bool = False  # the run marks again after its moves, as `compact` does
+    links: tuple[int, int] = (0, 0)  # longest chain under a save's delta, and after a move; 0: any
     repair: bool = False  # a row may be repointed at another copy, once
     kills: bool = True  # savers and collectors die at every step
     lost_locks: bool = False  # a saver's session lock may vanish

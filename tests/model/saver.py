@@ -72,7 +72,7 @@ def _look_up(model: Model, world: World, who: int) -> Steps:
     hits = [name for name in wanted if name not in implied and name not in missing]
     bases = [""]
     if any(model.is_chunk(name) for name in missing):
-        bases += [b for b in model.bounds.bases if b not in wanted and index.usable(b)]
+        bases += [b for b in model.bounds.bases if b not in wanted and _may_carry(index, b)]
     for base in bases:
         store = [(name, base if model.is_chunk(name) else "") for name in missing]
         relied = [*hits, base] if base else hits
@@ -84,6 +84,12 @@ def _look_up(model: Model, world: World, who: int) -> Steps:
         )
         found = f"{' '.join(missing) or 'nothing'} missing{', base ' + base if base else ''}"
         yield f"SAVE 2 saver {who} looks up: {found}", _with(world, who, saver)
+
+
+def _may_carry(index: Index, base: str) -> bool:
+    """Say whether a save may store a delta on ``base``: usable, and its chain is short enough."""
+    longest = index.model.bounds.links[0]
+    return index.usable(base) and (not longest or len(index.chain(base) or ()) <= longest)
 
 
 def _revive(model: Model, world: World, who: int) -> Steps:

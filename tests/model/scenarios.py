@@ -13,6 +13,9 @@ LISTS = (("L", ("Y",)), ("M0", ("X",)), ("M1", ("L",)), ("s0", ("L",)), ("s1", (
 LISTS_LAYOUT = ((("X", ""), ("L", ""), ("M0", "")), (("Y", ""), ("M1", "")))
 # Manifests and chunks in packs of their own: a manifest can outlive what it names.
 APART_LAYOUT = ((("M0", ""),), (("X", ""), ("Y", ""), ("M1", "")))
+# X on W, and two more chunks that W may be moved on.
+CHAINED = (("M0", ("V", "W", "Y")), ("M1", ("X",)), ("s0", ("Y",)), ("s1", ("Z",)))
+CHAINED_LAYOUT = ((("V", ""), ("W", ""), ("Y", ""), ("M0", "")), (("X", "W"), ("M1", "")))
 
 SCENARIOS: dict[str, Bounds] = {
     # Two savers, each hit, miss and base choice, rm of everything, one gc, deaths.
@@ -40,6 +43,34 @@ SCENARIOS: dict[str, Bounds] = {
     ),
     # One run plans two moves before it repoints the first.
     "planned moves": Bounds(layout=PLAIN_LAYOUT, removable=("M0",), cycles=2, copies=2),
+    # `compact` turns a chain round: it plans on its own earlier moves, and marks again after them.
+    "turned chains": Bounds(
+        removable=("M0", "M1"),
+        reader="M1",
+        cycles=2,
+        copies=2,
+        turns=True,
+        remarks=True,
+        kills=False,
+        rebuild_check=False,
+    ),
+    "turned beside a save": Bounds(
+        savers=(1,), removable=("M1",), copies=2, turns=True, remarks=True, seal=True
+    ),
+    # Chains have an end: one link under a save's delta, two after a move.
+    "long chains": Bounds(
+        refs=CHAINED,
+        layout=CHAINED_LAYOUT,
+        savers=(1,),
+        bases=("V", "W", "X", "Y"),
+        cycles=2,
+        copies=1,
+        turns=True,
+        remarks=True,
+        links=(1, 2),
+        kills=False,
+        rebuild_check=False,
+    ),
     # A chunk moves again whenever a reader has looked it up.
     "chased reader": Bounds(
         layout=(((("X", ""), ("M0", ""), ("M1", ""))), (("Y", ""),)),
@@ -95,5 +126,7 @@ SHORT: dict[str, Bounds] = {
     "lists": _small("lists", lost_locks=False),
     "facts": _small("facts", cycles=1),
     "power loss": _small("power loss", savers=(0,)),
+    "turned chains": _small("turned chains", removable=(), cycles=1),
+    "long chains": _small("long chains", cycles=1),
     "rebuild": _small("rebuild", savers=(0,), cycles=1, unlink_each=False),
 }

@@ -65,6 +65,7 @@ class Collector(NamedTuple):
     copies: tuple[Copy, ...] = ()  # made, not yet repointed
     floor: int = 0
     files: tuple[int, ...] = ()  # packs to unlink
+    edges: tuple[Record, ...] = ()  # rows on bases at the mark; only where chains are bounded
 
 
 class Reader(NamedTuple):
@@ -106,6 +107,12 @@ class Index:
         """Commit: ``world`` with these tables."""
         rows = tuple(sorted((name, *place) for name, place in self.rows.items()))
         return world._replace(rows=rows, packs=tuple(self.packs))
+
+    def copy(self) -> Index:
+        """Give a second one, to be changed without the first."""
+        other = object.__new__(Index)
+        other.model, other.rows, other.packs = self.model, dict(self.rows), list(self.packs)
+        return other
 
     def chain(self, object_id: str) -> tuple[str, ...] | None:
         """Give the ids from ``object_id`` down its bases; None at a hole or a cycle."""
