@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,15 +22,15 @@ from casckpt.checkpoint.policies import (
 )
 from casckpt.checkpoint.questions import Questions
 from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.checkpoint.recovery import RepairResult
 from casckpt.checkpoint.refs import parse_ref, split_store
-from casckpt.errors import BadRef, BadRequest, NoStore
+from casckpt.errors import BadRef, BadRequest
 from casckpt.training import randomness
 from casckpt.training.calls import Runs
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.exchange import Tensors
     from casckpt.checkpoint.manifest import Entry
-    from casckpt.store.rebuilding import RebuildReport
 
 __all__ = [
     "Checkpoint",
@@ -62,25 +61,6 @@ register_lazy("sklearn", "casckpt.adapters.sklearn_objects")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")
 
 _NUMBER: Final = re.compile(r"\d+")
-
-
-@dataclass(frozen=True)
-class RepairResult:
-    """What a repair did.
-
-    Attributes:
-        rebuilt: a new index was made from the packs.
-        accepted: gc works again.
-        checkpoint_count: live checkpoints now.
-        recovered: REFs of those whose row was lost, and made anew from their manifest.
-        messages: what else there is to know, such as gaps.
-    """
-
-    rebuilt: bool
-    accepted: bool
-    checkpoint_count: int
-    recovered: tuple[str, ...]
-    messages: tuple[str, ...]
 
 
 class Store(Runs, FileSaves, Questions, Curation):
@@ -168,8 +148,21 @@ class Store(Runs, FileSaves, Questions, Curation):
             made.append(self.save(run, state, at))
         return made
 
-    def repair(self, *, rebuild_index: bool = False, accept: bool = False) -> RepairResult:
-        """Rebuild what can be rebuilt; nothing is ever deleted.
+    def repair(
+        self,
+        *,
+        rebuild_index: bool = False,
+        accept: bool = False,
+        source: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> RepairResult:
+        """Repair what can be repaired; nothing is ever deleted.
+
+        Without `rebuild_index` and `accept`, every byte is checked. What is damaged or missing is
+        put back from another copy: in this store, in what was set aside before, in `source`. The
+        packs with damage give up what is whole and move to the store's `quarantine`. What no copy
+        has stays lost, and comes back when the same bytes are saved again. Others may go on using
+        the store.
 
         A store whose index is lost does not open; then `repair_store(path)` does the same.
 
@@ -177,17 +170,31 @@ class Store(Runs, FileSaves, Questions, Curation):
             rebuild_index: make a new index from the packs alone. Until it is accepted, gc frees
                 nothing.
             accept: what a rebuild found is what is wanted; gc works again.
+            source: folder of another store to take copies from.
+            progress: called with (bytes done, bytes in all).
 
         Raises:
-            StoreBusy: somebody else has the store open.
+            StoreBusy: a collection is under way; or, to rebuild, somebody has the store open.
+            Corrupt: the index itself is damaged, and `rebuild_index` was not asked for.
+            NoStore: `source` is none.
+            NoSpace: there is no room for the copies.
         """
         self._ready(write=True)
         self.wait()
-        self._repository.close()
+        # Only a rebuild must be alone.
+        if rebuild_index:
+            self._repository.close()
         try:
-            return repair_store(self.path, rebuild_index=rebuild_index, accept=accept)
+            return repair_store(
+                self.path,
+                rebuild_index=rebuild_index,
+                accept=accept,
+                source=source,
+                progress=progress,
+            )
         finally:
-            self._open()
+            if rebuild_index:
+                self._open()
 
 
 def open(path: str | Path, *, mode: Mode = "a", options: Options | None = None) -> Store:
@@ -318,34 +325,28 @@ def fingerprint(*values: Any, **named: Any) -> str:
 
 
 def repair_store(
-    path: str | Path, *, rebuild_index: bool = False, accept: bool = False
+    path: str | Path,
+    *,
+    rebuild_index: bool = False,
+    accept: bool = False,
+    source: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
     """Repair a store that may not open; see `Store.repair`.
 
     Raises:
         NoStore: there is none.
-        StoreBusy: somebody has it open.
+        StoreBusy: somebody has it open, or collects in it.
     """
-    from casckpt.checkpoint.recovery import fill_recovered, place_of
-    from casckpt.store import Repository
+    from casckpt.checkpoint.recovery import repair_store_at
 
-    place = Path(path).expanduser().absolute()
-    if not (rebuild_index or accept):
-        raise BadRequest(
-            "nothing to repair was named", "", "pass rebuild_index=True or accept=True"
-        )
-    if not is_store(place):
-        raise NoStore(f"no store at {place}")
-    messages: tuple[str, ...] = ()
-    if rebuild_index:
-        messages = _messages(Repository.rebuild_index(place, recover=place_of))
-    with Repository.open(place) as repository:
-        recovered = fill_recovered(repository)
-        if accept:
-            repository.accept_rebuild()
-        count = len(repository.checkpoint_rows())
-    names = tuple(f"{run}@{step}" for run, step in recovered)
-    return RepairResult(rebuild_index, accept, count, names, messages)
+    return repair_store_at(
+        Path(path).expanduser().absolute(),
+        rebuild_index=rebuild_index,
+        accept=accept,
+        source=None if source is None else Path(source).expanduser().absolute(),
+        progress=progress,
+    )
 
 
 def _store_of(ref: str | Checkpoint) -> tuple[Path, str | Checkpoint]:
@@ -362,15 +363,6 @@ def _store_of(ref: str | Checkpoint) -> tuple[Path, str | Checkpoint]:
         if folder is not None:
             return folder[0], ref
     return path, ref
-
-
-def _messages(report: RebuildReport) -> tuple[str, ...]:
-    """Return what a rebuild reported, one line per fact."""
-    return (
-        f"{report.index}: {report.objects} objects from {report.packs} packs",
-        *(f"commits {first} to {last} have left no fact" for first, last in report.gaps),
-        *(f"could not be read: {problem}" for problem in report.unreadable),
-    )
 
 
 def _tensors(*, required: bool = False) -> Tensors | None:

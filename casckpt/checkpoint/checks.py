@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import CasckptError
-
-if TYPE_CHECKING:
-    from casckpt.store import Repository
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,10 @@ class VerifyResult:
     Attributes:
         level: how deep it looked: "structure", "refs" or "bytes".
         damaged: what is wrong, by pack and offset.
-        whole: REFs of the checkpoints of which nothing is damaged.
-        lost: REFs of the others.
+        whole: REFs of the checkpoints of which nothing is damaged, newest first.
+        lost: REFs of the others, newest first.
+        tensors: of each of these, the paths of the leaves that cannot be read; none if it is the
+            manifest itself.
         checked_bytes: how much was read.
     """
 
@@ -51,6 +50,7 @@ class VerifyResult:
     damaged: tuple[Damage, ...]
     whole: tuple[str, ...]
     lost: tuple[str, ...]
+    tensors: Mapping[str, tuple[str, ...]]
     checked_bytes: int
 
     @property
@@ -59,52 +59,56 @@ class VerifyResult:
         return not self.damaged and not self.lost
 
 
-def result_of(repository: Repository, catalog: Catalog, level: str, report: Any) -> VerifyResult:
+def result_of(catalog: Catalog, level: str, report: Any) -> VerifyResult:
     """Return what the store's report means for checkpoints.
 
     Args:
-        repository: the store.
         catalog: its rows.
         level: how deep it looked.
         report: what `Repository.verify` returned.
     """
-    hurt: Mapping[bytes, Iterable[bytes]] = report.damaged_manifests
-    live = catalog.matching()
-    needed: dict[bytes, tuple[set[str], set[str]]] = {}
-    for checkpoint in live:
-        blobs = set(hurt.get(bytes.fromhex(checkpoint.id), ()))
-        for blob, paths in _paths(catalog, checkpoint, blobs).items():
-            for object_id in _objects(repository, blob):
-                tensors, refs = needed.setdefault(object_id, (set(), set()))
-                tensors.update(paths)
-                refs.add(checkpoint.ref)
-        if bytes.fromhex(checkpoint.id) in hurt:
-            own = needed.setdefault(bytes.fromhex(checkpoint.id), (set(), set()))
-            own[1].add(checkpoint.ref)
+    hurt: Mapping[bytes, frozenset[bytes]] = report.damaged_manifests
+    live = sorted(catalog.matching(), key=lambda ck: (ck.created, ck.seq), reverse=True)
+    paths = {
+        checkpoint.ref: _paths(catalog, checkpoint, hurt[bytes.fromhex(checkpoint.id)])
+        for checkpoint in live
+        if bytes.fromhex(checkpoint.id) in hurt
+    }
     damaged = []
     for one in report.damaged:
-        tensors, refs = needed.get(one.id, (set(), set()))
+        # Exactly those that rest on this place, through lists and bases; a manifest that is
+        # damaged itself is its own blob.
+        concerned = {
+            ref: [path for blob in one.blobs & blobs.keys() for path in blobs[blob]]
+            for ref, blobs in paths.items()
+            if one.blobs & blobs.keys()
+        }
         damaged.append(
             Damage(
                 pack=one.pack,
                 offset=one.offset,
                 id=one.id.hex(),
                 message=one.message,
-                tensors=tuple(sorted(tensors)),
-                checkpoints=tuple(sorted(refs)),
+                tensors=tuple(sorted({path for found in concerned.values() for path in found})),
+                checkpoints=tuple(sorted(concerned)),
             )
         )
-    lost = tuple(ck.ref for ck in live if bytes.fromhex(ck.id) in hurt)
     return VerifyResult(
         level=level,
         damaged=tuple(sorted(damaged, key=lambda one: (one.pack, one.offset))),
-        whole=tuple(ck.ref for ck in live if bytes.fromhex(ck.id) not in hurt),
-        lost=lost,
+        whole=tuple(ck.ref for ck in live if ck.ref not in paths),
+        lost=tuple(paths),
+        tensors={
+            ref: tuple(sorted({path for found in blobs.values() for path in found}))
+            for ref, blobs in paths.items()
+        },
         checked_bytes=report.checked_bytes,
     )
 
 
-def _paths(catalog: Catalog, checkpoint: Checkpoint, blobs: set[bytes]) -> dict[bytes, list[str]]:
+def _paths(
+    catalog: Catalog, checkpoint: Checkpoint, blobs: frozenset[bytes]
+) -> dict[bytes, list[str]]:
     """Return the paths in a checkpoint that each of the blobs holds."""
     if not blobs:
         return {}
@@ -118,11 +122,3 @@ def _paths(catalog: Catalog, checkpoint: Checkpoint, blobs: set[bytes]) -> dict[
         if entry.blob is not None and refs[entry.blob] in found:
             found[refs[entry.blob]].append(entry.path)
     return found
-
-
-def _objects(repository: Repository, blob: bytes) -> set[bytes]:
-    """Return a blob's own id and those of everything it is made of, as far as can be read."""
-    try:
-        return {blob, *repository.closure([blob])}
-    except CasckptError:
-        return {blob}

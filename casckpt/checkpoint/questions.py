@@ -9,6 +9,7 @@ from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import check_mode, parse_ref, rank
 from casckpt.errors import BadRef, BadRequest, NotFound
+from casckpt.programs import state_folder
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.checks import VerifyResult
@@ -130,6 +131,9 @@ class Questions(StoreHandle):
         self,
         level: Literal["structure", "refs", "bytes"] = "bytes",
         *,
+        sample: float = 1.0,
+        max_rate: float | None = None,
+        resume: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> VerifyResult:
         """Check the store and change nothing.
@@ -137,15 +141,38 @@ class Questions(StoreHandle):
         Args:
             level: "structure" looks at files and the index, "refs" also that everything that is
                 named is there, "bytes" reads and checks every record.
+            sample: share of the records that level "bytes" reads, above 0, at most 1; chosen at
+                random each time.
+            max_rate: bytes that it reads a second, at most; None for no limit.
+            resume: go on where the last verify at level "bytes" by this user was stopped. What
+                was whole then is not read again.
             progress: called with (bytes done, bytes in all).
 
         Returns:
             What is damaged, with the tensors and checkpoints that need it, and what is whole.
+
+        Raises:
+            BadRequest: no such level, or a sample or rate that cannot be.
         """
         from casckpt.checkpoint.checks import result_of
+        from casckpt.store.effort import Effort, Journal
 
         self._ready()
         if level not in ("structure", "refs", "bytes"):
             raise BadRequest(f"bad level {level!r}", "levels are structure, refs and bytes")
-        report = self._repository.verify(level, progress)
-        return result_of(self._repository, self._catalog, level, report)
+        if level != "bytes" and (resume or sample != 1.0 or max_rate is not None):
+            raise BadRequest(
+                f"level {level!r} reads no records",
+                "sample, max_rate and resume are for level 'bytes'",
+                "leave them out, or verify at level 'bytes'",
+            )
+        uuid = self._repository.uuid
+        # A sample says nothing of what it left out: it neither goes on nor is gone on with.
+        journal = (
+            Journal(state_folder("verify") / f"{uuid.hex()}.json", uuid, resume=resume)
+            if level == "bytes" and sample == 1.0
+            else None
+        )
+        effort = Effort(sample, max_rate, journal)
+        report = self._repository.verify(level, progress, effort)
+        return result_of(self._catalog, level, report)

@@ -1,19 +1,117 @@
-"""What a rebuilt index lacks: facts about checkpoints that only their manifests still hold."""
+"""Repair in the words of checkpoints: refilling, rebuilding, and the facts that a rebuild lacks.
+
+What a rebuilt index does not have, tags and metrics of a lost row, only manifests still hold.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casckpt.checkpoint import manifest as manifests
 from casckpt.checkpoint.payloads import RECOVERED, RowFacts, encode_payload
-from casckpt.errors import CasckptError
+from casckpt.errors import BadRequest, CasckptError, NoStore
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.checks import VerifyResult
     from casckpt.checkpoint.manifest import Manifest
     from casckpt.store import CommitRequest, Repository
+    from casckpt.store.rebuilding import RebuildReport
+    from casckpt.store.repairing import RepairReport
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """What a repair did.
+
+    Attributes:
+        rebuilt: a new index was made from the packs.
+        accepted: gc works again.
+        checkpoint_count: live checkpoints now.
+        recovered: REFs of those whose row was lost, and made anew from their manifest.
+        messages: what else there is to know, such as gaps.
+        refilled_count: damaged or missing objects that were put back from another copy.
+        quarantined: names of damaged packs that were set aside, in the store's `quarantine`.
+        verified: what is still damaged, and what is whole; None if nothing was looked at.
+    """
+
+    rebuilt: bool
+    accepted: bool
+    checkpoint_count: int
+    recovered: tuple[str, ...]
+    messages: tuple[str, ...]
+    refilled_count: int = 0
+    quarantined: tuple[str, ...] = ()
+    verified: VerifyResult | None = None
+
+
+def repair_store_at(
+    path: Path,
+    *,
+    rebuild_index: bool,
+    accept: bool,
+    source: Path | None,
+    progress: Progress | None,
+) -> RepairResult:
+    """Repair the store at `path`; see `Store.repair`."""
+    from casckpt.checkpoint.checks import result_of
+    from casckpt.checkpoint.places import is_store
+    from casckpt.checkpoint.queries import Catalog
+    from casckpt.store import Repository
+
+    for place in (path, source):
+        if place is not None and not is_store(place):
+            raise NoStore(f"no store at {place}")
+    if source is not None and source.resolve() == path.resolve():
+        raise BadRequest("a store is no source for itself", "", "name another store")
+    messages: tuple[str, ...] = ()
+    if rebuild_index:
+        messages = _messages(Repository.rebuild_index(path, progress, place_of))
+    refilled_count = 0
+    quarantined: tuple[str, ...] = ()
+    verified: VerifyResult | None = None
+    with Repository.open(path) as repository:
+        recovered = fill_recovered(repository)
+        if source is not None or not (rebuild_index or accept):
+            report = _heal(repository, source, progress)
+            refilled_count, quarantined = len(report.refilled), report.quarantined
+            verified = result_of(Catalog(repository), "refs", report.verified)
+            messages += tuple(
+                f"{name} stays: a live session writes to it, repair it again later"
+                for name in report.busy
+            )
+        if accept:
+            repository.accept_rebuild()
+        count = len(repository.checkpoint_rows())
+    names = tuple(f"{run}@{step}" for run, step in recovered)
+    return RepairResult(
+        rebuild_index, accept, count, names, messages, refilled_count, quarantined, verified
+    )
+
+
+def _heal(repository: Repository, source: Path | None, progress: Progress | None) -> RepairReport:
+    from casckpt.store import Repository
+
+    if source is None:
+        return repository.repair(None, progress)
+    with Repository.open(source, mode="r") as other:
+        return repository.repair(other, progress)
+
+
+def _messages(report: RebuildReport) -> tuple[str, ...]:
+    """Return what a rebuild reported, one line per fact."""
+    return (
+        f"{report.index}: {report.objects} objects from {report.packs} packs",
+        *(f"commits {first} to {last} have left no fact" for first, last in report.gaps),
+        *(f"could not be read: {problem}" for problem in report.unreadable),
+    )
 
 
 def place_of(identity: bytes, body: bytes) -> CommitRequest | None:

@@ -36,6 +36,30 @@ def size(context: click.Context, parameter: click.Parameter, text: str | None) -
     return int(float(match[1]) * 1024 ** " KMGTP".index(match[2].upper() or " "))
 
 
+def rate(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Return bytes a second, as in `50MB/s` or `50M`; sizes as above, above 0."""
+    if text is None:
+        return None
+    match = _SIZE.match(text.removesuffix("/s"))
+    value = None if match is None else size(context, parameter, match[0])
+    if not value:
+        raise _refused(context, parameter, f"{text!r} is no rate\nwrite 50MB/s, 800K/s, 1.5G/s")
+    return value
+
+
+def share(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Return a share above 0, at most 1, written as `5%` or `0.05`."""
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise _refused(context, parameter, f"{text!r} is no share\nwrite 5%, 0.05 or 100%")
+    return value
+
+
 def best(
     context: click.Context, parameter: click.Parameter, texts: Sequence[str]
 ) -> list[tuple[str, Mode | None, int]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from casckpt.cli import formatting, stores
+from casckpt.cli import formatting, quantities, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
 from casckpt.cli.progress import progress
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from casckpt.checkpoint.checks import VerifyResult
 
 FINDINGS = 1
+SHOWN = 8
 
 
 @command(
@@ -22,6 +23,9 @@ FINDINGS = 1
     examples=(
         "casckpt verify                          every byte is read and hashed",
         "casckpt verify --level refs             only that everything named is there",
+        "casckpt verify --max-rate 50MB/s        slowly, beside a training",
+        "casckpt verify --resume                 go on where the last one was stopped",
+        "casckpt verify --sample 5%              a twentieth of the records, at random",
     ),
 )
 @click.option(
@@ -31,27 +35,54 @@ FINDINGS = 1
     show_default=True,
     help="How deep: the index, what it refers to, or every byte.",
 )
-def verify(output: Output, level: Literal["structure", "refs", "bytes"]) -> int:
+@click.option(
+    "--max-rate",
+    metavar="RATE",
+    callback=quantities.rate,
+    help="Read at most this much a second, as in 50MB/s.",
+)
+@click.option(
+    "--sample",
+    metavar="SHARE",
+    callback=quantities.share,
+    help="Read this share of the records, chosen at random, as in 5%.",
+)
+@click.option("--resume", is_flag=True, help="Go on where your last verify was stopped.")
+def verify(
+    output: Output,
+    level: Literal["structure", "refs", "bytes"],
+    max_rate: int | None,
+    sample: float | None,
+    resume: bool,
+) -> int:
     """Check that everything stored is whole; change nothing.
 
     Exit code 0: all is whole. 1: something is damaged; the checkpoints it belongs to and those
-    that are still whole are listed.
+    that are still whole are listed, newest first.
     """
     with stores.opened(output.settings) as store, progress(output, "verifying") as report:
-        found = store.verify(level=level, progress=report)
+        found = store.verify(
+            level=level,
+            sample=1.0 if sample is None else sample,
+            max_rate=max_rate,
+            resume=resume,
+            progress=report,
+        )
     if output.json:
-        output.document("verify", **_record(found, level))
+        output.document("verify", **record_of(found))
     elif output.quiet:
         output.lines(found.lost)
     else:
-        _show(output, found, level)
+        show(output, found)
+        if not found.ok:
+            output.note("Nothing was changed. `casckpt repair` puts back what has another copy.")
     return 0 if found.ok else FINDINGS
 
 
-def _record(found: VerifyResult, level: str) -> dict[str, Any]:
+def record_of(found: VerifyResult) -> dict[str, Any]:
     """Return the findings as JSON holds them."""
     return {
-        "level": level,
+        "level": found.level,
         "checked_bytes": found.checked_bytes,
         "damaged": [
             {
@@ -65,38 +96,46 @@ def _record(found: VerifyResult, level: str) -> dict[str, Any]:
             for damage in found.damaged
         ],
         "lost": list(found.lost),
+        "tensors": {ref: list(paths) for ref, paths in found.tensors.items()},
         "whole": list(found.whole),
     }
 
 
-def _show(output: Output, found: VerifyResult, level: str) -> None:
+def show(output: Output, found: VerifyResult) -> None:
     """Write what is damaged, and whom it concerns, or that nothing is."""
-    checked = f"{formatting.size(found.checked_bytes)} checked" if found.checked_bytes else level
+    checked = (
+        f"{formatting.size(found.checked_bytes)} checked" if found.checked_bytes else found.level
+    )
     whole = formatting.count(len(found.whole), "checkpoint")
     if found.ok:
         output.line(output.style(f"whole: {whole}, {checked}", fg="green"))
         return
-    rows = [
-        (
-            damage.pack,
-            f"{damage.offset:,}",
-            ", ".join(damage.checkpoints) or "none",
-            ", ".join(damage.tensors) or damage.message,
-        )
-        for damage in found.damaged
-    ]
-    columns = [
-        Column("PACK", rank=1),
-        Column("OFFSET", right=True, rank=2),
-        Column("CHECKPOINTS", color="red"),
-        Column("DAMAGED"),
-    ]
-    output.table(columns, rows)
-    output.line()
+    if found.damaged:
+        rows = [
+            (
+                damage.pack or f"id:{damage.id[:10]}",
+                f"{damage.offset:,}",
+                formatting.count(len(damage.checkpoints), "checkpoint"),
+                damage.message,
+            )
+            for damage in found.damaged
+        ]
+        columns = [
+            Column("PACK", rank=1),
+            Column("OFFSET", right=True, rank=2),
+            Column("NEEDED BY"),
+            Column("DAMAGE"),
+        ]
+        output.table(columns, rows)
+        output.line()
+    if found.lost:
+        lost = [(ref, ", ".join(found.tensors[ref]) or "its manifest") for ref in found.lost]
+        output.table([Column("CHECKPOINT", color="red"), Column("CANNOT BE READ")], lost)
+        output.line()
     output.line(
         f"{formatting.count(len(found.damaged), 'damaged record')} in "
         f"{formatting.count(len(found.lost), 'checkpoint')}; {whole} whole; {checked}"
     )
     if found.whole:
-        output.note(f"Whole: {', '.join(found.whole[:8])}{' ...' if len(found.whole) > 8 else ''}")
-    output.note("Nothing was changed. `casckpt repair` sets aside what cannot be read.")
+        more = " ..." if len(found.whole) > SHOWN else ""
+        output.note(f"Whole, newest first: {', '.join(found.whole[:SHOWN])}{more}")

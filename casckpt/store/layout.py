@@ -91,6 +91,9 @@ TABLES: Final = (
 )
 ROOT_TABLES: Final = frozenset({"checkpoints", "runs", "progress", "cache"})
 
+# Instead of a pack number in a row of `objects`: repair found no copy of it (section 8)
+LOST: Final = 0
+
 # Sessions (section 9)
 HEARTBEAT_S: Final = 60.0
 HEARTBEAT_STALE_S: Final = 15 * 60.0

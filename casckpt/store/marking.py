@@ -94,6 +94,8 @@ def extend(shared: SharedStore, result: Mark, ids: Iterable[bytes]) -> None:
             found = [(identity, tx.object(identity)) for identity in batch]
             uuids = {row.pack: tx.pack(row.pack) for _, row in found if row is not None}
         for identity, row in found:
+            if row is not None and row.pack == layout.LOST:
+                continue  # a leaf: what it named, if it was no chunk, nobody can say
             pack = None if row is None else uuids[row.pack]
             if row is None or pack is None or pack.state == rows.DROPPED:
                 raise Corrupt(
@@ -144,7 +146,7 @@ def live_bytes(shared: SharedStore, reached: PrefixSet) -> dict[int, int]:
     for batch in scan_objects(shared):
         flags = reached.contains_many(b"".join(identity for identity, _ in batch))
         for (_, row), flag in zip(batch, flags, strict=True):
-            if flag:
+            if flag and row.pack != layout.LOST:
                 live[row.pack] = live.get(row.pack, 0) + row.total_bytes
     return live
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NewerFormat
 from casckpt.store import codec, facts, files, layout, lists, packs, records, rows
+from casckpt.store.effort import Effort, Throttle
 from casckpt.store.findings import CUT_OFF, WHOLE_PACK, Findings, reason
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
@@ -23,7 +24,7 @@ _UNIT_RECORDS = 1000
 _UNITS_MAX = 16
 _SCAN_ROWS = 20_000
 
-Outcome = list[tuple[Record, str]]
+Outcome = tuple[int, list[tuple[Record, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,21 @@ class PackCheck:
     """One pass over all registered packs, then over the rows that name places in them."""
 
     def __init__(
-        self, shared: SharedStore, pool: ThreadPoolExecutor, found: Findings, *, every_byte: bool
+        self, shared: SharedStore, pool: ThreadPoolExecutor, found: Findings, effort: Effort | None
     ) -> None:
+        """Make a check; without `effort` headers are read and no payload."""
         self._shared = shared
         self._pool = pool
         self._found = found
-        self._every_byte = every_byte
+        self._effort = effort
+        self._throttle = Throttle(effort.max_rate if effort else None)
+        self._journal = effort.journal if effort else None
         self._reader = Reader(shared, pool)
         # Rows of `objects` whose place was seen to hold their record, by pack
         self._matched: Counter[int] = Counter()
         self._under_way: deque[tuple[_Pack, int, Future[Outcome]]] = deque()
+        self._hurt: set[int] = set()
+        self._current: _Pack | None = None
         self._checked = self._done = self._total = 0
         self._progress: Callable[[int, int], None] = lambda done, total: None
 
@@ -62,16 +68,21 @@ class PackCheck:
         progress(0, self._total)
         try:
             for pack in chosen:
-                before = self._done
+                before, self._current = self._done, pack
                 self._check_pack(pack)
-                if not self._every_byte:
+                if self._effort is None:
                     self._advance(pack.row.size - (self._done - before))
+            self._current = None
             while self._under_way:
                 self._collect()
         finally:
             for _, _, future in self._under_way:
                 future.cancel()
+            if self._journal is not None:
+                self._journal.save()
         self._check_rows()
+        if self._journal is not None:
+            self._journal.finish()
         progress(self._total, self._total)
         return self._checked
 
@@ -117,14 +128,18 @@ class PackCheck:
             raise Corrupt("another pack", "its header names another session")
 
     def _check_records(self, pack: _Pack, descriptor: int) -> None:
+        whole = self._journal.end(pack.row.uuid) if self._journal is not None else 0
         for unit in self._units(pack, descriptor):
             self._match(pack, unit)
-            if self._every_byte:
-                size = sum(record.total_bytes for record in unit)
-                work = self._pool.submit(self._check_unit, pack, unit)
-                self._under_way.append((pack, size, work))
-                while len(self._under_way) >= _UNITS_MAX:
-                    self._collect()
+            if self._effort is None:
+                continue
+            size = sum(record.total_bytes for record in unit)
+            chosen = [record for record in unit if record.offset >= whole and self._effort.takes()]
+            self._throttle.wait(sum(record.total_bytes for record in chosen))
+            work = self._pool.submit(self._check_unit, pack, chosen)
+            self._under_way.append((pack, size, work))
+            while len(self._under_way) >= _UNITS_MAX:
+                self._collect()
 
     def _units(self, pack: _Pack, descriptor: int) -> Iterator[list[Record]]:
         """Yield the records below the registered end; note the gaps between them."""
@@ -163,14 +178,27 @@ class PackCheck:
 
     def _collect(self) -> None:
         pack, size, future = self._under_way.popleft()
-        for record, message in future.result():
+        checked, bad = future.result()
+        for record, message in bad:
             self._add(pack, record, message)
-        self._checked += size
+        self._checked += checked
         self._advance(size)
+        if bad:
+            self._hurt.add(pack.number)
+        if not self._under_way or self._under_way[0][0] is not pack:
+            self._note_whole(pack)
+
+    def _note_whole(self, pack: _Pack) -> None:
+        """Remember a pack of which nothing is left to read and nothing was damaged."""
+        if self._journal is None or pack is self._current or pack.number in self._hurt:
+            return
+        # A sample says nothing of the rest.
+        if self._effort is not None and self._effort.sample >= 1:
+            self._journal.note(pack.row.uuid, pack.row.size)
 
     def _check_unit(self, pack: _Pack, unit: list[Record]) -> Outcome:
-        """Return what is damaged of a unit. Runs on a worker."""
-        bad: Outcome = []
+        """Return the bytes of a unit, and what is damaged of it. Runs on a worker."""
+        bad: list[tuple[Record, str]] = []
         for record in unit:
             try:
                 with self._shared.packs.borrow(pack.row.uuid) as file:
@@ -180,7 +208,7 @@ class PackCheck:
                 continue  # its payload check holds; what it means is for a newer version
             except (CasckptError, FileNotFoundError) as exc:
                 bad.append((record, reason(exc)))
-        return bad
+        return sum(record.total_bytes for record in unit), bad
 
     def _check_payload(self, record: Record, payload: bytes) -> None:
         if record.kind == layout.TYPE_CHUNK:

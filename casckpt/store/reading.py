@@ -94,9 +94,7 @@ class Reader:
             chain = self._resolve([identity])[0]
             patience.saw(chain)
             if chain is None:
-                problem = problem or Deleted(
-                    f"no {layout.TYPE_NAMES[kind]} {identity.hex()[:10]}", "it was removed"
-                )
+                problem = problem or self._absent(layout.TYPE_NAMES[kind], identity)
                 continue
             try:
                 return self._read_object(identity, kind, chain)
@@ -131,6 +129,28 @@ class Reader:
     def _resolve(self, ids: Sequence[bytes]) -> list[Chain | None]:
         with self._shared.environment.read() as tx:
             return [tx.chain(identity) for identity in ids]
+
+    def _absent(self, kind: str, identity: bytes) -> CasckptError:
+        """Return the error for an object without a place: lost by damage, or removed."""
+        name = f"{kind} {identity.hex()[:10]}"
+        if self._is_lost(identity):
+            return Corrupt(
+                f"{name} is lost",
+                "it was damaged, and repair found no copy of it",
+                "run `casckpt repair --from STORE` if another store has it",
+            )
+        return Deleted(f"no {name}", "it was removed")
+
+    def _is_lost(self, identity: bytes) -> bool:
+        with self._shared.environment.read() as tx:
+            for _ in range(layout.CHAIN_MAX_LINKS):
+                row = tx.object(identity)
+                if row is None or row.pack == layout.LOST:
+                    return row is not None
+                identity = row.base
+                if not identity:
+                    return False
+        return False
 
     # ---- blobs
 
@@ -248,7 +268,7 @@ class Reader:
                 patience[id(part)].saw(chain)
                 try:
                     if chain is None:
-                        raise Deleted(f"no chunk {part.id.hex()[:10]}", "it was removed")
+                        raise self._absent("chunk", part.id)
                     self._read_part(part, chain, verify)
                 except (Corrupt, Deleted, NewerFormat, FileNotFoundError) as exc:
                     if patience[id(part)].is_over:
@@ -287,7 +307,7 @@ class Reader:
         """
         chain = self._resolve([identity])[0]
         if chain is None:
-            raise Deleted(f"no chunk {identity.hex()[:10]}", "it was removed")
+            raise self._absent("chunk", identity)
         try:
             self._read_chunk(chain, identity, dest, True)
         except FileNotFoundError as exc:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from casckpt.store.collection import GcReport, SpacePlan
     from casckpt.store.commits import CommitRequest, RowWrite
+    from casckpt.store.effort import Effort
     from casckpt.store.reading import BlobRead
     from casckpt.store.rebuilding import RebuildReport
+    from casckpt.store.repairing import RepairReport
     from casckpt.store.saving import Saver
     from casckpt.store.usage import StoreSizes
     from casckpt.store.verification import VerifyReport
@@ -386,12 +388,26 @@ class Repository:
         return usage.closure(self._shared(), manifest_ids)
 
     def verify(
-        self, level: str = "bytes", progress: Callable[[int, int], None] | None = None
+        self,
+        level: str = "bytes",
+        progress: Callable[[int, int], None] | None = None,
+        effort: Effort | None = None,
     ) -> VerifyReport:
         """Check the store and change nothing; see `verification.verify`."""
         from casckpt.store import verification
 
-        return verification.verify(self._shared(), self._workers(), level, progress)
+        return verification.verify(self._shared(), self._workers(), level, progress, effort)
+
+    def repair(
+        self,
+        source: Repository | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> RepairReport:
+        """Refill what is damaged from other copies, set aside the rest; see `repairing.repair`."""
+        from casckpt.store import repairing
+
+        other = None if source is None else source._shared()
+        return repairing.repair(self._shared(write=True), self._workers(), other, progress)
 
     @staticmethod
     def rebuild_index(

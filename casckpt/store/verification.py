@@ -18,6 +18,7 @@ from typing import Final
 from casckpt.errors import BadRequest, CasckptError, Corrupt
 from casckpt.store import files, layout, pack_check, records, rows, sessions
 from casckpt.store.closure_check import ClosureCheck
+from casckpt.store.effort import Effort
 from casckpt.store.environment import Transaction
 from casckpt.store.findings import Findings, Key
 from casckpt.store.index_writer import read_roots
@@ -74,6 +75,7 @@ def verify(
     pool: ThreadPoolExecutor,
     level: str = "bytes",
     progress: Progress | None = None,
+    effort: Effort | None = None,
 ) -> VerifyReport:
     """Check a store and change nothing.
 
@@ -84,6 +86,7 @@ def verify(
         pool: runs the checks of level bytes.
         level: structure, refs or bytes.
         progress: called with (bytes done, bytes in all) from this thread.
+        effort: how fast level bytes reads, how much of it, and from where on.
     """
     if level not in LEVELS:
         raise BadRequest(f"bad level {level!r}", "", f"use {', '.join(LEVELS)}")
@@ -91,7 +94,8 @@ def verify(
     index = _Index()
     try:
         index = _check_index(shared, found)
-        check = pack_check.PackCheck(shared, pool, found, every_byte=level == "bytes")
+        deep = (effort or Effort()) if level == "bytes" else None
+        check = pack_check.PackCheck(shared, pool, found, deep)
         checked = check.run(index.packs, progress or _ignore)
     except Corrupt as exc:
         # LMDB itself gave up: nothing that the index says can be trusted any further.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt import native
 from casckpt.errors import CasckptError, NotFound, PermissionRefused
 from casckpt.logs import logger
+from casckpt.programs import state_folder
 from casckpt.training.lines import now_text
 
 if TYPE_CHECKING:
@@ -135,10 +136,9 @@ def forget(store: Path, run: str) -> None:
 
 def path_of(store: Path, run: str) -> Path:
     """Return where the command of a run is recorded: host, store and run decide."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     key = "\0".join((socket.gethostname(), str(store.resolve()), run))
     name = native.blake3(key.encode("utf-8", "surrogateescape")).hex()[:32]
-    return Path(home) / "casckpt" / "commands" / f"{name}.json"
+    return state_folder("commands") / f"{name}.json"
 
 
 def write_private(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,16 +130,42 @@ def test_damage_is_a_finding_that_names_tensor_and_checkpoints(own_cli):
     text = own_cli("verify")
     assert text.code == 1
     assert found["lost"][0] in text.out
+    assert set(found["tensors"]) == set(found["lost"])
     answer = own_cli("restore", found["lost"][0], "-o", own_cli.folder / "out")
     assert answer.code == 13
     assert not (own_cli.folder / "out").exists()
+
+
+def test_repair_puts_back_what_another_store_has(own_cli, tmp_path):
+    shutil.copytree(own_cli.store, tmp_path / "backup")
+    packs = sorted(own_cli.store.glob("packs/*/*.pack"), key=lambda path: path.stat().st_size)
+    data = bytearray(packs[-1].read_bytes())
+    data[60_000] ^= 1
+    packs[-1].write_bytes(data)
+    answer = own_cli("repair")
+    assert answer.code == 1
+    assert "CANNOT BE READ" in answer.out
+    assert f"quarantine/{packs[-1].name}" in answer.out
+    again = json.loads(own_cli("repair", "--from", tmp_path / "backup", "--json").out)
+    assert again["refilled_count"] == 1
+    assert again["verified"]["lost"] == []
+    assert own_cli("verify").code == 0
+
+
+def test_verify_goes_slowly_by_samples_and_goes_on(own_cli):
+    text = own_cli("verify", "--sample", "50%", "--max-rate", "100MB/s")
+    assert text.code == 0
+    assert own_cli("verify", "--resume").code == 0
+    assert own_cli("verify", "--sample", "0%").code == 2
+    assert own_cli("verify", "--max-rate", "fast").code == 2
+    assert own_cli("verify", "--level", "refs", "--resume").code == 2
 
 
 def test_a_lost_index_is_rebuilt_from_the_packs(own_cli):
     for path in own_cli.store.glob("index.*/data.mdb"):
         path.unlink()
     assert own_cli("ls").code == 13
-    assert own_cli("repair").code == 2
+    assert own_cli("repair").code == 13
     assert own_cli("repair", "--rebuild-index").code == 0
     assert len(refs(own_cli)) == 8
     assert json.loads(own_cli("repair", "--accept", "--json").out)["accepted"] is True

@@ -111,8 +111,58 @@ def test_a_lost_index_is_rebuilt(tmp_path):
         store.gc(now=True)
 
 
-def test_repair_needs_something_to_do_and_a_store(tmp_path):
-    with pytest.raises(BadRequest, match="nothing to repair"):
-        repair_store(tmp_path)
+def test_repair_needs_a_store_and_another_one_to_take_from(tmp_path):
     with pytest.raises(NoStore):
         repair_store(tmp_path, accept=True)
+    casckpt.open(tmp_path / "s").close()
+    with pytest.raises(NoStore):
+        repair_store(tmp_path / "s", source=tmp_path / "none")
+    with pytest.raises(BadRequest, match="no source for itself"):
+        repair_store(tmp_path / "s", source=tmp_path / "s")
+
+
+def hurt(store, ref, path):
+    """Overwrite part of a tensor's bytes in its pack."""
+    manifest, refs = store._catalog.manifest_and_refs(store.get(ref))
+    blob = next(refs[entry.blob] for entry in manifest.entries if entry.path == path)
+    for pack in store.path.glob("packs/*/*.pack"):
+        data = bytearray(pack.read_bytes())
+        at = data.find(blob)
+        if at >= 0:
+            data[at + 4000 : at + 4064] = bytes(64)
+            pack.write_bytes(data)
+            return
+    raise AssertionError(f"no pack holds {path}")
+
+
+def test_repair_tells_what_is_lost_and_takes_it_from_another_store(tmp_path):
+    states = [
+        {"a": np.random.default_rng(at).random(100_000), "b": np.full(100_000, at)}
+        for at in range(3)
+    ]
+    with casckpt.open(tmp_path / "other") as other:
+        for state in states:
+            other.save("copy", state)
+    with casckpt.open(tmp_path / "s") as store:
+        for step, state in enumerate(states):
+            store.save("r", state, step)
+        hurt(store, "r@1", "a")
+        seen = []
+        done = store.repair(progress=lambda at, total: seen.append((at, total)))
+        assert seen[-1][0] == seen[-1][1] > 0
+        assert done.refilled_count == 0
+        assert len(done.quarantined) == 1
+        assert done.verified.lost == ("r@1",)
+        assert done.verified.tensors == {"r@1": ("a",)}
+        assert done.verified.whole == ("r@2", "r@0")
+        with pytest.raises(Corrupt) as caught:
+            store.restore("r@1")
+        assert "r@2" in str(caught.value)
+        assert np.array_equal(store.restore("r@1", only="b")["b"], states[1]["b"])
+        store.gc(now=True)
+        done = store.repair(source=tmp_path / "other")
+        assert done.refilled_count == 1
+        assert done.verified.ok
+        assert store.verify().ok
+        for step, state in enumerate(states):
+            assert np.array_equal(store.restore(f"r@{step}")["a"], state["a"])
