@@ -22,7 +22,7 @@ PYTHON = sys.executable
 class Task:
     """A named command; `needs` are programs without which it is skipped.
 
-    One that is not `usual` runs only if it is named; one that is `greedy` takes all that follows it.
+    One that is not `usual` runs only if it is named; a `greedy` one takes all that follows it.
     """
 
     command: tuple[str, ...]

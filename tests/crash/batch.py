@@ -7,8 +7,6 @@ there, and the next child goes on behind that look.
 from __future__ import annotations
 
 import os
-import select
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,18 +38,15 @@ def _one_child(looks: Sequence[Look], said: Path, hang_s: float) -> tuple[int, s
     said.unlink(missing_ok=True)
     child = oracle.start(work, said)
     os.close(writing)
-    came_back, hung = 0, False
-    poller = select.poll()
-    poller.register(reading, select.POLLIN)
-    while not hung:
-        hung = not poller.poll(hang_s * 1000)
-        news = b"" if hung else os.read(reading, 4096)
+    came_back, hangs = 0, False
+    while not hangs:
+        hangs = not oracle.readable(reading, hang_s)
+        news = b"" if hangs else os.read(reading, 4096)
         if not news:
             break
         came_back += len(news)
     os.close(reading)
-    if hung:
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    why = f"I8: it hung for {hang_s:g} s" if hung else oracle.verdict(status, said)
+    if hangs:
+        return came_back, oracle.hung(child, said, hang_s)
+    why = oracle.verdict(os.waitpid(child, 0)[1], said)
     return came_back, why or "it ended early"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import re
+import select
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +19,7 @@ from tests.crash import shim
 from tests.crash.acks import Expected
 from tests.crash.workloads import open_store, same, state
 
-HANG_S = 30
+HANG_S = 60
 
 
 class Violation(Exception):
@@ -131,8 +134,10 @@ def _accounted(place: Path, *, strangers: bool) -> None:
 
 def in_child(work: Callable[[], None], said: Path, hang_s: float = HANG_S) -> str:
     """Run `work` in a fork; return "" if it came back, else what went wrong."""
-    status = wait(start(work, said), hang_s)
-    return f"I8: it hung for {hang_s:g} s" if status is None else verdict(status, said)
+    child = start(work, said)
+    if waits(child, hang_s):
+        return verdict(os.waitpid(child, 0)[1], said)
+    return hung(child, said, hang_s)
 
 
 def start(work: Callable[[], None], said: Path) -> int:
@@ -143,6 +148,7 @@ def start(work: Callable[[], None], said: Path) -> int:
     status = 1
     try:
         _quiet()
+        faulthandler.register(signal.SIGUSR1, said.with_suffix(".stack").open("w"))
         work()
         status = 0
     except BaseException as exc:
@@ -172,18 +178,29 @@ def _words(exc: BaseException) -> str:
     return f"I5: {type(exc).__name__}: {exc} ({place})"
 
 
-def wait(child: int, hang_s: float) -> int | None:
-    """Return the wait status of a child; None if it hung and was killed."""
-    import select
-
+def waits(child: int, hang_s: float) -> bool:
+    """Wait until a child can be reaped; return whether it came to its end in time."""
     with _pidfd(child) as descriptor:
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        hung = not poller.poll(hang_s * 1000)
-        if hung:
-            os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return None if hung else status
+        return readable(descriptor, hang_s)
+
+
+def readable(descriptor: int, hang_s: float) -> bool:
+    """Wait for a descriptor, a second at a time: a pause of the whole machine counts as one."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return any(poller.poll(min(hang_s, 1) * 1000) for _ in range(max(round(hang_s), 1)))
+
+
+def hung(child: int, said: Path, hang_s: float) -> str:
+    """Kill a child that hangs, and say where its threads were."""
+    os.kill(child, signal.SIGUSR1)
+    waits(child, 2)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    stack = said.with_suffix(".stack").read_text()
+    frames = re.findall(r'File ".*/(.+?)", line (\d+) in (\S+)', stack)
+    where = ", ".join(f"{file}:{line} {name}" for file, line, name in frames[:12])
+    return f"I8: it hung for {hang_s:g} s at {where or 'no place that it told'}"
 
 
 @contextlib.contextmanager

@@ -1,24 +1,30 @@
 """One fault at one operation of one workload, and what was left of the store.
 
 A point is a line of text that repeats it: `kill:gc:17`, `again:gc:17:5`, `error:gc:17:ENOSPC:once`,
-`short:gc:17:ever`, `lie:gc:17`, `none:gc`.
+`short:gc:17:ever`, `lie:gc:17:once`, `none:gc`.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import random
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casckpt.store import layout
 from tests.crash import interleave, oracle, scale, shim
 from tests.crash.acks import AckLog, Expected
-from tests.crash.workloads import WORKLOADS
+from tests.crash.workloads import WORKLOADS, state
+
+if TYPE_CHECKING:
+    from tests.crash.job import Job
 
 ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "EINTR", "EROFS", "EMFILE", "ESTALE")
 _EINTR_TIMES = 40  # Python and LMDB repeat an interrupted call, so "for ever" would be for ever
@@ -38,7 +44,7 @@ class Lab:
 
     folder: Path = field(default_factory=scratch_folder)
     mutant: Mutant | None = None
-    _counts: dict[str, int] = field(default_factory=dict)
+    _kinds: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def place(self) -> Path:
@@ -66,6 +72,7 @@ class Lab:
 
             log.touch()
             said = oracle.in_child(prepare, self.folder / "said")
+            warm(log)
             if said or Expected.read(log).errors:
                 why = said or Expected.read(log).errors
                 raise RuntimeError(f"cannot prepare {workload}: {why}")
@@ -101,22 +108,27 @@ class Lab:
             return ""
         return said
 
-    def operations(self, workload: str) -> int:
-        """Return how many operations a workload makes when nothing goes wrong."""
-        if workload not in self._counts:
+    def operations(self, workload: str) -> list[str]:
+        """Return what kind of call each operation of a workload is when nothing goes wrong."""
+        if workload not in self._kinds:
             self.reset(workload)
-            said = self.run(workload, (shim.COUNT, 1, shim.EVER, 0))
+            trace = self.folder / "operations"
+            trace.unlink(missing_ok=True)
+            said = self.run(workload, (shim.COUNT, 1, shim.EVER, 0), str(trace))
             expected = Expected.read(self.log)
             if said or expected.operations is None or expected.errors:
                 raise RuntimeError(f"{workload} fails without a fault: {said or expected.errors}")
-            self._counts[workload] = expected.operations
-        return self._counts[workload]
+            warm(self.log)
+            kinds = [entry.path for entry in shim.read_log(trace) if entry.name == "op"]
+            self._kinds[workload] = kinds
+        return self._kinds[workload]
 
     def judge(self, workload: str, *, repair: bool = False) -> str:
         """Return "" if the store at `place` is as it must be, else what is wrong."""
         expected = Expected.read(self.log)
 
         def look() -> None:
+            scale.walk_here()
             scale.repeatable(f"look {workload}")
             if self.mutant is not None:
                 self.mutant()
@@ -194,10 +206,18 @@ class Lab:
         )
 
 
+def warm(log: Path) -> None:
+    """Make the states that a log names, here and not in every child."""
+    for line in log.read_text().splitlines():
+        if "seed" in (facts := json.loads(line)):
+            state(facts["seed"])
+    state(70)
+
+
 def _fault(kind: str, at: int, rest: list[str]) -> tuple[int, int, int, int]:
-    if kind == "lie":
-        return shim.LIE, at, at, 0
     last = at if rest[-1] == "once" else shim.EVER
+    if kind == "lie":
+        return shim.LIE, at, last, 0
     if kind == "short":
         return shim.SHORT, at, last, 0
     number = getattr(errno, rest[0])
@@ -208,16 +228,23 @@ def _fault(kind: str, at: int, rest: list[str]) -> tuple[int, int, int, int]:
 
 def points_of(kind: str, lab: Lab, workload: str) -> list[str]:
     """Return every point of a kind in a workload; for `again` one second kill in eight."""
-    every = range(1, lab.operations(workload) + 1)
+    calls = lab.operations(workload)
+    every = range(1, len(calls) + 1)
     if kind == "lost":
         # One past the end: nothing was killed, and the index is lost all the same.
         return [f"lost:{workload}:{at}" for at in (*every, len(every) + 50)]
-    if kind in ("kill", "lie"):
-        return [f"{kind}:{workload}:{at}" for at in every]
+    if kind == "kill":
+        return [f"kill:{workload}:{at}" for at in every]
     if kind == "none":
         return [f"none:{workload}"]
-    if kind == "short":
-        return [f"short:{workload}:{at}:{how}" for at in every for how in ("once", "ever")]
+    if kind in ("short", "lie"):
+        struck = "write" if kind == "short" else "sync"
+        return [
+            f"{kind}:{workload}:{at}:{how}"
+            for at in every
+            for how in ("once", "ever")
+            if calls[at - 1] == struck
+        ]
     if kind == "error":
         return [
             f"error:{workload}:{at}:{name}:{how}"
@@ -226,3 +253,34 @@ def points_of(kind: str, lab: Lab, workload: str) -> list[str]:
             for how in ("once", "ever")
         ]
     return [f"again:{workload}:{a}:{b}" for a in every for b in range(1 + a % 8, 140, 8)]
+
+
+# ---- rows 1 and 4 of the campaign
+
+
+def kills_row(job: Job) -> None:
+    """Row 1: a kill before every operation, a second one in the recovery, and a lost index."""
+    points = {kind: _shuffled(kind, job.lab) for kind in ("kill", "again", "lost")}
+    _every_point(job, points)
+
+
+def errors_row(job: Job) -> None:
+    """Row 4: every operation and error, short writes, flushes that fail and lose what they held."""
+    points = {kind: _shuffled(kind, job.lab) for kind in ("error", "short", "lie")}
+    _every_point(job, points)
+
+
+def _shuffled(kind: str, lab: Lab) -> list[str]:
+    """Return every point of a kind in all workloads, in an order that is the same each time."""
+    points = [point for name in WORKLOADS for point in points_of(kind, lab, name)]
+    random.Random(kind).shuffle(points)
+    return points
+
+
+def _every_point(job: Job, points: dict[str, list[str]]) -> None:
+    for kind, number in job.turns({kind: len(entries) for kind, entries in points.items()}):
+        point = points[kind][number]
+        if said := job.lab.point(point):
+            job.found(f"--replay {point}", said)
+        job.count()
+        job.count(name=kind)

@@ -18,9 +18,9 @@ from pathlib import Path
 from tests.crash import batch, oracle, scale, shim
 from tests.crash.acks import Expected
 from tests.crash.job import Job
-from tests.crash.points import Lab
+from tests.crash.points import Lab, warm
 from tests.crash.replay import FOLDER, Disk, Part, Replay
-from tests.crash.workloads import WORKLOADS, state
+from tests.crash.workloads import WORKLOADS
 
 _BATCH = 24
 # What writes in an order that matters; the rest goes through the same code.
@@ -58,10 +58,9 @@ class Recording:
         if said:
             raise RuntimeError(f"{workload} fails without a fault: {said}")
         start = lab.template(workload)
-        for line in lab.log.read_text().splitlines():
-            if "seed" in (facts := json.loads(line)):
-                state(facts["seed"])  # made once, not in every child
-        return Recording(lab, workload, start, lines, list(shim.read_log(trace)))
+        warm(lab.log)
+        operations = [entry for entry in shim.read_log(trace) if entry.name != "op"]
+        return Recording(lab, workload, start, lines, operations)
 
     def states(
         self, seed: int, seen: set[bytes], share: float, drawn: int = 2

@@ -61,6 +61,16 @@ class Row:
 
 ROWS = (
     Row(
+        1,
+        "kills",
+        "kill before every operation, and again during the recovery",
+        "points",
+        600,
+        8_000,
+        55_000,
+        "points:kills_row",
+    ),
+    Row(
         2,
         "power",
         "power loss replayed from a write log, strict POSIX",
@@ -69,6 +79,16 @@ ROWS = (
         200_000,
         1_000_000,
         "powerloss:row",
+    ),
+    Row(
+        4,
+        "errors",
+        "every operation with every error, short writes, flushes that lose data",
+        "points",
+        1_000,
+        10_000,
+        20_000,
+        "points:errors_row",
     ),
 )
 

@@ -120,15 +120,16 @@ static int path_of(int fd, char *out) {
 }
 
 /* Count an operation: 1 if the fault is due, with kills carried out here. */
-static int due(void) {
+static int due(const char *name) {
     long now = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
+    record("op", name, "", now, NULL, 0);
     if (mode == COUNT || now < first || now > last) return 0;
     if (mode == KILL) raise(SIGKILL);
     return 1;
 }
 
-static int fails(void) {
-    if (!due() || mode != ERROR) return 0;
+static int fails(const char *name) {
+    if (!due(name) || mode != ERROR) return 0;
     errno = error_number;
     return 1;
 }
@@ -186,7 +187,7 @@ static ssize_t write_some(int fd, const void *data, size_t length, off64_t offse
     if (!path_of(fd, path)) return at ? r_pwrite(fd, data, length, offset) : r_write(fd, data, length);
     pthread_mutex_lock(&order);
     ssize_t done = -1;
-    int hit = due();
+    int hit = due("write");
     if (hit && mode == ERROR) {
         errno = error_number;
     } else {
@@ -232,7 +233,7 @@ static int flush(int fd, int (*real)(int)) {
     char path[PATH_BYTES] = "";
     if (!path_of(fd, path) && !is_parent(path)) return real(fd);
     pthread_mutex_lock(&order);
-    int status = -1, hit = due();
+    int status = -1, hit = due("sync");
     if (hit && (mode == ERROR || mode == LIE)) {
         errno = mode == LIE ? EIO : error_number;
         int kept = errno;
@@ -252,7 +253,7 @@ int ftruncate64(int fd, off64_t n) {
     char path[PATH_BYTES];
     if (!path_of(fd, path)) return r_ftruncate(fd, n);
     pthread_mutex_lock(&order);
-    int status = fails() ? -1 : r_ftruncate(fd, n);
+    int status = fails("size") ? -1 : r_ftruncate(fd, n);
     if (status == 0) record("size", path, "", n, NULL, 0);
     pthread_mutex_unlock(&order);
     return status;
@@ -262,7 +263,7 @@ int ftruncate(int fd, off_t n) { return ftruncate64(fd, n); }
 /* Reserving with FALLOC_FL_KEEP_SIZE changes nothing that a reader sees, so it is not logged. */
 int fallocate64(int fd, int how, off64_t o, off64_t n) {
     char path[PATH_BYTES];
-    if (path_of(fd, path) && fails()) return -1;
+    if (path_of(fd, path) && fails("reserve")) return -1;
     return r_fallocate(fd, how, o, n);
 }
 int fallocate(int fd, int how, off_t o, off_t n) { return fallocate64(fd, how, o, n); }
@@ -270,7 +271,7 @@ int fallocate(int fd, int how, off_t o, off_t n) { return fallocate64(fd, how, o
 int posix_fallocate64(int fd, off64_t o, off64_t n) {
     char path[PATH_BYTES];
     if (!path_of(fd, path)) return r_posix_fallocate(fd, o, n);
-    if (fails()) return error_number;
+    if (fails("reserve")) return error_number;
     int status = r_posix_fallocate(fd, o, n);
     if (status == 0) record("size", path, "", o + n, NULL, 0);
     return status;
@@ -289,7 +290,7 @@ int rename(const char *a, const char *b) {
     const char *from = absolute(a, x), *to = absolute(b, y);
     if (!below(to)) return r_rename(a, b);
     pthread_mutex_lock(&order);
-    int status = fails() ? -1 : r_rename(a, b);
+    int status = fails("rename") ? -1 : r_rename(a, b);
     if (status == 0) record("rename", from, to, 0, NULL, 0);
     pthread_mutex_unlock(&order);
     return status;
@@ -300,7 +301,7 @@ int unlink(const char *a) {
     const char *path = absolute(a, x);
     if (!below(path)) return r_unlink(a);
     pthread_mutex_lock(&order);
-    int status = fails() ? -1 : r_unlink(a);
+    int status = fails("unlink") ? -1 : r_unlink(a);
     if (status == 0) record("unlink", path, "", 0, NULL, 0);
     pthread_mutex_unlock(&order);
     return status;
@@ -311,7 +312,7 @@ int mkdir(const char *a, mode_t m) {
     const char *path = absolute(a, x);
     if (!below(path)) return r_mkdir(a, m);
     pthread_mutex_lock(&order);
-    int status = fails() ? -1 : r_mkdir(a, m);
+    int status = fails("mkdir") ? -1 : r_mkdir(a, m);
     if (status == 0) record("mkdir", path, "", 0, NULL, 0);
     pthread_mutex_unlock(&order);
     return status;
@@ -325,7 +326,7 @@ static int open_file(int folder, const char *a, int flags, mode_t m) {
     if (!below(path)) return r_open(a, flags, m);
     pthread_mutex_lock(&order);
     int existed = stat(path, &facts) == 0, fd = -1;
-    if (!fails()) {
+    if (!fails("open")) {
         fd = r_open(a, flags, m);
         if (fd >= 0 && (flags & O_CREAT) && !existed) record("create", path, "", 0, NULL, 0);
         if (fd >= 0 && (flags & O_TRUNC) && existed) record("size", path, "", 0, NULL, 0);

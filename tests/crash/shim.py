@@ -104,7 +104,11 @@ def note(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One line of the log: note, create, mkdir, write, wsync, sync, size, rename or unlink."""
+    """One line of the log: note, create, mkdir, write, wsync, sync, size, rename or unlink.
+
+    Before each, and for calls that change nothing, there is a line `op`: its path is what kind of
+    call it is, its offset the number under which a fault can strike it.
+    """
 
     name: str
     path: str
