@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.curation import Curation
+from casckpt.checkpoint.exchange import foreign
 from casckpt.checkpoint.file_saves import FileSaves
 from casckpt.checkpoint.handle import Mode, Options
 from casckpt.checkpoint.leaves import register_lazy
@@ -24,7 +24,7 @@ from casckpt.checkpoint.questions import Questions
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.recovery import RepairResult
 from casckpt.checkpoint.refs import parse_ref, split_store
-from casckpt.errors import BadRef, BadRequest
+from casckpt.errors import BadRef
 from casckpt.training import randomness
 from casckpt.training.calls import Runs
 
@@ -58,9 +58,9 @@ register_lazy("xgboost", "casckpt.adapters.xgboost_parts")
 register_lazy("lightgbm", "casckpt.adapters.lightgbm_parts")
 register_lazy("optuna", "casckpt.adapters.optuna_storage")
 register_lazy("sklearn", "casckpt.adapters.sklearn_objects")
+for _root in ("xgboost", "lightgbm", "optuna", "sklearn"):
+    foreign.register_lazy(_root, f"casckpt.adapters.{_root}_files")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")
-
-_NUMBER: Final = re.compile(r"\d+")
 
 
 class Store(Runs, FileSaves, Questions, Curation):
@@ -118,16 +118,24 @@ class Store(Runs, FileSaves, Questions, Curation):
     def import_files(
         self, run: str, *paths: str | Path, step: int | None = None
     ) -> list[Checkpoint]:
-        """Save files as checkpoints of a run: safetensors, torch, pickle, npz, npy, json, ubj.
+        """Save files of others as checkpoints of a run; nothing in a file is ever run.
 
-        Nothing in a file is run: pickles are read by a machine that makes tensors and plain
-        values and refuses everything else.
+        Read are safetensors, torch, pickle, npz, npy, JSON, UBJSON, models of LightGBM, and
+        studies of Optuna (pickle, SQLite, journal). Pickles go through a machine that makes
+        tensors, plain values, boosters, estimators of scikit-learn and studies, and refuses
+        everything else. A booster or study becomes a state that the adapter's `train` or
+        `optimize` goes on from. Floats at the top of a state, and its `metrics`, are the
+        checkpoint's metrics.
 
         Args:
             run: name of the run.
-            paths: files, or folders that `export` made with format "tree".
-            step: of the first file, the next get the following ones. None takes the last number
-                in each name, if all have one and no two the same; else the run's next steps.
+            paths: files, and folders that `export` made with format "tree"; or one folder of an
+                old pile: `model_epoch_5.pth`, `model_best.pth` and so on become one run; what a
+                best or latest one equals is tagged `imported-best`. A pile of several things
+                becomes runs below `run`. Files of no known format are left out.
+            step: of the first file, the next get the following ones. None takes the numbers in
+                the names, else what the files say themselves, if all do and no two the same;
+                else the run's next steps.
 
         Returns:
             The checkpoints, by step.
@@ -137,16 +145,12 @@ class Store(Runs, FileSaves, Questions, Curation):
             PickleRefused: a file would run code.
             StepExists: a step is not larger than the run's last.
             Corrupt: a file contradicts itself.
+            MissingExtra: it was written by a framework that is not installed.
         """
-        from casckpt.checkpoint import exchange
+        from casckpt.training.importing import Importer
 
         self._ready(write=True)
-        tensors = _tensors()
-        made = []
-        for path, at in _with_steps([Path(path) for path in paths], step):
-            state = exchange.read_file(path, tensors=tensors)
-            made.append(self.save(run, state, at))
-        return made
+        return Importer(self, _tensors()).files(run, [Path(path) for path in paths], step)
 
     def repair(
         self,
@@ -381,16 +385,3 @@ def _tensors(*, required: bool = False) -> Tensors | None:
     from casckpt.adapters.torchfile import TorchTensors
 
     return TorchTensors()
-
-
-def _with_steps(paths: Sequence[Path], step: int | None) -> list[tuple[Path, int | None]]:
-    """Return the files with the step of each, in the order in which they are saved."""
-    if not paths:
-        raise BadRequest("no files to import")
-    if step is not None:
-        return [(path, step + at) for at, path in enumerate(paths)]
-    numbers = [_NUMBER.findall(path.stem) for path in paths]
-    if all(numbers) and len({int(found[-1]) for found in numbers}) == len(paths):
-        by_step = {int(found[-1]): path for found, path in zip(numbers, paths, strict=True)}
-        return [(by_step[at], at) for at in sorted(by_step)]
-    return [(path, None) for path in paths]

@@ -187,14 +187,7 @@ class OptunaHandler:
         """Return the node of a study; None for other values of the library."""
         if not isinstance(value, optuna.Study):
             return None
-        about = {
-            "name": value.study_name,
-            "directions": [direction.name for direction in value.directions],
-            "metric_names": value.metric_names,
-            "user_attrs": value.user_attrs,
-        }
-        lines = [about, *(_trial_facts(trial) for trial in value.get_trials(deepcopy=False))]
-        text = b"\n".join(json.dumps(line, sort_keys=True).encode() for line in lines)
+        text = b"\n".join(study_lines(value))
         return {"x": ["optuna", "study"], "a": None, "v": [walker.walk(text, path)]}
 
     def build(
@@ -204,16 +197,9 @@ class OptunaHandler:
         if kind != "study" or len(children) != 1 or not isinstance(children[0], bytes):
             raise malformed(f"a value of optuna of the unknown kind {kind[:40]!r}")
         try:
-            about, *trials = [json.loads(line) for line in children[0].split(b"\n")]
-            study = optuna.Study(about["name"], _memory(about["name"], about["directions"]))
-            if about["metric_names"]:
-                study.set_metric_names(about["metric_names"])
-            for key, attr in about["user_attrs"].items():
-                study.set_user_attr(key, attr)
-            add_trials(study, (_trial(facts) for facts in trials))
+            return study_of(children[0].split(b"\n"))
         except (ValueError, KeyError, TypeError) as exc:
             raise malformed(f"a study that optuna refuses: {str(exc)[:200]}") from exc
-        return study
 
     def link(self, leaves: list[Leaf]) -> None:
         """Do nothing: studies share no memory."""
@@ -240,6 +226,34 @@ class OptunaHandler:
 
 
 HANDLER = OptunaHandler()
+
+
+def study_lines(study: optuna.Study) -> list[bytes]:
+    """Return a study as lines of JSON: what it is, then each trial."""
+    about = {
+        "name": study.study_name,
+        "directions": [direction.name for direction in study.directions],
+        "metric_names": study.metric_names,
+        "user_attrs": study.user_attrs,
+    }
+    lines = [about, *(_trial_facts(trial) for trial in study.get_trials(deepcopy=False))]
+    return [json.dumps(line, sort_keys=True).encode() for line in lines]
+
+
+def study_of(lines: Iterable[bytes]) -> optuna.Study:
+    """Return the study of such lines, in memory.
+
+    Raises:
+        ValueError, KeyError, TypeError: the lines are of no study.
+    """
+    about, *trials = [json.loads(line) for line in lines]
+    study = optuna.Study(about["name"], _memory(about["name"], about["directions"]))
+    if about["metric_names"]:
+        study.set_metric_names(about["metric_names"])
+    for key, attr in about["user_attrs"].items():
+        study.set_user_attr(key, attr)
+    add_trials(study, (_trial(facts) for facts in trials))
+    return study
 
 
 def add_trials(study: optuna.Study, trials: Iterable[optuna.trial.FrozenTrial]) -> None:

@@ -69,7 +69,7 @@ class SklearnHandler:
         """Return the object of its parts."""
         try:
             if kind == "object":
-                return _object(attributes, *children)
+                return make_object(attributes, *children)
             if kind == "array":
                 return _object_array(attributes, children)
             if kind == "stream":
@@ -117,7 +117,7 @@ def _take_apart(value: Any, path: str) -> _Part:
     new = getattr(copyreg, "__newobj__", None)
     if make is new and arguments[0] is cls:
         made, rest = "new", arguments[1:]
-    elif make is cls and not cls.__flags__ & _HEAP_TYPE:
+    elif make is cls and is_called(cls):
         made, rest = "call", arguments
     elif arguments[:1] == (cls,) and getattr(make, "__name__", "").startswith("__pyx_unpickle"):
         # Compiled classes without state of their own; the number is a checksum of their fields.
@@ -162,11 +162,12 @@ def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "sklearn"
 
 
-def _object(about: Node, arguments: tuple[Any, ...], state: Any) -> Any:
-    cls = _class(*about["class"])
+def make_object(about: Node, arguments: tuple[Any, ...], state: Any) -> Any:
+    """Return an object of its class, what its class is called or made with, and its state."""
+    cls = own_class(*about["class"])
     if about["made"] == "new":
         value = cls.__new__(cls, *arguments)
-    elif cls.__flags__ & _HEAP_TYPE:
+    elif not is_called(cls):
         raise malformed(f"a class written in Python that is called: {cls.__qualname__}")
     else:
         value = cls(*arguments)
@@ -179,7 +180,12 @@ def _object(about: Node, arguments: tuple[Any, ...], state: Any) -> Any:
     return value
 
 
-def _class(module: str, name: str) -> Any:
+def is_called(cls: type) -> bool:
+    """Return whether objects of a class are made by calling it: compiled ones only."""
+    return not cls.__flags__ & _HEAP_TYPE
+
+
+def own_class(module: str, name: str) -> Any:
     """Return a class of scikit-learn; only modules of the installed package are imported."""
     if not _MODULE.match(module) or not _NAME.match(name):
         raise malformed(f"a class outside scikit-learn: {module[:60]}.{name[:60]}")

@@ -108,6 +108,8 @@ def _default_name(checkpoint: Checkpoint, format_: str) -> str:
     examples=(
         "casckpt import best.pt --run bpm/nn --step 60",
         "casckpt import epoch_*.pt --run bpm/nn   steps from the numbers in the names",
+        "casckpt import old/ --run bpm            a folder of model_epoch_5.pth, model_best.pth ...",
+        "casckpt import study.db --run search     a study of Optuna, to go on with",
     ),
 )
 @click.argument(
@@ -116,10 +118,11 @@ def _default_name(checkpoint: Checkpoint, format_: str) -> str:
 @click.option("--run", required=True, shell_complete=completers.runs, help="The run they go to.")
 @click.option("--step", type=click.IntRange(min=0), metavar="N", help="Step of the first file.")
 def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None) -> None:
-    """Take files in as checkpoints of a run: safetensors, torch, npz, npy, ubj, json.
+    """Take files in as checkpoints of a run: safetensors, torch, npz, npy, ubj, json, and more.
 
-    Pickles inside .pt and .pkl files go through an unpickler that builds tensors and plain values
-    and refuses everything else; no code of a file is run.
+    Pickles go through an unpickler that builds tensors, plain values, boosters of xgboost and
+    LightGBM, estimators of scikit-learn and studies of Optuna, and refuses everything else; no
+    code of a file is run. A folder of an old pile becomes a run, or several below RUN.
     """
     (name,) = stores.split(output.settings, run)
     with stores.opened(output.settings, "a") as store:

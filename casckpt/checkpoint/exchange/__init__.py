@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from casckpt.checkpoint.exchange.files import FORMATS, SUFFIXES, read_file, write_file
+from casckpt.checkpoint.exchange.files import FORMATS, SUFFIXES, is_known, read_file, write_file
 from casckpt.checkpoint.exchange.safetensors_tree import read_tree, write_tree
 from casckpt.checkpoint.exchange.tensors import NumpyTensors, Tensors
 
@@ -15,6 +15,7 @@ __all__ = [
     "SUFFIXES",
     "NumpyTensors",
     "Tensors",
+    "is_known",
     "read_file",
     "read_tree",
     "write_file",

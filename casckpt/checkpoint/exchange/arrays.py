@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from casckpt.checkpoint.exchange.dtypes import EXTENSION_DTYPES, numpy_dtype
@@ -66,23 +67,41 @@ class DtypeNode(Node):
 
 
 class ArrayNode(Node):
-    """An array; BUILD brings shape, dtype and bytes."""
+    """An array; BUILD brings shape, dtype and bytes, or objects where those are allowed."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, takes_objects: bool = False) -> None:
         self._value: Any = None
+        self._objects: list[Any] | None = None
+        self._shape: tuple[int, ...] = ()
         self._path = path
+        self._takes_objects = takes_objects
 
     def build(self, state: Any) -> None:
         """Take numpy's state: (version, shape, dtype, Fortran order, bytes)."""
         if type(state) is not tuple or len(state) not in (4, 5):
             raise ValueError("the state of an array is no tuple of 5")
         shape, node, fortran, data = state[-4:]
+        if self._takes_objects and type(data) is list:
+            self._take_objects(shape, data)  # in C order, whatever the flag says
+            return
         self._value = make_array(self._path, shape, node, data, "F" if fortran else "C")
         self.logical_bytes = self._value.nbytes
 
+    def _take_objects(self, shape: Any, items: list[Any]) -> None:
+        self._shape = shape_of(shape)
+        if math.prod(self._shape) != len(items):
+            raise ValueError(f"an array whose shape does not fit its {len(items)} objects")
+        self._objects = items
+
     def finish(self, resolve: Resolve) -> Any:
         """Return the array."""
-        del resolve
+        if self._objects is not None:
+            import numpy as np
+
+            self._value = np.empty(len(self._objects), dtype=object)
+            for index, item in enumerate(self._objects):
+                self._value[index] = resolve(item)
+            return self._value.reshape(self._shape)
         if self._value is None:
             raise ValueError("an array without its bytes")
         return self._value
@@ -135,14 +154,19 @@ def make_array(path: str, shape: Any, node: Any, data: Any, order: str) -> Any:
     return np.ndarray(sizes, dtype, bytearray(raw), order="F" if order == "F" else "C")
 
 
-def array_table(path: str) -> Table:
-    """Return the symbols of numpy and ml_dtypes."""
+def array_table(path: str, takes_objects: Callable[[], bool] = lambda: False) -> Table:
+    """Return the symbols of numpy and ml_dtypes.
+
+    Args:
+        path: for messages.
+        takes_objects: whether arrays of objects are read, as those inside an estimator are.
+    """
 
     def reconstruct(args: tuple[Any, ...]) -> Any:
         kind = args[0]
         if not isinstance(kind, Symbol) or kind.name != "numpy.ndarray":
             raise refused(path, "a subclass of numpy.ndarray")
-        return ArrayNode(path)
+        return ArrayNode(path, takes_objects())
 
     def scalar(args: tuple[Any, ...]) -> Any:
         node, data = args

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
+from casckpt.checkpoint.exchange import foreign, safetensors
 from casckpt.checkpoint.exchange.atomic import new_file
 from casckpt.checkpoint.exchange.refusals import damaged, unreadable
 from casckpt.checkpoint.exchange.tensors import NumpyTensors, Tensors
@@ -31,13 +32,19 @@ SUFFIXES: Final = {
 """The format a name asks for when `write_file` is given none."""
 
 _READABLE: Final = (
-    "casckpt imports safetensors, torch (.pt .pth .ckpt), pickle, npz, npy, json and ubj; "
+    "casckpt imports safetensors, torch (.pt .pth .ckpt), pickle, npz, npy, json, ubj, "
+    "models of LightGBM, and studies of Optuna in SQLite and journals; "
     "to keep any file as it is, use save_files"
 )
 _HEAD_BYTES: Final = 64
 _ZIP: Final = b"PK"
 _NPY: Final = b"\x93NUMPY"
 _JSON_STARTS: Final = b'{["-0123456789tfn'
+_FOREIGN: Final = (
+    ("optuna", (b"SQLite format 3\0", b'{"op_code":', b'{"op_code": ')),
+    ("lightgbm", (b"tree\n", b"tree\r\n")),
+)
+"""How files of frameworks begin that have no other format known here."""
 _UBJ_LENGTHS: Final = b"UiIlL"
 _PICKLE_SUFFIXES: Final = (".pkl", ".pickle", ".p", ".pt", ".pth")
 _PICKLE_STARTS: Final = b"(][}){NIJKMLFGSUTVXcC"
@@ -53,8 +60,9 @@ def read_file(
     """Return the state tree in a file; nothing in it is ever run.
 
     The format is told by content: safetensors, torch's zip and older files, pickles, .npz, .npy,
-    XGBoost's UBJSON (as bytes), JSON; and a folder that `write_tree` made. Files that casckpt
-    wrote as safetensors, npz and JSON come back exactly.
+    XGBoost's UBJSON (as bytes), LightGBM's text, Optuna's SQLite and journals, JSON; and a folder
+    that `write_tree` made. Files that casckpt wrote as safetensors, npz and JSON come back
+    exactly.
 
     Args:
         path: a file, or a folder that `write_tree` made.
@@ -98,6 +106,26 @@ def read_file(
         raise OperationFailed(
             f"cannot read {name}", "there is not enough memory for it", "use a larger machine"
         ) from exc
+
+
+def is_known(path: Path) -> bool:
+    """Return whether a file begins as one of the formats that are read; text must be named .json.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if path.suffix.lower() == ".json":
+        return True
+    return (
+        safetensors.looks_like(head, size)
+        or head.startswith((_ZIP, _NPY))
+        or _is_ubj(head)
+        or _is_pickle(head, path)
+        or _foreign_root(head) is not None
+    )
 
 
 def write_file(
@@ -161,7 +189,9 @@ def _only_bytes(state: object) -> bytes:
     pending = [state]
     while pending and len(found) < 2:
         value = pending.pop()
-        if isinstance(value, bytes | bytearray):
+        if (raw := foreign.raw(value)) is not None:
+            found.append(raw)
+        elif isinstance(value, bytes | bytearray):
             if _is_ubj(bytes(value[:_HEAD_BYTES])):
                 found.append(bytes(value))
         elif isinstance(value, dict):
@@ -178,7 +208,7 @@ def _only_bytes(state: object) -> bytes:
 
 
 def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: RestoreOptions) -> Any:
-    from casckpt.checkpoint.exchange import jsontree, npz, safetensors, safetensors_tree
+    from casckpt.checkpoint.exchange import jsontree, npz, safetensors_tree
     from casckpt.checkpoint.exchange.archive import Archive
     from casckpt.checkpoint.exchange.torchfile import PickleReader
 
@@ -200,6 +230,8 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
         return bytes(_whole(file, size, name))
     if _is_pickle(head, path):
         return PickleReader(name, size, tensors).read_pickle(file, size)
+    if (root := _foreign_root(head)) is not None:
+        return foreign.load(root, bytes(_whole(file, size, name)), name)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if text and text[0] in _JSON_STARTS:
         return jsontree.read(file, size, name, options)
@@ -209,6 +241,10 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
 def _is_ubj(head: bytes) -> bool:
     # An object whose first key has a length marker, where JSON has a quote.
     return len(head) > 2 and head[:1] == b"{" and head[1] in _UBJ_LENGTHS
+
+
+def _foreign_root(head: bytes) -> str | None:
+    return next((root for root, marks in _FOREIGN if head.startswith(marks)), None)
 
 
 def _is_pickle(head: bytes, path: Path) -> bool:

@@ -17,6 +17,7 @@ import logging
 import struct
 from typing import IO, Any, Final
 
+from casckpt.checkpoint.exchange import foreign
 from casckpt.checkpoint.exchange.archive import Archive
 from casckpt.checkpoint.exchange.arrays import array_table
 from casckpt.checkpoint.exchange.dtypes import ITEM_BYTES, swap_bytes
@@ -25,6 +26,7 @@ from casckpt.checkpoint.exchange.plain import Notes, lookup_key, plain_table
 from casckpt.checkpoint.exchange.refusals import allowed_bytes, damaged, refused, unreadable
 from casckpt.checkpoint.exchange.resolve import Resolver
 from casckpt.checkpoint.exchange.storages import Memory, StorageNode, TorchNames
+from casckpt.checkpoint.exchange.streams import stream_table
 from casckpt.checkpoint.exchange.symbols import Symbol
 from casckpt.checkpoint.exchange.tensors import Tensors
 
@@ -52,7 +54,9 @@ class PickleReader:
         self._nested_bytes = 0
         self._notes = Notes()
         names = TorchNames(path, tensors, self._notes, self._load_nested, allowed_bytes(file_bytes))
-        self._table = plain_table(self._notes) | array_table(path) | names.table()
+        self._has_foreign = False
+        arrays = array_table(path, lambda: self._has_foreign)
+        self._table = plain_table(self._notes) | arrays | stream_table() | names.table()
         self._memories: dict[str, Memory] = {}
         self._views: dict[str, StorageNode] = {}
 
@@ -152,6 +156,9 @@ class PickleReader:
 
     def _find(self, module: str, name: str) -> Symbol:
         found = self._table.get(lookup_key(module, name))
+        if found is None and (found := foreign.symbol(module, name, self._path)) is not None:
+            self._table[module, name] = found
+            self._has_foreign = True
         if found is None:
             whole = module.partition(".")[0] == "torch" or ".nn." in module
             raise refused(
