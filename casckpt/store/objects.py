@@ -32,14 +32,48 @@ class SaveAgain(Busy):
     default_hint = "save again; what is already stored is not written twice"
 
 
+class BaseBlob:
+    """The stored blob that a blob of the save resembles: which chunk stands where. Thread safe.
+
+    It is read when a chunk is found missing: an unchanged state asks for none.
+    """
+
+    def __init__(self, reader: Reader, identity: bytes, length: int) -> None:
+        self._reader = reader
+        self._id = identity
+        self._length = length
+        self._lock = threading.Lock()
+        self._chunks: list[bytes] | None = None
+
+    def chunk(self, index: int) -> bytes | None:
+        """Return the id of its chunk at that place of the grid; None if it cannot be used."""
+        with self._lock:
+            if self._chunks is None:
+                self._chunks = self._on_grid()
+        return self._chunks[index] if self._chunks else None
+
+    def _on_grid(self) -> list[bytes]:
+        try:
+            chunks = self._reader.chunks_of(self._id, self._length)
+        except (Corrupt, Deleted, NewerFormat):
+            return []
+        sizes = [size for _, size in chunks]
+        whole = all(size == layout.GRID_BYTES for size in sizes[:-1])
+        return [key for key, _ in chunks] if whole and sum(sizes) == self._length else []
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk to be: of which blob of the save, its bytes, and a chunk it may resemble."""
+    """A chunk to be: of which blob of the save, its place there, its bytes.
+
+    `base` is a blob whose chunk at the same place it may resemble.
+    """
 
     blob: int
+    index: int
     view: memoryview
     item_size: int
-    base: bytes | None = None
+    base: BaseBlob | None = None
 
 
 @dataclass(slots=True)
@@ -77,8 +111,7 @@ class ObjectWriter:
     def store_unit(self, unit: list[Piece]) -> list[tuple[int, Stored]]:
         """Hash the pieces, look them up, store what is missing. Runs on a worker."""
         ids = records.chunk_context().hash_many([piece.view for piece in unit])
-        bases = {identity: piece.base for identity, piece in zip(ids, unit, strict=True)}
-        missing = self._claim_missing(bases)
+        missing = self._claim_missing(dict(zip(ids, unit, strict=True)))
         stored = []
         for identity, piece in zip(ids, unit, strict=True):
             outcome = Stored(identity, len(piece.view))
@@ -91,13 +124,13 @@ class ObjectWriter:
             stored.append((piece.blob, outcome))
         return stored
 
-    def _claim_missing(self, bases: Mapping[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+    def _claim_missing(self, wanted: Mapping[bytes, Piece | None]) -> dict[bytes, bytes | None]:
         """Return the ids that this caller must store, each with a base that can be used, or None.
 
         The other ids are stored already, or another worker of this save is about to.
         """
         with self._lock:
-            mine = [identity for identity in bases if identity not in self.known]
+            mine = [identity for identity in wanted if identity not in self.known]
             self.known.update(mine)
         if not mine:
             return {}
@@ -107,9 +140,18 @@ class ObjectWriter:
             for identity in mine:
                 chain = tx.chain(identity)
                 if chain is None:
-                    missing[identity] = self._usable_base(tx, bases[identity], cold)
+                    missing[identity] = None
                 elif _is_cold(chain):
                     cold.append(identity)
+        bases = {
+            identity: base
+            for identity in missing
+            if (base := self._base_of(wanted[identity])) is not None
+        }
+        if bases:
+            with self._shared.environment.read() as tx:
+                for identity, base in bases.items():
+                    missing[identity] = self._usable_base(tx, base, cold)
         if cold:
             # The bytes are there, in a pack that waits to be swept: bring the whole chain back.
             late = self._shared.writer.run(lambda tx: revive(tx, cold), facts=False)
@@ -117,11 +159,16 @@ class ObjectWriter:
             missing.update({identity: None for identity in mine if identity in late})
         return missing
 
-    def _usable_base(self, tx: Transaction, base: bytes | None, cold: list[bytes]) -> bytes | None:
+    def _base_of(self, piece: Piece | None) -> bytes | None:
+        if piece is None or piece.base is None:
+            return None
+        return piece.base.chunk(piece.index) if self._may_be_base(piece) else None
+
+    def _usable_base(self, tx: Transaction, base: bytes, cold: list[bytes]) -> bytes | None:
         """Return `base` if a chunk may be stored against it; one to be revived goes to `cold`."""
-        chain = None if base is None else tx.chain(base)
+        chain = tx.chain(base)
         # Every link is one more record to read at each restore.
-        if base is None or chain is None or len(chain) > self._max_delta_depth:
+        if chain is None or len(chain) > self._max_delta_depth:
             return None
         if _is_cold(chain):
             cold.append(base)
@@ -152,8 +199,6 @@ class ObjectWriter:
 
         `memory` are these bytes, if they are at hand.
         """
-        if self._refused.get(piece.blob, 0) >= _REFUSALS:
-            return None
         if memory is not None:
             old = memoryview(memory)
         else:

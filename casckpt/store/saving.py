@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from casckpt import native
-from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace
+from casckpt.errors import NoSpace
 from casckpt.store import codec, creation, files, layout, lists
 from casckpt.store.commits import (
     CommitRequest,
@@ -23,7 +23,7 @@ from casckpt.store.commits import (
     write_rows,
 )
 from casckpt.store.environment import Transaction
-from casckpt.store.objects import ObjectWriter, Piece, Placed, SaveAgain, Stored
+from casckpt.store.objects import BaseBlob, ObjectWriter, Piece, Placed, SaveAgain, Stored
 from casckpt.store.packs import PackFailed
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
@@ -182,9 +182,9 @@ class Saver:
         size = count = 0
         for blob, source in enumerate(sources):
             count = blob + 1
-            bases = self._base_chunks(source)
+            base = self._base_blob(source)
             for index, view in enumerate(_pieces(source)):
-                unit.append(Piece(blob, view, source.item_size, bases[index] if bases else None))
+                unit.append(Piece(blob, index, view, source.item_size, base))
                 size += len(view)
                 if size >= _UNIT_BYTES or len(unit) >= _UNIT_PIECES:
                     yield unit, size, count
@@ -192,16 +192,11 @@ class Saver:
         if unit or count:
             yield unit, size, count
 
-    def _base_chunks(self, source: BlobSource) -> list[bytes]:
-        """Return the chunk ids of a source's base, none if it has no base that can be used."""
+    def _base_blob(self, source: BlobSource) -> BaseBlob | None:
         if source.base is None or source.opaque or codec.plane_width(source.item_size) == 1:
-            return []
+            return None
         length = sum(memoryview(buffer).nbytes for buffer in source.buffers)
-        try:
-            chunks = self._reader.chunks_of(source.base, length)
-        except (Corrupt, Deleted, NewerFormat):
-            return []
-        return [identity for identity, _ in chunks] if _on_grid(chunks, length) else []
+        return BaseBlob(self._reader, source.base, length)
 
     def _name(self, pieces: list[Stored]) -> BlobInfo:
         before = self.stored_bytes
@@ -324,12 +319,6 @@ def _pieces(source: BlobSource) -> Iterator[memoryview]:
         return
     for start in range(0, len(whole), layout.GRID_BYTES):
         yield whole[start : start + layout.GRID_BYTES]
-
-
-def _on_grid(chunks: Sequence[tuple[bytes, int]], length: int) -> bool:
-    """Tell whether chunks are those of an array of `length` bytes, cut on the grid."""
-    sizes = [size for _, size in chunks]
-    return sum(sizes) == length and all(size == layout.GRID_BYTES for size in sizes[:-1])
 
 
 def _require_ballast(shared: SharedStore) -> None:
