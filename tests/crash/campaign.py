@@ -95,12 +95,16 @@ class _Campaign:
         return 1 if self.bad else 0
 
     def _one(self, kind: str, point: str) -> None:
-        from tests.crash import damage, powerloss, swarm
+        from tests.crash import bits, damage, powerloss, swarm
 
         if kind == "power":
             found, states = powerloss.run(self.lab, point, self.deadline, first=self.options.first)
         elif kind == "flip":
             found, states = damage.run(self.lab, point, self.deadline, first=self.options.first)
+        elif kind == "rot":
+            found, states = damage.rot(self.lab, point)
+        elif kind == "bits":
+            found, states = bits.replay(self.lab, point), 1
         elif kind == "swarm":
             found, states = swarm.run(self.lab, point, self.options.seconds)
         else:

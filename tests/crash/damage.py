@@ -1,12 +1,14 @@
 """Flipped bits, cut files and swapped sectors: never wrong data, never a signal, a typed error.
 
-`flip:SEED` draws damages of a small store; `flip:SEED:NUMBER` repeats one. After each a child, as a
+`flip:SEED` draws damages of a store; `flip:SEED:NUMBER` repeats one. After each a child, as a
 user's program would, opens the store, restores everything, verifies and saves. What it reads is
-the state that was saved, or an error of casckpt with an exit code.
+the state that was saved, or an error of casckpt with an exit code. `rot:SEED` only reads, many
+damages a child.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 import shutil
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 from casckpt.api import Store
 from casckpt.errors import CasckptError, Corrupt
 from casckpt.store import layout
-from tests.crash import oracle
+from tests.crash import batch, oracle, scale
 from tests.crash.acks import Expected
 from tests.crash.points import Lab
 from tests.crash.workloads import open_store, same, state
@@ -81,7 +83,14 @@ _WAYS: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 
 def harm(place: Path, draw: random.Random) -> str:
-    """Damage one file of a store; small files as often as large ones. Return what was done."""
+    """Damage one file of a store; return what was done."""
+    path, data, what = harmed(place, draw)
+    path.write_bytes(data)
+    return what
+
+
+def harmed(place: Path, draw: random.Random) -> tuple[Path, bytearray, str]:
+    """Return a file, what it holds after a damage, and words for that; small files as often."""
     kinds: dict[str, list[Path]] = {}
     for path in targets(place):
         kinds.setdefault(path.suffix or path.parent.name + path.name[:3], []).append(path)
@@ -89,8 +98,7 @@ def harm(place: Path, draw: random.Random) -> str:
     data = bytearray(path.read_bytes())
     way = draw.choice(_WAYS)
     way(data, draw)
-    path.write_bytes(data)
-    return f"{way.__name__} of {path.relative_to(place)}"
+    return path, data, f"{way.__name__} of {path.relative_to(place)}"
 
 
 def run(
@@ -121,6 +129,45 @@ def run(
     return bad, done
 
 
+def rot(lab: Lab, point: str, *, count: int = 256) -> tuple[list[tuple[str, str]], int]:
+    """Carry out `rot:SEED` or `rot:SEED:NUMBER`: damage, read everything, put back."""
+    _, seed, *rest = point.split(":")
+    numbers = [int(rest[0])] if rest else list(range(count))
+    lab.reset(WORKLOAD)
+    whole = {path: path.read_bytes() for path in targets(lab.place)}
+    expected = Expected.read(lab.log)
+    bad = []
+
+    def look(number: int, walk: Callable[[], None]) -> None:
+        path, data, _ = harmed(lab.place, random.Random(f"{seed} {number}"))
+        walk()
+        path.write_bytes(data)
+        try:
+            with open_store(lab.place, "r") as store:
+                said = _restore_all(store, expected)
+                if said and number % 8 == 0 and not store.verify("bytes").damaged:
+                    raise oracle.Violation(f"I5: verify is clean, and a restore says: {said}")
+        except CasckptError as exc:
+            typed(exc)
+        finally:
+            path.write_bytes(whole[path])
+
+    def carry_out(these: list[int], walk: Callable[[], None]) -> list[str]:
+        looks = [functools.partial(look, number, walk) for number in these]
+        answers = batch.each(looks, lab.folder / "said")
+        for path, content in whole.items():
+            if path.read_bytes() != content:
+                path.write_bytes(content)
+        return answers
+
+    for number, said in zip(numbers, carry_out(numbers, scale.walk_here), strict=True):
+        # The product reads the index in a child first: what kills that one is found in time.
+        again = carry_out([number], scale.fork_to_walk)[0] if "I5: signal" in said else said
+        if again:
+            bad.append((f"rot:{seed}:{number}", again))
+    return bad, len(numbers)
+
+
 def _use(lab: Lab) -> None:
     if lab.mutant is not None:
         lab.mutant()
@@ -129,7 +176,7 @@ def _use(lab: Lab) -> None:
         try:
             store = open_store(lab.place, mode)
         except CasckptError as exc:
-            _typed(exc)
+            typed(exc)
             return
         harmed = _restore_all(store, expected)
         try:
@@ -145,11 +192,11 @@ def _use(lab: Lab) -> None:
                 if later and not harmed:
                     raise oracle.Violation(f"I1: whole before the next save and gc, then: {later}")
         except CasckptError as exc:
-            _typed(exc)
+            typed(exc)
         try:
             store.close()
         except CasckptError as exc:
-            _typed(exc)
+            typed(exc)
 
 
 def _restore_all(store: Store, expected: Expected) -> str:
@@ -160,7 +207,7 @@ def _restore_all(store: Store, expected: Expected) -> str:
         try:
             restored = store.restore(f"{run}@{step}")
         except CasckptError as exc:
-            _typed(exc)
+            typed(exc)
             said = said or (f"{type(exc).__name__}: {exc}" if seeds else "")
             continue
         if not any(same(restored, state(seed)) for seed in seeds or range(100)):
@@ -168,7 +215,8 @@ def _restore_all(store: Store, expected: Expected) -> str:
     return said
 
 
-def _typed(exc: CasckptError) -> None:
+def typed(exc: CasckptError) -> None:
+    """Raise Violation unless an error has a class, and a way out where it needs one."""
     if exc.exit_code == CasckptError.exit_code:
         raise oracle.Violation(f"I5: an error without a class: {exc}")
     if isinstance(exc, Corrupt) and not exc.hint:

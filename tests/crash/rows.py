@@ -90,6 +90,16 @@ ROWS = (
         20_000,
         "points:errors_row",
     ),
+    Row(
+        6,
+        "damage",
+        "every bit, truncation and sector of a small store; random damage of a larger one",
+        "damages",
+        10_000,
+        870_000,
+        1_770_000,
+        "bits:row",
+    ),
 )
 
 

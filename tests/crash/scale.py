@@ -57,6 +57,11 @@ def walk_here() -> None:
     vars(opening)["walk_index"] = walk.walk
 
 
+def fork_to_walk() -> None:
+    """Read an index in a fork, as the product does in a child."""
+    vars(opening)["walk_index"] = walk_in_a_fork
+
+
 def walk_in_a_fork(index: object) -> None:
     """As `opening.walk_index`, without the 100 ms of a new interpreter."""
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""Flipped bits, cut files, zeroed and swapped sectors of a small store."""
+"""Flipped bits, cut files, zeroed, swapped and stale sectors."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 pytestmark = pytest.mark.crash
 
 
-def test_damage_is_found_or_harmless_and_never_a_signal(campaign):
-    campaign("--kind", "flip", "--seed-range", "1:2")
+def test_damage_is_found_or_harmless_and_never_a_signal(row):
+    row("damage")
