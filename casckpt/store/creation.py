@@ -14,7 +14,7 @@ from casckpt.store.environment import Environment
 
 # LMDB computes its reader table from the file's size: header and 1,024 slots of 64 bytes
 _LOCK_FILE_BYTES = 72 * layout.KIB
-_KNOWN = frozenset(
+KNOWN_NAMES = frozenset(
     {
         layout.FORMAT_FILE,
         layout.CURRENT_FILE,
@@ -45,7 +45,7 @@ def create_store(path: Path) -> None:
             f"make it first: mkdir -p {path.parent}",
         )
     try:
-        files.make_folder(path, exist_ok=True)
+        files.make_folder(path, exist_ok=True, private=True)
     except FileExistsError as exc:
         raise NoStore(
             f"cannot make a store at {path}", "a file of that name is in the way"
@@ -75,7 +75,7 @@ def create_store(path: Path) -> None:
 def _is_ours(path: Path) -> bool:
     """Tell whether a folder is empty or holds only what an interrupted init leaves."""
     return all(
-        entry.name.removesuffix(".new") in _KNOWN or entry.name.startswith(layout.INDEX_PREFIX)
+        entry.name.removesuffix(".new") in KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX)
         for entry in path.iterdir()
     )
 

@@ -253,7 +253,7 @@ class Environment:
                 max_readers=layout.MAX_READERS,
                 max_spare_txns=0,
                 readahead=False,
-                mode=0o666,
+                mode=files.permissions_in(path) & 0o666,
                 lib_version=0,
             )
             try:

@@ -80,15 +80,20 @@ def _reading(path: Path) -> Iterator[None]:
         raise
 
 
-def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
+def open_file(path: Path, flags: int) -> int:
     """Open `path` and return its descriptor; symbolic links are refused, never followed.
+
+    Neither are devices, pipes and sockets opened, nor waited for. A file that is made gets the
+    permissions of its folder, without execution, less what the umask takes; others never write.
 
     Raises FileNotFoundError, FileExistsError and NotADirectoryError as they are: callers decide
     what they mean.
     """
     try:
         crash_point("open", path)
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        mode = permissions_in(path.parent) & 0o666 if flags & os.O_CREAT else 0
+        safe = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(path, flags | safe, mode)
     except (FileNotFoundError, FileExistsError, NotADirectoryError):
         raise
     except OSError as exc:
@@ -96,6 +101,8 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
             raise NoStore(
                 f"refused to open {path}", "it is a symbolic link, which a store never contains"
             ) from exc
+        if exc.errno == errno.ENXIO:
+            raise NoStore(f"refused to open {path}", "it is not a regular file") from exc
         raise translate(exc, f"cannot open {path}") from exc
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -184,11 +191,22 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def make_folder(path: Path, *, exist_ok: bool = False) -> bool:
-    """Make a folder; return whether it was made. FileExistsError unless `exist_ok`."""
+def permissions_in(folder: Path) -> int:
+    """Return the permissions of what is made in a folder: its own, and nothing for others to write.
+
+    So a store is as open as its folder: who shares it with a group opens that once.
+    """
+    return stat.S_IMODE(folder.stat().st_mode) & 0o775
+
+
+def make_folder(path: Path, *, exist_ok: bool = False, private: bool = False) -> bool:
+    """Make a folder; return whether it was made. FileExistsError unless `exist_ok`.
+
+    It gets the permissions of the folder that it is in, or is its owner's alone if `private`.
+    """
     try:
         crash_point("mkdir", path)
-        path.mkdir()
+        path.mkdir(0o700 if private else permissions_in(path.parent))
     except FileExistsError:
         if exist_ok and path.is_dir():
             return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NewerFormat, NoStore, PermissionRefused, StoreBusy
 from casckpt.programs import command_of, environment_of
-from casckpt.store import clock, files, layout, packs, records, rows
+from casckpt.store import clock, creation, files, layout, packs, records, rows
 from casckpt.store.environment import Environment
 
 _SMALL_FILE_BYTES = 64 * layout.KIB
@@ -87,6 +87,36 @@ def current_index(path: Path) -> Path:
             "run `casckpt repair --rebuild-index`",
         )
     return path / name
+
+
+def refuse_strangers(path: Path, index: Path) -> None:
+    """Raise NoStore if what should be a folder or file of the store is something else.
+
+    A store that came from elsewhere may hold symbolic links, devices and pipes. Files are opened
+    by `files.open_file`, which refuses them; this is for the folders on the way, and for the files
+    that LMDB opens by itself.
+    """
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name in creation.KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX):
+                _refuse_stranger(entry)
+    folders = (path / layout.PACKS_FOLDER, index)
+    for folder in folders:
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    _refuse_stranger(entry)
+
+
+def _refuse_stranger(entry: os.DirEntry[str]) -> None:
+    if entry.is_symlink():
+        raise NoStore(
+            f"refused to open {entry.path}", "it is a symbolic link, which a store never contains"
+        )
+    if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
+        raise NoStore(
+            f"refused to open {entry.path}", "it is a device, a pipe or a socket, and no file"
+        )
 
 
 # ---- the lock every opener holds
@@ -167,11 +197,14 @@ def remove_stamp(index: Path) -> None:
     files.unlink(index / layout.CLEAN_FILE, missing_ok=True)
 
 
-def walk_index(index: Path) -> None:
+def walk_index(index: Path) -> bool:
     """Read every row of the index in a child process: damage may kill whoever reads it.
 
     Raises Corrupt if the child dies or reports damage. Past a minute the walk is given up and
     the index trusted, as it is by every process that finds others at work.
+
+    Returns:
+        Whether the walk came to its end.
     """
     # Only after a crash: `ls` on a store that was closed in order does without.
     import subprocess
@@ -186,7 +219,7 @@ def walk_index(index: Path) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return
+        return False
     if outcome.returncode != 0:
         said = outcome.stderr.decode("utf-8", "replace").strip().splitlines()
         raise Corrupt(
@@ -194,6 +227,7 @@ def walk_index(index: Path) -> None:
             said[-1] if said else f"reading it ended with status {outcome.returncode}",
             "run `casckpt repair --rebuild-index`; the packs still hold everything",
         )
+    return True
 
 
 # ---- an index older than its packs

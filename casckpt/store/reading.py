@@ -99,7 +99,7 @@ class Reader:
             try:
                 return self._read_object(identity, kind, chain)
             except (Corrupt, FileNotFoundError) as exc:
-                problem = _as_corrupt(exc, identity)
+                problem = self._as_corrupt(exc, identity)
         assert problem is not None
         try:
             raise problem
@@ -140,6 +140,20 @@ class Reader:
                 "run `casckpt repair --from STORE` if another store has it",
             )
         return Deleted(f"no {name}", "it was removed")
+
+    def _as_corrupt(self, error: Exception, identity: bytes) -> CasckptError:
+        if isinstance(error, FileNotFoundError):
+            name = f"object {identity.hex()[:10]}"
+            if self._shared.is_copy:
+                return Deleted(
+                    f"{name} is gone",
+                    "the store has changed since it was opened, and may not be written here",
+                    "open it again",
+                )
+            return Corrupt(f"{name} is lost", f"its pack is missing: {error.filename}")
+        assert isinstance(error, CasckptError)
+        # Without the frames of the worker, whose buffers it would keep alive.
+        return error.with_traceback(None)
 
     def _is_lost(self, identity: bytes) -> bool:
         with self._shared.environment.read() as tx:
@@ -272,7 +286,7 @@ class Reader:
                     self._read_part(part, chain, verify)
                 except (Corrupt, Deleted, NewerFormat, FileNotFoundError) as exc:
                     if patience[id(part)].is_over:
-                        yield part, _as_corrupt(exc, part.id)
+                        yield part, self._as_corrupt(exc, part.id)
                     else:
                         again.append(part)
             left = again
@@ -311,7 +325,7 @@ class Reader:
         try:
             self._read_chunk(chain, identity, dest, True)
         except FileNotFoundError as exc:
-            raise _as_corrupt(exc, identity) from exc
+            raise self._as_corrupt(exc, identity) from exc
 
     def _read_chunk(self, chain: Chain, identity: bytes, dest: memoryview, verify: bool) -> None:
         """Decode a chunk and the chain below it into `dest`, keyframe first."""
@@ -380,13 +394,3 @@ def _worst(damaged: dict[bytes, CasckptError]) -> CasckptError:
         first.why,
         blob_ids=frozenset(damaged),
     )
-
-
-def _as_corrupt(error: Exception, identity: bytes) -> CasckptError:
-    if isinstance(error, FileNotFoundError):
-        return Corrupt(
-            f"object {identity.hex()[:10]} is lost", f"its pack is missing: {error.filename}"
-        )
-    assert isinstance(error, CasckptError)
-    # Without the frames of the worker, whose buffers it would keep alive.
-    return error.with_traceback(None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from casckpt.errors import CasckptError, NoSpace
-from casckpt.store import creation, environment, files, layout, opening
+from casckpt.store import aside, creation, environment, files, layout, opening
 from casckpt.store.environment import Environment
 from casckpt.store.packs import PackFiles
 
@@ -55,6 +55,7 @@ class SharedStore:
         self._lock, alone = opening.take_store_lock(path, readonly=not writable)
         try:
             self.index = opening.current_index(path)
+            opening.refuse_strangers(path, self.index)
             self._open_index(alone)
         except BaseException:
             files.close_file(self._lock)
@@ -63,6 +64,9 @@ class SharedStore:
         if writable:
             self._prepare_to_write()
         _all.add(self)
+
+    is_copy: bool
+    """Whether what is read is a copy of the index, which knows nothing of what came later."""
 
     own: OwnPacks
     """The packs of this process; only there if the store is open for writing."""
@@ -87,19 +91,34 @@ class SharedStore:
 
     def _open_index(self, alone: bool) -> None:
         fits = opening.stamp_fits(self.index)
-        if alone and not fits:
-            opening.walk_index(self.index)
-        self.environment = Environment(self.index, readonly=not self.writable)
+        self.is_copy = not self.writable and not aside.may_write(self.index)
+        if self.is_copy:
+            self.environment = aside.open_copy(self.index, walk=not fits)
+            walked = False
+        else:
+            walked = alone and not fits and opening.walk_index(self.index)
+            self.environment = Environment(self.index, readonly=not self.writable)
         try:
             creation.check_index(self.environment, self.format.uuid)
             # Those already in may be readers, whom an old index does no harm.
             if not fits and self.writable:
                 opening.refuse_old_index(self.path, self.format.uuid, self.environment)
+            if walked:
+                self._stamp_walked()
         except BaseException:
             self.environment.close()
             raise
         if alone:
             opening.share_lock(self._lock)
+
+    def _stamp_walked(self) -> None:
+        """Spare the next opener the walk: we are alone, and the index is as it was walked.
+
+        A stamp also says that the index is not older than its packs.
+        """
+        with contextlib.suppress(CasckptError, OSError):
+            opening.refuse_old_index(self.path, self.format.uuid, self.environment)
+            opening.write_stamp(self.index, self.environment.last_transaction())
 
     def _before_first_write(self) -> None:
         # ORDER: the stamp goes before the first write it would be wrong about
