@@ -30,10 +30,12 @@ class LineView:
     Attributes:
         current: the line that the bare name means; None if nothing is said.
         branches: line to the (line, (step, batch)) of the same run that it began at.
+        monitors: line to the (metric, mode) that decides what is best on it.
     """
 
     current: int | None = None
     branches: Mapping[int, tuple[int, tuple[int, int]]] = field(default_factory=dict)
+    monitors: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
 
 PLAIN = LineView()
@@ -55,7 +57,12 @@ def read_view(run: str, payload: bytes | None) -> LineView:
             for line in document["lines"]
             if (at := line.get("branch")) is not None and at["run"] == run and not at["store"]
         }
-        return LineView(document["current"] if document["lines"] else None, branches)
+        monitors = {
+            line["number"]: (line["monitor"], line["mode"])
+            for line in document["lines"]
+            if line.get("monitor") and line.get("mode")
+        }
+        return LineView(document["current"] if document["lines"] else None, branches, monitors)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise Corrupt(f"the row of {run} does not decode", str(exc)) from exc
 

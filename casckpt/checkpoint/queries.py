@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from casckpt.checkpoint.lines import LineView, read_view, visible, with_inherited
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import ALL_LINES, Ref, parse_ref, select
+from casckpt.checkpoint.refs import ALL_LINES, Ref, check_mode, parse_ref, select
 from casckpt.errors import Ambiguous, BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class Catalog:
         """
         if ref.id_prefix:
             return self._by_id(ref)
-        return select(ref, visible(self._of_run(ref.run), ref.line, self.view(ref.run)))
+        view = self.view(ref.run)
+        return select(with_monitor(ref, view), visible(self._of_run(ref.run), ref.line, view))
 
     def resolve_trash(self, ref: Ref) -> Checkpoint:
         """Return the checkpoint in the trash that a REF means; of equals the one put last.
@@ -289,6 +291,23 @@ def _collector_paused() -> Iterator[None]:
 def glob_or_name(pattern: str) -> bool:
     """Return whether a text is a glob over names of runs, not a name."""
     return not _GLOB.isdisjoint(pattern)
+
+
+def with_monitor(ref: Ref, view: LineView) -> Ref:
+    """Return a REF whose `best` says what is best: by the monitor of the line, where it lacks it.
+
+    Args:
+        ref: any REF with a run.
+        view: what the row of the run says.
+    """
+    selector = ref.selector
+    if selector is None or selector.kind != "best" or selector.mode is not None:
+        return ref
+    line = view.current if ref.line in (None, ALL_LINES) else ref.line
+    metric, mode = view.monitors.get(line or 0, ("", ""))
+    if mode not in ("min", "max") or selector.metric not in (None, metric):
+        return ref
+    return replace(ref, selector=replace(selector, metric=metric, mode=check_mode(mode, metric)))
 
 
 def selects_run(ref: Ref) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.queries import with_monitor
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import check_mode, parse_ref, rank
+from casckpt.checkpoint.refs import Selector, check_mode, parse_ref, rank
 from casckpt.errors import BadRef, BadRequest, NotFound
 from casckpt.programs import state_folder
 
@@ -44,13 +46,18 @@ class Questions(StoreHandle):
 
         Args:
             run: name of the run, with `~LINE` if wanted.
-            metric: which metric; NaN and infinities are never best.
-            mode: "min" or "max": it is never guessed.
+            metric: which metric; NaN and infinities are never best. None for the one that the
+                run's loop declared by `monitor`.
+            mode: "min" or "max"; None if the loop declared it. It is never guessed.
 
         Raises:
-            BadRef: the metric or the mode is missing.
+            BadRef: the metric or the mode is missing, and the run has declared none.
         """
         self._ready()
+        selector = Selector("best", metric=metric, mode=mode)
+        ref = replace(parse_ref(run), selector=selector)
+        declared = with_monitor(ref, self._catalog.view(ref.run)).selector or selector
+        metric, mode = declared.metric, declared.mode
         if metric is None:
             raise BadRef(
                 f"best of {run} by which metric?", "", 'name it: best(run, "val_loss", "min")'

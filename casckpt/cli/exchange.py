@@ -108,7 +108,7 @@ def _default_name(checkpoint: Checkpoint, format_: str) -> str:
     examples=(
         "casckpt import best.pt --run bpm/nn --step 60",
         "casckpt import epoch_*.pt --run bpm/nn   steps from the numbers in the names",
-        "casckpt import old/ --run bpm            a folder of model_epoch_5.pth, model_best.pth ...",
+        "casckpt import old/ --run bpm            a folder of model_epoch_5.pth and so on",
         "casckpt import study.db --run search     a study of Optuna, to go on with",
     ),
 )

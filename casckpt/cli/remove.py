@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from casckpt.cli import checkpoints as views
@@ -10,6 +12,9 @@ from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.cli.prompts import agreed
 from casckpt.errors import NotFound, RunBusy
+
+if TYPE_CHECKING:
+    from casckpt.api import Store
 
 
 @command(
@@ -28,8 +33,9 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
     """Move a checkpoint, or all checkpoints of a run, to the trash.
 
     `undelete` brings them back for an hour; `gc` frees their bytes after that, `gc --now` at once.
-    A whole run is asked about first. With --stage the results of one stage of RUN's current line
-    are dropped, for good, and its items done again when it runs next; checkpoints stay.
+    A whole run is asked about first; the results of its stages go with it, for good. With --stage
+    the results of one stage of RUN's current line are dropped, for good, and its items done again
+    when it runs next; checkpoints stay.
     """
     (target,) = stores.split(output.settings, ref)
     if stage is not None:
@@ -42,7 +48,8 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
             # The bare name of a run means all its lines here, as in store.delete.
             all_lines = "~" in target or any(letter in target for letter in "*?[")
             chosen = store.checkpoints(target if all_lines else f"{target}~*")
-        if not chosen:
+        results = _stage_results(store, target)
+        if not chosen and not results:
             raise NotFound(f"no run matches {target!r}", "", "see `casckpt tree`")
         if not output.json and not output.quiet:
             output.lines(
@@ -50,26 +57,40 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
                 for checkpoint in chosen
             )
         if not dry_run:
-            what = formatting.count(len(chosen), "checkpoint")
-            if len(chosen) > 1 and not agreed(
-                output, f"Move {what} to the trash?", yes=yes, command="rm"
+            question = f"Move {formatting.count(len(chosen), 'checkpoint')} to the trash"
+            if results:
+                question += f", and drop {formatting.count(results, 'result')} of stages for good"
+            if (len(chosen) > 1 or results) and not agreed(
+                output, f"{question}?", yes=yes, command="rm"
             ):
                 output.note("Nothing was changed.")
                 return
             store.delete(target)
     if output.json:
         output.document(
-            "rm", drop=[views.record(checkpoint) for checkpoint in chosen], dry_run=dry_run
+            "rm",
+            drop=[views.record(checkpoint) for checkpoint in chosen],
+            results=results,
+            dry_run=dry_run,
         )
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in chosen)
     elif dry_run:
         output.note("Dry run: nothing was changed.")
+    elif not chosen:
+        output.note("Dropped. The items are done again when the stages run; `casckpt gc` frees.")
     else:
         output.note(
             f"Moved to the trash. `casckpt undelete {chosen[0].ref}` brings it back within an "
             "hour; `casckpt gc --now` frees the bytes at once."
         )
+
+
+def _stage_results(store: Store, target: str) -> int:
+    """Return how many results of stages go with a run."""
+    from casckpt.training.deleting import count_results
+
+    return count_results(store, target)
 
 
 def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) -> None:

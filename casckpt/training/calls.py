@@ -5,17 +5,18 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
-from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.curation import Curation
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 
 if TYPE_CHECKING:
     from casckpt.api import Store
     from casckpt.checkpoint.history import History
+    from casckpt.checkpoint.plans import GcPlan
     from casckpt.training.guards import Policy as MismatchPolicy
     from casckpt.training.run import Run
 
 
-class Runs(StoreHandle):
+class Runs(Curation):
     """The calls that train, and those that look at training. Thread safe."""
 
     _runs: weakref.WeakSet[Run] | None = None
@@ -93,6 +94,35 @@ class Runs(StoreHandle):
         self._ready()
         store, ref = self._locate(run)
         return history_of_run(store._repository, store._catalog, ref)
+
+    def delete(self, ref_or_run: str | Checkpoint, *, stage: str | None = None) -> GcPlan:
+        """Move a checkpoint, or all of a run, to the trash; or drop the results of one stage.
+
+        A bare name of a run, `RUN~LINE` and a glob over runs mean all their checkpoints; anything
+        else is a REF. `undelete` brings them back until a gc sweeps them, an hour at the earliest.
+        With a run or a line the results of its stages go too, for good; the log says so. Shared
+        stages and `cached` values stay.
+
+        Args:
+            ref_or_run: what to drop.
+            stage: drop only the results of this stage of the run's current line, for good;
+                its items are done again when it runs next. Checkpoints stay.
+
+        Returns:
+            What was dropped, and what that frees once it is swept.
+
+        Raises:
+            NotFound: there is nothing of that name.
+            RunBusy: results of stages would go, and a live process works on the run.
+            BadRequest: one of them is pinned, or the store is read-only. Nothing was moved.
+        """
+        from casckpt.training import deleting
+
+        self._ready(write=True)
+        store = cast("Store", self)
+        if stage is not None:
+            return deleting.drop_stage(store, ref_or_run, stage)
+        return deleting.drop(store, ref_or_run, lambda: super(Runs, self).delete(ref_or_run))
 
     def close(self) -> None:
         """End the runs that are open, wait for saves, and let go; see `StoreHandle.close`."""

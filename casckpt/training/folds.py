@@ -44,6 +44,8 @@ def run_folds(run: Run, splitter: Any, x: Any, y: Any, groups: Any) -> Iterator[
         child = run.child(f"fold-{number}", data={"split": digest}, on_mismatch=policy)
         if not child.finished:
             run._part_done = False
+            # What comes after its loop belongs to the fold: only the end of the body finishes it.
+            child._in_body = True
             try:
                 yield Fold(number, train, test, child)
             except GeneratorExit:
@@ -54,6 +56,7 @@ def run_folds(run: Run, splitter: Any, x: Any, y: Any, groups: Any) -> Iterator[
             if child._call_reason() is not None:
                 child.close()
                 return
+            child._in_body = False
             child.finish()
         child.close()
         run.note_progress("folds", number, len(splits))

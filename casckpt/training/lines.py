@@ -30,7 +30,8 @@ class Branch:
 
     Attributes:
         ref: its REF as it was then.
-        id: hex id of its manifest.
+        id: hex id of its manifest; empty if the line brought stages, folds and trials along, and
+            there was no checkpoint.
         run: its run.
         line: its line.
         step: its step.

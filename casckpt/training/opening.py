@@ -204,7 +204,7 @@ def _report(name: str, line: int, many: bool, decision: Decision, extra: Extra) 
     shown = f"{name}~{line}" if line or many else name
     checkpoint = decision.checkpoint
     if checkpoint is None:
-        text = "starting from nothing, on a new line" if line else ""
+        text = "starting from nothing, on a new line" if line and not decision.branch else ""
         parts = [decision.note, text] if decision.note else [text]
     else:
         parts = [*_where(checkpoint, extra), decision.note]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.lines import visible
 from casckpt.checkpoint.records import Checkpoint
+from casckpt.checkpoint.refs import parse_ref
 from casckpt.errors import BadRequest, Corrupt, Deleted, NotFound
 from casckpt.logs import logger
 from casckpt.training import extras
@@ -252,7 +254,7 @@ def newest_whole(
 def _record_branch(store: Store, run: str, line: int) -> tuple[Store, Checkpoint] | None:
     """Return where a line without checkpoints of its own began."""
     known = read_record(store._repository, run).lines.get(line)
-    if known is None or known.branch is None:
+    if known is None or known.branch is None or not known.branch.id:
         return None
     found = branch_checkpoint(store, known.branch)
     if found is None:
@@ -267,7 +269,13 @@ def _from_ref(
     choice: str | Checkpoint,
     before_write: BeforeWrite,
 ) -> Decision:
-    home, checkpoint = store._find(choice)
+    try:
+        home, checkpoint = store._find(choice)
+    except NotFound:
+        found = _from_line(store, run, record, choice)
+        if found is None:
+            raise
+        return found
     here = home is store
     if not home._is_whole(checkpoint):
         # Restoring says what is damaged and where a whole one is; a REF is never replaced.
@@ -287,6 +295,30 @@ def _from_ref(
     branch = branch_at(store, checkpoint, home)
     fresh = not _is_used(store, run, record)
     return Decision(record.current if fresh else None, checkpoint, branch)
+
+
+def _from_line(
+    store: Store, run: str, record: RunRecord, choice: str | Checkpoint
+) -> Decision | None:
+    """Go on from a run that has stages, folds or trials and no checkpoint of its own."""
+    ref = parse_ref(choice) if isinstance(choice, str) else None
+    if ref is None or ref.id_prefix or ref.selector is not None:
+        return None
+    home = store if ref.store is None else store._other(Path(ref.store), write=False)
+    there = read_record(home._repository, ref.run)
+    number = there.current if ref.line is None or ref.line < 0 else ref.line
+    if number not in there.lines:
+        return None
+    if home is store and ref.run == run:
+        return newest_whole(store, run, number, lambda: None)
+    place = "" if home is store else str(home.path)
+    branch = Branch(f"{ref.run}~{number}", "", ref.run, number, 0, store=place)
+    current = record.lines.get(record.current)
+    if current is not None and current.branch == branch:
+        return newest_whole(store, run, record.current, lambda: None)
+    note = f"with the stages, folds and trials of {branch.ref}"
+    fresh = not _is_used(store, run, record)
+    return Decision(record.current if fresh else None, None, branch, note=note)
 
 
 def _is_whole(store: Store, checkpoint: Checkpoint) -> bool:

@@ -70,8 +70,8 @@ class Run(RunLoops, RunWork):
         else:
             if self._row is not None:
                 self._row.update(numbers)
-            elif self._saved is not None and self._part_done:
-                self.store.attach_metrics(self._saved, numbers)
+            elif self._part_done and (last := self._last()) is not None:
+                self.store.attach_metrics(last, numbers)
             session.log.add_row(self._row_at, numbers)
         session.stir()
 
@@ -248,7 +248,7 @@ class Run(RunLoops, RunWork):
         finally:
             for child in self._children:
                 child.close()
-            done = self._part_done and not self._broken
+            done = self._part_done and not self._broken and not self._in_body
             self._end("finished" if done else "stopped", "" if done else "left before its end")
 
     def __enter__(self) -> Self:

@@ -60,6 +60,7 @@ class RunBase:
         self._strict = True
         self._broken = False
         self._part_done = False
+        self._in_body = False
         self._closed = False
         self._children: list[Run] = []
         open_runs.add(cast("Run", self))
@@ -160,6 +161,10 @@ class RunBase:
             and self.resumed.line == self.line
         )
 
+    def _last(self) -> Checkpoint | None:
+        """Return the last checkpoint of this line, of this session or the one before."""
+        return self.resumed if self._saved is None and self._on_own_line() else self._saved
+
     def _position(self) -> tuple[Checkpoint | None, Extra]:
         """Return where the next loop goes on."""
         if self._saved is not None:
@@ -209,10 +214,10 @@ class RunBase:
         reason = self._call_reason()
         self._part_done, self._broken = reason is None, False
         self._session.flush()
-        if reason is None:
+        if reason is None and not self._in_body:
             self._finished = True
             self._set_status("finished")
-        else:
+        elif reason is not None:
             self._set_status("stopped", reason)
 
     def _call_reason(self) -> str | None:

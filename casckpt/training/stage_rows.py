@@ -140,6 +140,23 @@ def inherited(store: Store, run: str, line: int, name: str) -> Iterator[Shelf]:
         yield own_shelf(home._repository, run, line, name)
 
 
+def clear_stages(store: Store, run: str, line: int | None = None) -> int:
+    """Remove all stages of a run, or of one of its lines; return how many results there were."""
+    from casckpt.store.commits import RowWrite
+
+    record = read_record(store._repository, run)
+    numbers = list(record.lines) if line is None else [line]
+    count = 0
+    for number in numbers:
+        prefix = scope(run, number) + _OF_LINE
+        count += sum(1 for _ in result_rows(store._repository, run, number))
+        keys = [key for key, _ in store._repository.rows("progress", prefix)]
+        for start in range(0, len(keys), layout.ONE_TRANSACTION_ROWS):
+            group = keys[start : start + layout.ONE_TRANSACTION_ROWS]
+            store._repository.write_rows([RowWrite("progress", key, None) for key in group])
+    return count
+
+
 def clear_stage(store: Store, run: str, name: str) -> int:
     """Remove a stage from the line of a run that was opened last, for `rm RUN --stage`.
 

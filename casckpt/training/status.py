@@ -89,6 +89,12 @@ def is_under(repository: Repository, info: RunInfo, line: int) -> bool:
     return known is None or known.under is None or known.under == line
 
 
+def _last_logged(repository: Repository, record: RunRecord, run: str) -> dict[str, float]:
+    """Return the last value of each metric of a run that logs and saves nothing."""
+    series = logged(repository, record, run, record.current)
+    return {name: values[-1][1] for name, values in series.items() if values}
+
+
 def _with_record(
     repository: Repository,
     base: RunInfo | None,
@@ -111,7 +117,7 @@ def _with_record(
         line=line.number,
         lines=max(info.lines, len(record.lines)),
         last=last,
-        metrics=last.metrics if last is not None else {},
+        metrics=last.metrics if last is not None else _last_logged(repository, record, run),
         status=status_of(repository, run, line),
         reason=line.reason,
         best=best,

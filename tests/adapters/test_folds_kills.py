@@ -31,11 +31,13 @@ with casckpt.open(sys.argv[1]) as store, store.run("kill/folds") as run:
             loss = float(((X[fold.test] @ state["w"] - y[fold.test]) ** 2).mean())
             state["seen"].append(loss)
             fold.run.log(loss=loss)
-        fold.run.save({"model": state["w"]}, 100, metrics={"loss": loss})
+        test = float(((X[fold.test] @ state["w"] - y[fold.test]) ** 2).mean())
+        fold.run.log(test=test)
     made = [
-        (one.name, one.status, sorted(store.history(one.name)["loss"])) for one in run.children()
+        (one.name, one.status, one.metrics["test"], sorted(store.history(one.name)["loss"]))
+        for one in run.children()
     ]
-    weights = [store.restore(f"{one.name}@100")["model"].tobytes() for one in run.children()]
+    weights = [store.restore(f"{one.name}@best")["w"].tobytes() for one in run.children()]
 open(sys.argv[2], "wb").write(repr(made).encode() + b"".join(weights))
 """
 

@@ -40,6 +40,30 @@ def test_a_fold_that_was_cut_off_goes_on_inside(store, name):
     assert train(store, name) == [(2, 2), (3, 1), (3, 2)]
 
 
+def test_what_comes_after_the_loop_belongs_to_the_fold(store, name):
+    def run(die_at=None):
+        seen = []
+        with store.run(name) as opened:
+            for fold in opened.folds(SPLITS, None):
+                state = {"sum": 0}
+                for epoch in fold.run.epochs(2, state):
+                    state["sum"] += epoch
+                if fold.number == die_at:
+                    raise RuntimeError("power cut")
+                seen.append((fold.number, state["sum"]))
+                fold.run.log(test=state["sum"] * fold.number)
+            found = [one.metrics for one in opened.children("fold-*")]
+        return seen, found
+
+    with pytest.raises(RuntimeError):
+        run(die_at=2)
+    assert store.runs(f"{name}/fold-2")[0].status != "finished"
+    seen, found = run()
+    assert seen == [(2, 3), (3, 3)]
+    assert found == [{"test": 3.0}, {"test": 6.0}, {"test": 9.0}]
+    assert run() == ([], found)
+
+
 def test_leaving_the_loop_leaves_the_fold_unfinished(store, name):
     assert train(store, name, leave_at=2) == [(1, 1), (1, 2)]
     assert [number for number, _ in train(store, name)] == [2, 2, 3, 3]
