@@ -27,8 +27,8 @@ def test_a_command_that_resumes_exactly(new_cli):
 
 @pytest.mark.crash
 def test_a_command_that_forgets_a_part_is_found_out(new_cli):
-    words = script(12, 0.08, "--forgets")
-    answer = new_cli("verify-resume", "--kills", "1", "--seed", "3", "--json", "--", *words)
+    words = script(20, 0.15, "--forgets")
+    answer = new_cli("verify-resume", "--kills", "1", "--seed", "2", "--json", "--", *words)
     assert answer.code == 1, answer.err
     document = json.loads(answer.out)
     assert (document["same"], document["repeatable"]) == (False, True)
