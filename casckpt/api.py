@@ -25,7 +25,7 @@ from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.recovery import RepairResult
 from casckpt.checkpoint.refs import parse_ref, split_store
 from casckpt.errors import BadRef
-from casckpt.training import randomness
+from casckpt.training import peers, randomness
 from casckpt.training.calls import Runs
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ register_lazy("sklearn", "casckpt.adapters.sklearn_objects")
 for _root in ("xgboost", "lightgbm", "optuna", "sklearn"):
     foreign.register_lazy(_root, f"casckpt.adapters.{_root}_files")
 randomness.register_lazy("torch", "casckpt.adapters.torch_random")
+peers.register_lazy("torch", "casckpt.adapters.torch_peers")
 
 
 class Store(Runs, FileSaves, Questions, Curation):

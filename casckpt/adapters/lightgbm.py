@@ -94,6 +94,7 @@ def train(
         run.check_stop()
 
     while done < num_boost_round and not (stopping is not None and stopping.is_over):
+        run._alone("lightgbm")
         run._begin(None)
         length = min(segment - done % segment, num_boost_round - done)
         booster = lightgbm.train(

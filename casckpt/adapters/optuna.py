@@ -99,6 +99,7 @@ def optimize(
     work = _Work(run, study, objective, n_total, timeout_total_s, _as_tuple(catch), callbacks)
     if work.is_over:
         return study
+    run._alone("optuna")
     run._begin(None)
     work.begin()
     if n_jobs == 1:

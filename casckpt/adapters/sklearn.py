@@ -68,6 +68,7 @@ def fit(
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)
     while done < rounds:
+        run._alone("sklearn")
         run._begin(None)
         target = min(done - done % segment + segment, rounds)
         _learn(est, kind, X, y, done, target, classes)

@@ -113,6 +113,7 @@ def train(
 
     while done < num_boost_round and not (stopping is not None and stopping.is_over):
         if is_first:
+            run._alone("xgboost")
             run._begin(None)
         length = min(segment - done % segment, num_boost_round - done)
         seeded = _segment_params(params, tuned, done, exact)

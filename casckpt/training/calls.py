@@ -30,6 +30,8 @@ class Runs(Curation):
         resume: str | Checkpoint = "auto",
         on_mismatch: MismatchPolicy = "raise",
         grace_s: float | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Run:
         """Open a run: the same command goes on where it was, whatever ended it.
 
@@ -48,14 +50,20 @@ class Runs(Curation):
                 {pattern: action} over dotted names, `data`, `env.*` and `model`, first match.
             grace_s: seconds between SIGTERM and the kill where the machine's owner tells them;
                 a save that would not fit is not begun.
+            rank: number of this process; None for what torch.distributed says.
+            world_size: how many processes train the run together; None for those that
+                torch.distributed has connected, 1 for this process alone. All of them make the
+                same calls of the run; the first one writes.
 
         Raises:
             ConfigMismatch: something differs that must not; every field is listed.
             NotFound: resume is "must" and there is nothing, or a REF means nothing.
             Corrupt: a REF to a damaged checkpoint.
             RunBusy: another live process trains the run, and a line would have to be opened.
+            BadRequest: a launcher has started several processes, and they are not connected.
             BadRef: it is no name of a run.
         """
+        from casckpt.training import peers
         from casckpt.training.opening import open_run
 
         self._ready(write=True)
@@ -67,6 +75,7 @@ class Runs(Curation):
             resume=resume,
             on_mismatch=on_mismatch,
             grace_s=grace_s,
+            peers=peers.connect(world_size, rank),
         )
         if self._runs is None:
             self._runs = weakref.WeakSet()

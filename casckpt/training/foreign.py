@@ -59,6 +59,7 @@ class ForeignLoop:
         self._options = LoopOptions(total, every, Monitor.of(monitor, mode), keep, "last")
         self._run = run
         self._unit = unit
+        run._alone("this adapter")
         run._begin(None)
         self.checkpoint, self.extra = run._position()
         self.done = 0 if self.checkpoint is None else self.checkpoint.step

@@ -25,6 +25,7 @@ Facts = dict[str, dict[str, Any]]
 
 ACTIONS: Final = ("raise", "warn", "allow", "restart")
 NOTHING: Final = "(nothing)"
+WORLD_SIZE: Final = "env.world_size"
 _NOT_GUARDED: Final = frozenset({"casckpt"})
 
 
@@ -162,13 +163,15 @@ def _field(group: str, name: str) -> str:
 
 
 def _action(policy: Policy, field: str, group: str) -> Action:
+    # The environment is the machine's, not the experiment's: it warns, or is let through. But
+    # the generators and positions of so many processes are of no use to another number of them.
+    is_machine = group == "env" and field != WORLD_SIZE
     if isinstance(policy, str):
-        # The environment is the machine's, not the experiment's: it warns, or is let through.
-        return policy if group != "env" or policy == "allow" else "warn"
+        return policy if not is_machine or policy == "allow" else "warn"
     for pattern, action in policy.items():
         if fnmatchcase(field, pattern):
             return action
-    return "warn" if group == "env" else "raise"
+    return "warn" if is_machine else "raise"
 
 
 def _environment(world_size: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
@@ -18,9 +18,10 @@ from casckpt.training import position, randomness
 from casckpt.training.every import Every
 from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
 from casckpt.training.monitor import Monitor
+from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
 from casckpt.training.saving import LoopSaver
-from casckpt.training.state import tree_of
+from casckpt.training.state import restore_generators, tree_of
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -75,13 +76,13 @@ class Loop:
         self._run = run
         self._state = state
         self._options = options
-        run._begin(state)
-        checkpoint, extra = run._position()
+        checkpoint, extra = run._begin_together(state)
         self.done = 0
         self.extra = extra
         if checkpoint is not None:
             self.done = checkpoint.step
             run._restore_into(checkpoint, tree_of(state))
+            restore_generators(state, extra.held)
             options.monitor.load(extra.loop.get("monitor", {}))
         self.saver = LoopSaver(run, state, options.monitor, options.keep)
         self.saver.since.steps = extra.loop.get("steps", 0)
@@ -105,6 +106,12 @@ class Loop:
         """Whether there is nothing left to do."""
         return self.done >= self._options.total or self._options.monitor.is_exhausted
 
+    def agree(
+        self, batch: int, request: StopRequest | None, *decided: bool
+    ) -> tuple[StopRequest | None, tuple[bool, ...]]:
+        """Return what all processes of the run do after `batch` batches of this unit."""
+        return self._run._agree((self.done, self.unit, batch), request, *decided)
+
     def note(self) -> None:
         """Note the progress."""
         self._run.note_progress(f"{self.unit}s", self.done, self._options.total)
@@ -124,6 +131,7 @@ class Loop:
         self.saver.settle()
         if self._options.at_end == "best":
             self._take_best()
+        self._run._peers.most([0])
         self._run._row = None
         self._run._part_ended()
 
@@ -132,16 +140,22 @@ class Loop:
         grace_s = self._run.grace_s
         if grace_s is None or request.kind != "term":
             return None
-        return self.saver.level_for(grace_s - (time.monotonic() - request.at_s))
+        level = self.saver.level_for(grace_s - (time.monotonic() - request.at_s))
+        return cast("str | None", self._run._peers.share(level))
 
     def _take_best(self) -> None:
         monitor, run = self._options.monitor, self._run
-        members = run.store._catalog.inherited(run.name, run.line)
-        ranked = rank(members, monitor.metric, monitor.mode)
-        if not ranked:
+
+        def lead() -> str:
+            members = run.store._catalog.inherited(run.name, run.line)
+            ranked = rank(members, monitor.metric, monitor.mode)
+            return name_of(run.store, ranked[0][1]) if ranked else ""
+
+        named = run._peers.lead(lead)
+        if named:
+            run.store.restore(named, into=tree_of(self._state))
+        else:
             logger.warning("%s: no checkpoint has a finite %s", run.name, monitor.metric)
-            return
-        run.store.restore(ranked[0][1], into=tree_of(self._state))
 
 
 class EpochLoop(Loop):
@@ -194,12 +208,14 @@ class EpochLoop(Loop):
             request = watch.look()
             if not can_save:
                 continue
+            now_s = time.monotonic()
+            due = every is not None and every.epochs is None and since.is_due(every, now_s)
+            is_late = save_every_s is not None and now_s - saved_at_s >= save_every_s
+            request, (due, is_late) = self.agree(current.count, request, due, is_late)
             if request is not None and request.kind != "call":
                 self._save_inside(current, (STOP,), request)
                 self._run._leave(request)
-            now_s = time.monotonic()
-            due = every is not None and every.epochs is None and since.is_due(every, now_s)
-            if due or (save_every_s is not None and now_s - saved_at_s >= save_every_s):
+            if due or is_late:
                 saved_at_s = now_s
                 self._save_inside(current, (EVERY,) if due else (LATEST,), None)
 
@@ -245,11 +261,13 @@ class EpochLoop(Loop):
         self.done += 1
         saver.since.epochs += 1
         is_best = options.monitor.update(self.row, self.done)
-        request = run._session.watch.look()
-        reasons = []
-        if options.every is not None and saver.since.is_due(
+        is_due = options.every is not None and saver.since.is_due(
             options.every, time.monotonic(), epoch=self.done
-        ):
+        )
+        request, (is_best, is_due) = self.agree(0, run._session.watch.look(), is_best, is_due)
+        options.monitor.load(run._peers.share(options.monitor.saved()))
+        reasons = []
+        if is_due:
             reasons.append(EVERY)
         if is_best:
             reasons.append(BEST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ from casckpt.logs import logger
 from casckpt.training import commands, guards, resume
 from casckpt.training.guards import Facts, Policy
 from casckpt.training.lines import Line, RunRecord, read_record
+from casckpt.training.peers import ALONE, Peers, check_place, name_of, place_of
 from casckpt.training.resume import Decision, Extra
-from casckpt.training.session import Session
+from casckpt.training.session import Follower, Session
 
 if TYPE_CHECKING:
     from casckpt.api import Store
@@ -34,6 +35,7 @@ class Opened:
         session: the work of this process.
         is_finished: whether the line was finished before.
         grace_s: seconds between SIGTERM and the kill.
+        peers: the processes that train the run together.
     """
 
     line: int
@@ -44,6 +46,7 @@ class Opened:
     session: Session
     is_finished: bool
     grace_s: float | None
+    peers: Peers
 
 
 def open_run(
@@ -55,8 +58,8 @@ def open_run(
     resume: str | Checkpoint = "auto",
     on_mismatch: Policy = "raise",
     under: int | None = None,
-    world_size: int | None = None,
     grace_s: float | None = None,
+    peers: Peers = ALONE,
 ) -> Run:
     """Open a run; see `Store.run`.
 
@@ -68,17 +71,44 @@ def open_run(
         resume: auto, must, never or a REF.
         on_mismatch: an action, or pattern to action.
         under: line of the parent run, for a child.
-        world_size: processes that train together.
         grace_s: seconds between SIGTERM and the kill.
+        peers: the processes that train it together; each of them makes this call.
     """
     from casckpt.training.run import Run
 
     check_run_name(name)
     policy = guards.check_policy(on_mismatch)
-    facts = guards.settings(config, data, world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    facts = guards.settings(config, data, peers.size)
+    made: list[Opened] = []
+
+    def lead() -> dict[str, Any]:
+        opened = _open(store, name, facts, policy, resume, under, grace_s, peers)
+        made.append(opened)
+        return {
+            "place": place_of(store, name),
+            "line": opened.line,
+            "checkpoint": name_of(store, opened.checkpoint),
+            "finished": opened.is_finished,
+        }
+
+    told = peers.lead(lead)
+    opened = made[0] if made else _follow(store, name, told, facts, policy, grace_s, peers)
+    return Run(store, name, opened)
+
+
+def _open(
+    store: Store,
+    name: str,
+    facts: Facts,
+    policy: Policy,
+    resume: str | Checkpoint,
+    under: int | None,
+    grace_s: float | None,
+    peers: Peers,
+) -> Opened:
     record = read_record(store._repository, name)
     # The line is not known before the decision; the lock is of the run.
-    early = Session(store._repository, name, 0, 0.0)
+    early = Session(store._repository, name, 0, 0.0, peers)
     decision = _decide(store, name, record, resume, under, early)
     old = _old_facts(store, name, record, decision)
     try:
@@ -87,11 +117,45 @@ def open_run(
     except BaseException:
         early.end("")
         raise
-    opened = _carry_out(store, name, decision, facts, policy, under, grace_s, early)
+    opened = _carry_out(store, name, decision, facts, policy, under, grace_s, early, peers)
     if under is None and store.mode != "r":
         # Not before: a command that was refused is none to go on with.
         commands.record(store.path, name)
-    return Run(store, name, opened)
+    return opened
+
+
+def _follow(
+    store: Store,
+    name: str,
+    told: Mapping[str, Any],
+    facts: Facts,
+    policy: Policy,
+    grace_s: float | None,
+    peers: Peers,
+) -> Opened:
+    """Return what a process begins with that does not lead."""
+    check_place(place_of(store, name), told["place"])
+    checkpoint, extra = found(store, told["checkpoint"])
+    session = Follower(store._repository, name, told["line"], extra.elapsed_s, peers)
+    return Opened(
+        line=told["line"],
+        checkpoint=checkpoint,
+        extra=extra,
+        facts=facts,
+        policy=policy,
+        session=session,
+        is_finished=told["finished"],
+        grace_s=_checked_grace(grace_s),
+        peers=peers,
+    )
+
+
+def found(store: Store, named: str) -> tuple[Checkpoint | None, Extra]:
+    """Return the checkpoint that `peers.name_of` named in the first process."""
+    if not named:
+        return None, Extra()
+    home, checkpoint = store._find(named)
+    return checkpoint, resume.read_extra(home, checkpoint)
 
 
 def restarted(run: Run) -> Opened:
@@ -100,8 +164,9 @@ def restarted(run: Run) -> Opened:
     record = read_record(run.repository, run.name)
     under = record.lines[run.line].under if run.line in record.lines else None
     return _carry_out(
-        run.store, run.name, Decision(None), run._facts, run._policy, under, run.grace_s, session
-    )
+        run.store, run.name, Decision(None), run._facts, run._policy, under, run.grace_s, session,
+        run._peers,
+    )  # fmt: skip
 
 
 def moved(run: Run) -> tuple[Checkpoint | None, Extra]:
@@ -158,6 +223,7 @@ def _carry_out(
     under: int | None,
     grace_s: float | None,
     early: Session,
+    peers: Peers,
 ) -> Opened:
     record = read_record(store._repository, name)
     going_on = None if decision.line is None else record.lines.get(decision.line)
@@ -178,7 +244,7 @@ def _carry_out(
         extra = resume.read_extra(home, decision.checkpoint)
     known = record.lines.get(line)
     elapsed_s = max(extra.elapsed_s, 0.0 if known is None else known.elapsed_s)
-    session = Session(store._repository, name, line, elapsed_s)
+    session = Session(store._repository, name, line, elapsed_s, peers)
     if early._lock is not None:
         session._lock, early._lock = early._lock, None
     _report(name, line, len(record.lines) > 1, decision, extra)
@@ -191,6 +257,7 @@ def _carry_out(
         session=session,
         is_finished=known is not None and _is_finished(known, decision.checkpoint),
         grace_s=_checked_grace(grace_s),
+        peers=peers,
     )
 
 

@@ -7,7 +7,7 @@ Looking comes first and changes nothing but what is damaged; `Decision` says wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +43,8 @@ class Extra:
         log: how many pieces of the log came before it.
         row: metrics of the epoch so far.
         elapsed_s: work until then, all sessions.
+        peers: of a run of several processes, what `of_rank` gives the second, the third ...
+        held: of a process that does not lead, the generators in its state.
     """
 
     loop: dict[str, Any] = field(default_factory=dict)
@@ -51,10 +53,24 @@ class Extra:
     log: int = 0
     row: dict[str, float] = field(default_factory=dict)
     elapsed_s: float = 0.0
+    peers: list[dict[str, Any]] = field(default_factory=list)
+    held: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> Any:
         """Return what the manifest keeps."""
         return {_KEY: extras.pack(dict(self.__dict__))}
+
+    def of_rank(self, rank: int, size: int) -> Extra:
+        """Return what is meant for one of the processes that go on.
+
+        If it was saved by another number of them, no position inside an epoch fits, and those
+        that were not there before have no generators to put back.
+        """
+        own = self
+        if rank:
+            known = self.peers[rank - 1] if rank <= len(self.peers) else {"streams": {}}
+            own = replace(self, **known)
+        return own if len(self.peers) + 1 == size else replace(own, middle=None, row={})
 
 
 @dataclass(frozen=True)

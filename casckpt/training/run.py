@@ -17,9 +17,11 @@ from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
 from casckpt.training import keeping, randomness, series, status
 from casckpt.training.lines import edit_record
+from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
 from casckpt.training.runbase import open_runs
 from casckpt.training.runloops import RunLoops
+from casckpt.training.saving import captured_by_all
 from casckpt.training.work import RunWork
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class Run(RunLoops, RunWork):
         else:
             if self._row is not None:
                 self._row.update(numbers)
-            elif self._part_done and (last := self._last()) is not None:
+            elif self._part_done and self._peers.leads and (last := self._last()) is not None:
                 self.store.attach_metrics(last, numbers)
             session.log.add_row(self._row_at, numbers)
         session.stir()
@@ -87,6 +89,8 @@ class Run(RunLoops, RunWork):
     ) -> Checkpoint:
         """Save a state on this line, durable on return; generators are captured with it.
 
+        If several processes train the run, each of them makes this call.
+
         Args:
             state: see `Store.save`, like all others.
             step: None for the line's last + 1.
@@ -100,14 +104,38 @@ class Run(RunLoops, RunWork):
             StepExists, BadLeaf, BadRequest, NoSpace: see `Store.save`.
         """
         self._begin(None)
+        captured = captured_by_all(self._peers, state, None)
+        made: list[Checkpoint] = []
+
+        def lead() -> str:
+            made.append(
+                self._save_captured(captured or [], state, step, metrics, tags, replace, level)
+            )
+            return name_of(self.store, made[0])
+
+        named = self._peers.lead(lead)
+        return made[0] if made else self.store.get(named)
+
+    def _save_captured(
+        self,
+        captured: list[dict[str, Any]],
+        state: Any,
+        step: int | None,
+        metrics: Mapping[str, Any] | None,
+        tags: str | Sequence[str],
+        replace: bool,
+        level: str | None,
+    ) -> Checkpoint:
         if step is None:
             newest = self._newest()
             step = 0 if newest is None else newest.step + 1
-        streams = randomness.capture()
+        streams = captured[0]["streams"]
         count, writes = self._session.log.close_piece()
         if writes:
             self.repository.write_rows(writes)
-        extra = Extra(streams=streams, log=count, elapsed_s=self._session.elapsed_s)
+        extra = Extra(
+            streams=streams, log=count, elapsed_s=self._session.elapsed_s, peers=captured[1:]
+        )
         placement = Placement(
             line=self.line,
             parent=self._parent_id,
@@ -178,6 +206,7 @@ class Run(RunLoops, RunWork):
             on_mismatch=self._policy if on_mismatch is None else on_mismatch,
             under=self.line,
             grace_s=self.grace_s,
+            peers=self._peers,
         )
         self._children.append(run)
         return run
@@ -192,7 +221,10 @@ class Run(RunLoops, RunWork):
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise BadRequest(f"expect({pattern!r}, {count!r})", "it is a number from 0 on")
         self._session.note(self._facts)
-        edit_record(self.repository, self.name, lambda rec: rec.expected.update({pattern: count}))
+        if self._peers.leads:
+            edit_record(
+                self.repository, self.name, lambda record: record.expected.update({pattern: count})
+            )
 
     def note_progress(self, part: str, done: int, total: int | None) -> None:
         """Note how far a part of the run is; written within a second."""
@@ -208,7 +240,8 @@ class Run(RunLoops, RunWork):
         from casckpt.training.export import export_run
 
         self._session.flush()
-        export_run(self.store, self.name, folder)
+        if self._peers.leads:
+            export_run(self.store, self.name, folder)
 
     # ---- the end
 
@@ -226,10 +259,10 @@ class Run(RunLoops, RunWork):
         if metrics:
             checked = check_metrics(metrics)
             newest = self._newest()
-            if newest is not None:
+            if newest is not None and self._peers.leads:
                 self.store.attach_metrics(newest, checked)
             self._session.log.add_row(self._row_at, checked)
-        if keep is not None:
+        if keep is not None and self._peers.leads:
             keeping.keep_only(self.store, self.name, self.line, keep, self._monitor())
         self._finished, self._part_done = True, True
         self._end("finished")

@@ -10,6 +10,7 @@ from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
 from casckpt.training import guards, keeping, status
 from casckpt.training.lines import Line, read_record, scope
+from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra, read_extra
 from casckpt.training.state import tree_of
 
@@ -47,6 +48,7 @@ class RunBase:
         self.line = opened.line
         self.resumed = opened.checkpoint
         self.grace_s = opened.grace_s
+        self._peers = opened.peers
         self._extra = opened.extra
         self._facts = opened.facts
         self._policy = opened.policy
@@ -108,6 +110,9 @@ class RunBase:
             raise BadRequest(f"the run {self.name} is closed", "", "call store.run again")
         if self._loop is not None:
             self._loop.saver.settle()
+        if not self._peers.leads:
+            self._session.begin({}, log_count=None)
+            return
         if not self._session.is_begun:
             self._session.lock()
             self._catch_up()
@@ -118,6 +123,43 @@ class RunBase:
         if log_count is None and state is not None:
             log_count = 0  # a loop that begins its line anew logs all of it again
         self._session.begin(facts, log_count=log_count)
+
+    def _begin_together(self, state: Any) -> tuple[Checkpoint | None, Extra]:
+        """Begin, and return where all processes of the run go on; each of them makes this call."""
+
+        def lead() -> dict[str, Any]:
+            self._begin(state)
+            named = name_of(self.store, self._position()[0])
+            return {"line": self.line, "strict": self._strict, "checkpoint": named}
+
+        told = self._peers.lead(lead)
+        if not self._peers.leads:
+            from casckpt.training.opening import found
+
+            self._begin(None)
+            self.line, self._strict, self._saved = told["line"], told["strict"], None
+            self.resumed, self._extra = found(self.store, told["checkpoint"])
+        checkpoint, extra = self._position()
+        mine = extra.of_rank(self._peers.rank, self._peers.size)
+        if extra.middle is not None and mine.middle is None and self._peers.leads:
+            logger.warning(
+                "%s: %d processes saved inside an epoch, and %d go on: it begins anew, with the"
+                " state as it was then", self.name, len(extra.peers) + 1, self._peers.size,
+            )  # fmt: skip
+        return checkpoint, mine
+
+    def _alone(self, what: str) -> None:
+        """Refuse what only a run of one process can do.
+
+        Raises:
+            BadRequest: several processes train it.
+        """
+        if self._peers.size > 1:
+            raise BadRequest(
+                f"{what} over the {self._peers.size} processes of {self.name}",
+                "it belongs to one process",
+                "do it in the first one, in a run of its own: store.run(NAME, world_size=1)",
+            )
 
     def _catch_up(self) -> None:
         """Go on from what another process has saved since this run was opened."""
@@ -235,7 +277,10 @@ class RunBase:
         reason = "" if is_over else request.reason
         self._set_status("stopped", reason or request.reason)
         where = "" if self._saved is None else f", saved as {self._saved.ref}"
-        logger.info("%s stopped by %s%s", self.name, request.reason, where)
+        if self._peers.leads:
+            logger.info("%s stopped by %s%s", self.name, request.reason, where)
+        # ORDER: a launcher kills those that are left when the first one leaves
+        self._peers.most([0])
         if request.kind == "interrupt":
             raise KeyboardInterrupt
         raise Stopped(self.name, request.reason)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from casckpt.checkpoint.policies import Policy
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, OperationFailed
 from casckpt.training.every import Every
 from casckpt.training.loops import AtEnd, EpochLoop, LoopOptions
 from casckpt.training.monitor import Monitor
 from casckpt.training.runbase import RunBase
 from casckpt.training.steps import StepLoop
+from casckpt.training.stops import KINDS, StopRequest
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
+
+_BATCHES_MAX: Final = 2**40
+"""Units times this, and batches, make one number: 63 bits have room for 8 million units."""
 
 
 class RunLoops(RunBase):
@@ -153,9 +157,49 @@ class RunLoops(RunBase):
             Stopped: on SIGTERM or `casckpt stop`.
             KeyboardInterrupt: on Ctrl+C.
         """
-        request = self._session.watch.look()
+        request, _ = self._agree((0, "unit", 0), self._session.watch.look())
         if request is not None and request.kind != "call":
             self._leave(request)
+
+    def _agree(
+        self, place: tuple[int, str, int], request: StopRequest | None, *decided: bool
+    ) -> tuple[StopRequest | None, tuple[bool, ...]]:
+        """Return what all processes of the run do here; each of them makes this call.
+
+        Args:
+            place: units that are done, their name, and batches of the next one.
+            request: to stop, as this process knows it; one that any of them knows counts.
+            decided: what this process would do; the first one decides.
+
+        Raises:
+            OperationFailed: they are not at the same place.
+        """
+        peers = self._peers
+        if peers.size == 1:
+            return request, decided
+        kind = 0 if request is None else KINDS.index(request.kind) + 1
+        bits = sum(flag << at for at, flag in enumerate(decided)) if peers.leads else 0
+        done, unit, batch = place
+        here = done * _BATCHES_MAX + batch
+        kind, high, low, bits = peers.most([kind, here, -here, bits])
+        if high != -low:
+            raise OperationFailed(
+                f"the processes of {self.name} are not at the same batch",
+                f"one has done {_shown(high, unit)}, another {_shown(-low, unit)}",
+                "give each of them as many batches: DistributedSampler does",
+            )
+        if kind:
+            mine = [] if request is None else [request.kind, request.reason, request.at_s]
+            known = [one for one in peers.gather(mine) or [] if one]
+            gravest = max(known, key=lambda one: KINDS.index(one[0]), default=None)
+            request = StopRequest(*peers.share(gravest))
+            self._session.watch.adopt(request)
+        return request, tuple(bool(bits >> at & 1) for at in range(len(decided)))
+
+
+def _shown(number: int, unit: str) -> str:
+    done, batches = divmod(number, _BATCHES_MAX)
+    return f"{done} {unit}s and {batches} batches"
 
 
 def _check_accumulate(accumulate: int) -> None:

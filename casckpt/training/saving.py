@@ -15,8 +15,9 @@ from casckpt.logs import logger
 from casckpt.training import keeping, randomness
 from casckpt.training.every import Since
 from casckpt.training.monitor import Monitor
+from casckpt.training.peers import Peers
 from casckpt.training.resume import Extra
-from casckpt.training.state import tree_of
+from casckpt.training.state import generators_in, tree_of
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -26,6 +27,25 @@ _FULL_SHARE: Final = 0.7
 
 _FAST_FACTOR: Final = 0.5
 """What a save at level "fast" takes of a balanced one (docs/benchmarks.md, save)."""
+
+
+def captured_by_all(
+    peers: Peers, state: Any, middle: Mapping[str, Any] | None
+) -> list[dict[str, Any]] | None:
+    """Return what each process has of its own, by rank; None in those that do not lead.
+
+    Args:
+        peers: the processes; each of them makes this call.
+        state: the state that is saved, for the generators in it.
+        middle: position inside the epoch.
+    """
+    mine = {
+        "streams": randomness.capture(),
+        "middle": None if middle is None else dict(middle),
+        # Those of the first process are in the state that it saves.
+        "held": {} if peers.leads else generators_in(state),
+    }
+    return peers.gather(mine)
 
 
 class LoopSaver:
@@ -82,10 +102,13 @@ class LoopSaver:
         """
         self.settle(tolerant=True)
         run = self._run
-        streams = randomness.capture()
+        captured = captured_by_all(run._peers, self._state, middle)
+        if captured is None:
+            return  # the first process writes
+        streams = captured[0]["streams"]
         count, writes = run._session.log.close_piece()
-        extra = Extra(dict(loop), streams, None if middle is None else dict(middle), count,
-                      dict(row), run._session.elapsed_s)  # fmt: skip
+        extra = Extra(dict(loop), streams, captured[0]["middle"], count, dict(row),
+                      run._session.elapsed_s, captured[1:])  # fmt: skip
         repository = run.repository
 
         def before() -> None:

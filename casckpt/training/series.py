@@ -143,6 +143,21 @@ class Log:
         return [RowWrite("history", key, self._piece.encode())]
 
 
+class Unwritten(Log):
+    """The log of a process that does not lead: the last values, and nothing else."""
+
+    def begin(self, count: int | None) -> None:
+        """Change nothing."""
+
+    def add_row(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Note the values."""
+        self.last.update(values)
+
+    def add_points(self, step: int, values: Mapping[str, float]) -> None:
+        """Note the values."""
+        self.last.update(values)
+
+
 def read(
     repository: Repository, run: str, line: int, count: int | None = None
 ) -> Iterable[dict[str, Any]]:

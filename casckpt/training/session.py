@@ -13,9 +13,10 @@ from casckpt.errors import CasckptError, OperationFailed
 from casckpt.logs import logger
 from casckpt.training import runlock
 from casckpt.training.guards import Facts
-from casckpt.training.lines import Line, RunRecord, edit_record, now_text
+from casckpt.training.lines import Line, RunRecord, edit_record, now_text, read_record
+from casckpt.training.peers import ALONE, Peers
 from casckpt.training.progress import Tracker
-from casckpt.training.series import Log
+from casckpt.training.series import Log, Unwritten
 from casckpt.training.stops import StopWatch
 
 if TYPE_CHECKING:
@@ -40,7 +41,14 @@ class Session:
         is_begun: whether the line is locked and counts as running.
     """
 
-    def __init__(self, repository: Repository, run: str, line: int, elapsed_s: float) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        run: str,
+        line: int,
+        elapsed_s: float,
+        peers: Peers = ALONE,
+    ) -> None:
         """Prepare; nothing is written before `begin`."""
         self._repository = repository
         self._run = run
@@ -53,9 +61,9 @@ class Session:
         self._wake = threading.Event()
         self._closing = False
         self._failing = False
-        self.log = Log(repository, run, line)
+        self.log: Log = Log(repository, run, line)
         self.tracker = Tracker(run, line)
-        self.watch = StopWatch(repository, run)
+        self.watch = StopWatch(repository, run, peers)
         self.is_begun = False
         self._is_noted = False
 
@@ -193,3 +201,48 @@ class Session:
             self._thread = None
         self._closing = False
         self._wake.clear()
+
+
+class Follower(Session):
+    """The work of a process that does not lead: it is stopped like any other, and writes nothing.
+
+    What is logged to it is known to this process, and to nobody else.
+    """
+
+    def __init__(
+        self, repository: Repository, run: str, line: int, elapsed_s: float, peers: Peers
+    ) -> None:
+        """Prepare."""
+        super().__init__(repository, run, line, elapsed_s, peers)
+        self.log = Unwritten(repository, run, line)
+
+    def lock(self) -> None:
+        """Leave the lock to the first process."""
+        self.check_process()
+
+    def begin(self, facts: Facts, *, log_count: int | None) -> None:
+        """Watch for requests to stop."""
+        self.check_process()
+        if not self.is_begun:
+            self.watch.begin()
+            self._began_s = time.monotonic()
+            self.is_begun = True
+
+    def note(self, facts: Facts) -> None:
+        """Leave the row to the first process."""
+
+    def edit(self, change: LineChange) -> RunRecord:
+        """Leave the row as it is, and return it."""
+        return read_record(self._repository, self._run)
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Stop watching."""
+        if self._pid == os.getpid():
+            self.is_begun = False
+            self.watch.end()
+
+    def stir(self) -> None:
+        """Leave the writing to the first process."""
+
+    def flush(self) -> None:
+        """Leave the writing to the first process."""

@@ -156,6 +156,22 @@ class GeneratorPart:
             self.generator.set_state(found)
 
 
+def generators_in(state: Any) -> dict[str, Any]:
+    """Return the states of the generators among the parts of a State, by name."""
+    parts = state._parts if isinstance(state, State) else {}
+    return {
+        name: GeneratorPart(part).state_dict() for name, part in parts.items() if is_generator(part)
+    }
+
+
+def restore_generators(state: Any, held: Mapping[str, Any]) -> None:
+    """Let the generators among the parts of a State continue from there."""
+    parts = state._parts if isinstance(state, State) else {}
+    for name, found in held.items():
+        if is_generator(parts.get(name)):
+            GeneratorPart(parts[name]).load_state_dict(found)
+
+
 def is_generator(part: Any) -> bool:
     """Return whether it is a random number generator whose state can be had and set."""
     if isinstance(part, type):

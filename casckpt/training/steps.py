@@ -98,9 +98,13 @@ class StepLoop(Loop):
         if self.row:
             self._gathered.update(self.row)
             is_best = options.monitor.update(self.row, self.done)
-        request = run._session.watch.look()
+        latest_s = self._save_latest_s
+        is_late = latest_s is not None and now_s - self._since_latest_s >= latest_s
+        request, (is_best, is_due, is_late) = self.agree(
+            0, run._session.watch.look(), is_best, self._is_due(now_s), is_late
+        )
         reasons = []
-        if self._is_due(now_s):
+        if is_due:
             reasons.append(EVERY)
         if is_best:
             reasons.append(BEST)
@@ -108,8 +112,7 @@ class StepLoop(Loop):
             reasons.append(FINAL)
         elif request is not None:
             reasons.append(STOP)
-        latest_s = self._save_latest_s
-        if not reasons and latest_s is not None and now_s - self._since_latest_s >= latest_s:
+        if not reasons and is_late:
             reasons.append(LATEST)
         if reasons:
             self._since_latest_s = now_s

@@ -20,6 +20,7 @@ from casckpt.logs import logger
 from casckpt.store import rows
 from casckpt.training.commands import SUPERVISOR
 from casckpt.training.lines import now_text
+from casckpt.training.peers import ALONE, Peers
 
 if TYPE_CHECKING:
     from casckpt.store import Repository
@@ -30,8 +31,14 @@ LOOK_EVERY_S: Final = 0.5
 ECHO_S: Final = 0.5
 """Two signals closer than this are one, under a supervisor; it passes them on in milliseconds."""
 
+KINDS: Final = ("call", "term", "interrupt")
+"""What a request can be, the gravest last."""
+
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STOP_PART: Final = b"stop"
+
+_LAUNCHED: Final = "TORCHELASTIC_RUN_ID"
+"""Set by torchrun for the processes that it starts, and watches over."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +136,14 @@ _signals = _Signals()
 class StopWatch:
     """Looks for a request to stop one run: signals, the store, its own `stop` call."""
 
-    def __init__(self, repository: Repository, run: str) -> None:
-        """Watch for `run` and the runs above it."""
+    def __init__(self, repository: Repository, run: str, peers: Peers = ALONE) -> None:
+        """Watch for `run` and the runs above it; the first process alone looks at the store."""
         self._repository = repository
-        parts = run.split("/")
+        parts = run.split("/") if peers.leads else []
         self._keys = [_key("/".join(parts[:end])) for end in range(len(parts), 0, -1)]
+        # A launcher that dies leaves its processes behind, where nobody would see them train.
+        launched = peers.size > 1 and _LAUNCHED in os.environ
+        self._launcher = os.getppid() if launched else 0
         self._next_look_s = 0.0
         self._installed = False
         self._own: StopRequest | None = None
@@ -142,7 +152,7 @@ class StopWatch:
         """Watch from now on: what was asked before this session is over."""
         if not self._installed:
             self._installed = _signals.install()
-            if self._repository.row("progress", self._keys[0]) is not None:
+            if self._keys and self._repository.row("progress", self._keys[0]) is not None:
                 _delete(self._repository, self._keys[0])
 
     def end(self) -> None:
@@ -154,6 +164,11 @@ class StopWatch:
     def ask(self, reason: str) -> None:
         """Stop by the program's own wish."""
         self._own = StopRequest("call", reason, time.monotonic())
+
+    def adopt(self, request: StopRequest) -> None:
+        """Take note of a request that another process of the run has seen."""
+        if self.asked is None:
+            self._own = request
 
     @property
     def asked(self) -> StopRequest | None:
@@ -172,7 +187,9 @@ class StopWatch:
                 if self._repository.row("progress", key) is not None:
                     self._own = StopRequest("term", "casckpt stop", now_s)
                     return self._own
-        return None
+            if self._launcher and os.getppid() != self._launcher:
+                self._own = StopRequest("term", "the death of the launcher", now_s)
+        return self._own
 
 
 def request_stop(repository: Repository, run: str) -> None:

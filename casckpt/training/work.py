@@ -58,6 +58,7 @@ class RunWork(RunBase):
         """
         from casckpt.training.stage import Stage
 
+        self._alone(f"the stage {name!r}")
         return Stage(
             cast("Run", self),
             name,
@@ -91,7 +92,15 @@ class RunWork(RunBase):
         """
         from casckpt.training.cached import run_cached
 
-        return run_cached(cast("Run", self), name, fn, args, kwargs, version)
+        def compute() -> Any:
+            return run_cached(cast("Run", self), name, fn, args, kwargs, version)
+
+        if self._peers.size == 1:
+            return compute()
+        made: list[Any] = []
+        # The first process computes, the others load what it has stored.
+        self._peers.lead(lambda: made.append(compute()))
+        return made[0] if made else compute()
 
     def folds(
         self,

@@ -21,13 +21,23 @@ WITHOUT_A_FRAMEWORK = ("files",)
 def test_the_code_of_a_guide_runs_and_runs_again(guide, tmp_path):
     if guide not in WITHOUT_A_FRAMEWORK:
         pytest.importorskip(guide)
+    check_guide(guide, tmp_path, [sys.executable])
+
+
+def test_the_code_of_the_guide_for_several_processes_runs(tmp_path):
+    pytest.importorskip("torch")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    check_guide("ddp", tmp_path, [sys.executable, "-W", "ignore", *launcher])
+
+
+def check_guide(guide, tmp_path, command):
     text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text()
     program = tmp_path / "guide.py"
     program.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
     environment = {**os.environ, "PYTHONPATH": str(Path(casckpt.__file__).parents[1])}
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, str(program)],
+            [*command, str(program)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

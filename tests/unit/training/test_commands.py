@@ -15,7 +15,8 @@ from casckpt.training import commands
 
 SCRIPT = """
 import sys, casckpt
-with casckpt.open(sys.argv[1]) as store, store.run("net", config={"lr": float(sys.argv[2])}) as run:
+config = {"lr": float(sys.argv[2])}
+with casckpt.open(sys.argv[1]) as store, store.run("net", config=config, world_size=1) as run:
     for _ in run.epochs(1, {}):
         pass
     run.child("part").close()

@@ -163,15 +163,13 @@ def test_a_branch_is_compared_with_what_it_came_from(train, store, name):
         other(4, run={"config": {"lr": 2}, "resume": name})
 
 
-def test_the_world_size(train, monkeypatch, caplog):
-    caplog.set_level(logging.WARNING)
-    train(1)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    train(2)
-    assert "env.world_size: 1 -> 4" in caplog.text
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigMismatch):
-        train(3, run={"on_mismatch": {"env.world_size": "raise"}})
+def test_the_world_size_is_no_matter_of_the_machine():
+    one, four = (guards.settings(None, None, size) for size in (1, 4))
+    for policy, action in (("raise", "raise"), ({}, "raise"), ({"env.*": "warn"}, "warn")):
+        differences = guards.compare(one, four, policy)
+        assert [(str(found), found.action) for found in differences] == [
+            ("env.world_size: 1 -> 4", action)
+        ]
 
 
 class Parameter:
