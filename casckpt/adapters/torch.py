@@ -330,15 +330,10 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _memory_of(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor of a dtype that numpy has."""
     if tensor.numel() == 0:
         return memoryview(bytearray())
-    # Not reshape and view: an axis of length 1 may have any stride, which view refuses.
-    flat = torch.empty(0, dtype=torch.uint8)
-    size = tensor.element_size()
-    flat.set_(
-        tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,)
-    )
-    array: np.ndarray[Any, Any] = flat.numpy()
+    array: np.ndarray[Any, Any] = tensor.numpy()
     return array.data.cast("B")
 
 
