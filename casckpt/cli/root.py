@@ -27,10 +27,12 @@ _COMMANDS = {
     "cache": ("casckpt.cli.cache:cache", "Show or drop what runs share: cache ls, cache rm."),
     "undelete": ("casckpt.cli.remove:undelete", "Bring a checkpoint back from the trash."),
     "gc": ("casckpt.cli.gc:gc", "Drop checkpoints by policy and free the disk."),
+    "compact": ("casckpt.cli.compact:compact", "Store old checkpoints in less space."),
     "du": ("casckpt.cli.du:du", "Show where the bytes are, and what was saved."),
     "stats": ("casckpt.cli.du:stats", "The same as du."),
     "verify": ("casckpt.cli.verify:verify", "Check that everything stored is whole."),
-    "repair": ("casckpt.cli.repair:repair", "Rebuild what can be rebuilt."),
+    "repair": ("casckpt.cli.repair:repair", "Put back or set aside what is damaged."),
+    "torture": ("casckpt.cli.torture:torture", "Test this disk, and casckpt on it, by crashing."),
     "verify-resume": (
         "casckpt.cli.verify_resume:verify_resume",
         "Check that a killed command goes on exactly.",
@@ -51,9 +53,9 @@ _SECTIONS = (
     ("Look", ("ls", "show", "history", "diff", "tree", "du", "stats")),
     ("Train", ("run", "resume", "status", "top", "stop")),
     ("Name and protect", ("tag", "untag", "pin", "unpin")),
-    ("Free the disk", ("gc", "rm", "undelete", "cache")),
+    ("Free the disk", ("gc", "compact", "rm", "undelete", "cache")),
     ("In and out", ("restore", "export", "import")),
-    ("Trust", ("verify", "repair", "verify-resume")),
+    ("Trust", ("verify", "repair", "verify-resume", "torture")),
     ("Begin", ("init", "demo", "completion")),
 )
 
