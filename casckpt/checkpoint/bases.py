@@ -61,16 +61,23 @@ class Bases:
         self._layouts[run, line] = (checkpoint_id, layout)
 
     def choose(
-        self, run: str, line: int, keys: Sequence[int], layout: Layout, period: int
+        self,
+        run: str,
+        line: int,
+        keys: Sequence[int],
+        opaque: Sequence[bool],
+        layout: Layout,
+        period: int,
     ) -> list[bytes | None]:
         """Return the base of each blob; every `period`-th blob in turn has none.
 
         Keyframes are staggered over blobs, so that no save is much larger than the others; the
         first blob's comes when its chain is full. After a restart the turn begins anew: the store
-        bounds the depth of every chain all the same.
+        bounds the depth of every chain all the same. Opaque blobs always have one: of their chunks
+        a save changes few, so the store looks at each chain by itself.
         """
         turn = self._turns[run, line] = self._turns.get((run, line), 0) + 1
         return [
-            None if (turn + index) % period == 0 else layout.get(key)
-            for index, key in enumerate(keys)
+            layout.get(key) if is_opaque or (turn + index) % period else None
+            for index, (key, is_opaque) in enumerate(zip(keys, opaque, strict=True))
         ]

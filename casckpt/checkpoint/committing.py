@@ -214,7 +214,9 @@ class Committing(StoreHandle):
         if request.parent is not None:
             # Asked for: a chain begins here, so nothing is due to be stored whole.
             return [layout.get(key) for key in plan.blob_keys()]
-        return self._bases.choose(request.run, place.line, plan.blob_keys(), layout, depth + 1)
+        return self._bases.choose(
+            request.run, place.line, plan.blob_keys(), plan.opaque(), layout, depth + 1
+        )
 
     def _level(self, request: SaveRequest) -> str:
         return request.level or self._repository.options.level

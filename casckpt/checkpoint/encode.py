@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from casckpt.checkpoint.bases import blob_key, leaf_key
+from casckpt.checkpoint.boosters import tree_edges
 from casckpt.checkpoint.leaves import ALIGNMENT, Leaf
 from casckpt.checkpoint.manifest import Entry
 from casckpt.checkpoint.tree import FlatState
@@ -64,6 +65,10 @@ class BlobPlan:
             for blob in self._blobs
         ]
 
+    def opaque(self) -> list[bool]:
+        """Return for each blob whether its bytes are no numbers."""
+        return [blob.opaque for blob in self._blobs]
+
     def sources(self, bases: Sequence[bytes | None] = ()) -> Iterator[BlobSource]:
         """Yield what the store is to write; copies, where needed, are made one at a time.
 
@@ -79,7 +84,8 @@ class BlobPlan:
             else:
                 buffer = self._joined(blob)
             base = bases[index] if bases else None
-            yield BlobSource([buffer], blob.item_size, blob.opaque, base)
+            edges = tree_edges(buffer) if blob.opaque else ()
+            yield BlobSource([buffer], blob.item_size, blob.opaque, base, edges)
 
     def _joined(self, blob: _Blob) -> bytearray:
         buffer = bytearray(blob.length)

@@ -124,7 +124,7 @@ class Copies:
             if records.object_id(record.kind, record.refs, body) != record.id:
                 raise Corrupt("damaged record", "its bytes have another id")
             return Copy(record.kind, record.encoding, record.logical, record.refs, payload)
-        base = self._bytes(record.refs[0], record.logical, above) if record.refs else None
+        base = self._bytes(record.refs[0], above) if record.refs else None
         chunk = memoryview(bytearray(record.logical))
         codec.decode_chunk(record.encoding, payload, chunk, base)
         if records.chunk_context().hash(chunk) != record.id:
@@ -133,19 +133,19 @@ class Copies:
             return Copy(record.kind, record.encoding, record.logical, (), payload)
         return _whole(chunk)
 
-    def _bytes(self, identity: bytes, length: int, above: frozenset[bytes]) -> memoryview:
+    def _bytes(self, identity: bytes, above: frozenset[bytes]) -> memoryview:
         """Return the bytes of a base, read as usual or put together from copies."""
         if identity in above:
             raise Corrupt("a cycle of bases", "a chunk rests on itself")
-        chunk = memoryview(bytearray(length))
         try:
-            self._reader.read_chunk(identity, chunk)
+            return memoryview(bytes(self._reader.read_base(identity)))
         except CasckptError:
             copy = self._find(identity, above)
-            if copy is None or copy.logical != length:
+            if copy is None or copy.logical > layout.CHUNK_MAX_BYTES:
                 raise
+            chunk = memoryview(bytearray(copy.logical))
             codec.decode_chunk(copy.encoding, copy.payload, chunk, None)
-        return chunk
+            return chunk
 
     def _from_other(self, identity: bytes) -> Copy | None:
         if self._other is None or self._other_reader is None:

@@ -26,7 +26,7 @@ BALLAST_FILE: Final = "ballast"
 
 # Version and features (section 3)
 FORMAT_VERSION: Final = 1
-READ_FEATURES: Final = frozenset({"packs-1", "planes-1", "entropy-1"})
+READ_FEATURES: Final = frozenset({"packs-1", "planes-1", "entropy-1", "dictionary-1"})
 WRITE_FEATURES: Final = frozenset({"packs-1", "facts-1"})
 COLLECT_FEATURES: Final = frozenset({"packs-1", "facts-1"})
 

@@ -22,6 +22,10 @@ from casckpt.store.sharing import SharedStore
 
 # After this many chunks of a blob in a row for which a delta did not pay, its bases are not read.
 _REFUSALS = 2
+# What a dictionary must leave of a chunk; one from further back, since the chain is full, must
+# leave less: otherwise the chunk is stored whole, and those after it are close to something again.
+_BASE_BELOW = 0.97
+_DISTANT_BELOW = 0.25
 
 Placed = list[tuple[bytes, tuple[PackWriter, records.Record]]]
 
@@ -54,7 +58,7 @@ class BaseBlob:
 
     def _on_grid(self) -> list[bytes]:
         try:
-            chunks = self._reader.chunks_of(self._id, self._length)
+            chunks = self._reader.chunks_of(self._id)
         except (Corrupt, Deleted, NewerFormat):
             return []
         sizes = [size for _, size in chunks]
@@ -63,17 +67,29 @@ class BaseBlob:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A chunk to be: of which blob of the save, its place there, its bytes.
+class BaseChunk:
+    """A chunk that another may resemble, wherever that stands."""
 
-    `base` is a blob whose chunk at the same place it may resemble.
+    id: bytes
+
+    def chunk(self, index: int) -> bytes:
+        """Return its id."""
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk to be: of which blob of the save, its place there, its bytes, its id if known.
+
+    `base` gives for that place the id of a chunk that it may resemble.
     """
 
     blob: int
     index: int
     view: memoryview
     item_size: int
-    base: BaseBlob | None = None
+    base: BaseBlob | BaseChunk | None = None
+    id: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -110,7 +126,7 @@ class ObjectWriter:
 
     def store_unit(self, unit: list[Piece]) -> list[tuple[int, Stored]]:
         """Hash the pieces, look them up, store what is missing. Runs on a worker."""
-        ids = records.chunk_context().hash_many([piece.view for piece in unit])
+        ids = _ids(unit)
         missing = self._claim_missing(dict(zip(ids, unit, strict=True)))
         stored = []
         for identity, piece in zip(ids, unit, strict=True):
@@ -151,7 +167,7 @@ class ObjectWriter:
         if bases:
             with self._shared.environment.read() as tx:
                 for identity, base in bases.items():
-                    missing[identity] = self._usable_base(tx, base, cold)
+                    missing[identity] = self._usable_base(tx, wanted[identity], base, cold)
         if cold:
             # The bytes are there, in a pack that waits to be swept: bring the whole chain back.
             late = self._shared.writer.run(lambda tx: revive(tx, cold), facts=False)
@@ -162,14 +178,23 @@ class ObjectWriter:
     def _base_of(self, piece: Piece | None) -> bytes | None:
         if piece is None or piece.base is None:
             return None
-        return piece.base.chunk(piece.index) if self._may_be_base(piece) else None
+        return piece.base.chunk(piece.index) if self._may_have_base(piece) else None
 
-    def _usable_base(self, tx: Transaction, base: bytes, cold: list[bytes]) -> bytes | None:
-        """Return `base` if a chunk may be stored against it; one to be revived goes to `cold`."""
+    def _usable_base(
+        self, tx: Transaction, piece: Piece | None, base: bytes, cold: list[bytes]
+    ) -> bytes | None:
+        """Return what a piece may be stored against; a base to be revived goes to `cold`."""
         chain = tx.chain(base)
-        # Every link is one more record to read at each restore.
-        if chain is None or len(chain) > self._max_delta_depth:
+        if piece is None or chain is None:
             return None
+        # Every link is one more record to read at each restore.
+        spare = len(chain) - self._max_delta_depth
+        if spare > 0:
+            if codec.plane_width(piece.item_size) > 1:
+                return None
+            # A dictionary may be any bytes: what the one at hand is itself stored against.
+            chain = chain[spare:]
+        base = chain[0][0]
         if _is_cold(chain):
             cold.append(base)
         return base
@@ -177,42 +202,35 @@ class ObjectWriter:
     def _store_chunk(self, identity: bytes, piece: Piece, base: bytes | None) -> records.Record:
         memory = None if base is None else self._shared.recent.take(base, len(piece.view))
         old = None if base is None else self._base_bytes(piece, base, memory)
-        encoded = codec.encode_chunk(piece.view, piece.item_size, self._level, old)
+        is_near = base is not None and base == self._base_of(piece)
+        pays = _BASE_BELOW if is_near else _DISTANT_BELOW
+        encoded = codec.encode_chunk(piece.view, piece.item_size, self._level, old, pays)
+        if is_near:
+            refused = 0 if encoded.uses_base else self._refused.get(piece.blob, 0) + 1
+            self._refused[piece.blob] = refused
         if encoded.encoding != layout.ENCODING_RAW:
             proved = self._prove(identity, encoded, piece.view, old)
-            if self._may_be_base(piece):
+            if self._may_have_base(piece) and codec.plane_width(piece.item_size) > 1:
                 self._shared.recent.put(identity, proved, memory)
         refs = (base,) if base is not None and encoded.uses_base else ()
         return self._append(
             layout.TYPE_CHUNK, encoded.encoding, identity, len(piece.view), refs, encoded.payload
         )
 
-    def _may_be_base(self, piece: Piece) -> bool:
-        return (
-            self._max_delta_depth > 0
-            and codec.plane_width(piece.item_size) > 1
-            and self._refused.get(piece.blob, 0) < _REFUSALS
-        )
+    def _may_have_base(self, piece: Piece) -> bool:
+        return self._max_delta_depth > 0 and self._refused.get(piece.blob, 0) < _REFUSALS
 
     def _base_bytes(self, piece: Piece, base: bytes, memory: bytearray | None) -> memoryview | None:
-        """Return the bytes of a base chunk, checked, if a delta against them pays.
+        """Return the bytes of a base chunk, checked, if a delta against them may pay.
 
         `memory` are these bytes, if they are at hand.
         """
-        if memory is not None:
-            old = memoryview(memory)
-        else:
-            old = codec.scratch("base", len(piece.view))
-            try:
-                self._reader.read_chunk(base, old)
-            except (Corrupt, Deleted, NewerFormat):
-                # Damage in the old checkpoint is not handed on to the new one.
-                return None
-        if codec.delta_pays(piece.view, old, piece.item_size):
-            self._refused.pop(piece.blob, None)
-            return old
-        self._refused[piece.blob] = self._refused.get(piece.blob, 0) + 1
-        return None
+        try:
+            old = self._reader.read_base(base) if memory is None else memoryview(memory)
+        except (Corrupt, Deleted, NewerFormat):
+            # Damage in the old checkpoint is not handed on to the new one.
+            return None
+        return old if codec.delta_pays(piece.view, old, piece.item_size) else None
 
     @staticmethod
     def _prove(
@@ -292,6 +310,12 @@ class ObjectWriter:
                     base,
                 ).encode(),
             )
+
+
+def _ids(unit: list[Piece]) -> list[bytes]:
+    if all(piece.id is not None for piece in unit):
+        return [piece.id for piece in unit if piece.id is not None]
+    return records.chunk_context().hash_many([piece.view for piece in unit])
 
 
 def _is_cold(chain: Chain) -> bool:

@@ -70,6 +70,21 @@ def require_features(needed: frozenset[str], known: frozenset[str], verb: str) -
         raise NewerFormat(f"cannot {verb} in this store", f"it needs {', '.join(unknown)}")
 
 
+def name_features(path: Path) -> None:
+    """Make format.json ask of readers all that the records of this program may need; durably.
+
+    A store of an older program does not, and that program would take new records for damage.
+    """
+    document = json.loads(files.read_whole(path / layout.FORMAT_FILE, _SMALL_FILE_BYTES))
+    if set(document["read"]) >= layout.READ_FEATURES:
+        return
+    document["read"] = sorted(layout.READ_FEATURES.union(document["read"]))
+    body = (json.dumps(document, indent=1) + "\n").encode()
+    # Others may be about to do the same: a name for each, so that none is renamed half written.
+    temporary = path / f"{layout.FORMAT_FILE}.{os.urandom(8).hex()}.new"
+    files.write_whole(path / layout.FORMAT_FILE, body, temporary)
+
+
 def current_index(path: Path) -> Path:
     """Return the folder of the store's index, as CURRENT names it."""
     try:

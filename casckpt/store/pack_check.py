@@ -227,9 +227,8 @@ class PackCheck:
     def _check_chunk(self, record: Record, payload: bytes) -> None:
         base: memoryview | None = None
         if record.refs:
-            base = memoryview(bytearray(record.logical))
             try:
-                self._reader.read_chunk(record.refs[0], base)
+                base = self._reader.read_base(record.refs[0])
             except CasckptError:
                 # The base is its own finding, and what needs both is found by the closure.
                 return

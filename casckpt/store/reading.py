@@ -299,29 +299,44 @@ class Reader:
         self._read_chunk(chain, part.id, whole, verify)
         part.dest[:] = whole[part.skip : part.skip + len(part.dest)]
 
-    def chunks_of(self, blob: bytes, length: int) -> list[tuple[bytes, int]]:
-        """Return (id, logical length) of the chunks of a blob of `length` bytes, in order.
+    def chunks_of(self, blob: bytes) -> list[tuple[bytes, int]]:
+        """Return (id, logical length) of the chunks of a blob, in order.
 
         Raises:
             Deleted, Corrupt: the blob or a list of it is gone or damaged.
         """
-        if self._kind(blob) != layout.TYPE_LIST:
-            return [(blob, length)]
+        with self._shared.environment.read() as tx:
+            row = tx.object(blob)
+        if row is not None and row.kind == layout.TYPE_CHUNK:
+            return [(blob, row.logical)]
         refs, body = self.read_object(blob, layout.TYPE_LIST)
         members = lists.decode_list(body, len(refs))
         pairs = list(zip(refs, members.lengths, strict=True))
         if members.level == 1:
             return pairs
-        return [chunk for ref, size in pairs for chunk in self.chunks_of(ref, size)]
+        return [chunk for ref, _ in pairs for chunk in self.chunks_of(ref)]
 
     def read_chunk(self, identity: bytes, dest: memoryview) -> None:
         """Fill `dest` with a chunk of exactly that length, its id checked; in this thread.
 
         Raises Deleted if it or a base of it has no place, Corrupt if it cannot be read whole.
         """
+        self._read_now(identity, self._chunk_chain(identity), dest)
+
+    def read_base(self, identity: bytes) -> memoryview:
+        """Return a chunk of any length as `read_chunk` does, in a buffer of this thread."""
+        chain = self._chunk_chain(identity)
+        dest = codec.scratch("base", chain[0][1].logical)
+        self._read_now(identity, chain, dest)
+        return dest
+
+    def _chunk_chain(self, identity: bytes) -> Chain:
         chain = self._resolve([identity])[0]
         if chain is None:
             raise self._absent("chunk", identity)
+        return chain
+
+    def _read_now(self, identity: bytes, chain: Chain, dest: memoryview) -> None:
         try:
             self._read_chunk(chain, identity, dest, True)
         except FileNotFoundError as exc:
@@ -332,14 +347,14 @@ class Reader:
         base: memoryview | None = None
         for at, (link, row, pack) in enumerate(reversed(chain)):
             last = link == identity
-            if row.kind != layout.TYPE_CHUNK or row.logical != len(dest):
+            if row.kind != layout.TYPE_CHUNK or (last and row.logical != len(dest)):
                 raise Corrupt(
                     f"chunk {link.hex()[:10]} has another length",
                     f"{row.logical} bytes, {len(dest)} were expected",
                 )
             # Two buffers in turn: a link is read from the one below it. Only the last needs the
             # check, since its id is wrong if any link below was.
-            out = dest if last else codec.scratch(f"link {at % 2}", len(dest))
+            out = dest if last else codec.scratch(f"link {at % 2}", row.logical)
             self._read_link(link, row, pack, out, base, verify and last)
             base = out
 

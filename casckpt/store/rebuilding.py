@@ -202,7 +202,7 @@ class _Rebuild:
                 if (
                     record.id in known
                     or below.kind != layout.TYPE_CHUNK
-                    or below.logical != record.logical
+                    or not _fits(below, record)
                     or depth >= layout.CHAIN_MAX_LINKS
                 ):
                     continue
@@ -343,6 +343,12 @@ def _apply(tx: Transaction, changes: list[Change]) -> None:
             tx.put(table, key, value)
     if tx.roots_count or tx.roots_sum:
         add_to_roots(tx, tx.roots_count, tx.roots_sum)
+
+
+def _fits(below: rows.ObjectRow, record: Record) -> bool:
+    """Tell whether a record may be decoded with what a row names: numbers need as many of them."""
+    is_dictionary = record.encoding == layout.ENCODING_DICTIONARY
+    return is_dictionary or below.logical == record.logical
 
 
 def _object_row(pack: int, record: Record, depth: int) -> rows.ObjectRow:

@@ -11,9 +11,8 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from casckpt import native
-from casckpt.errors import NoSpace
-from casckpt.store import codec, creation, files, layout, lists
+from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace
+from casckpt.store import creation, cutting, files, layout, lists
 from casckpt.store.commits import (
     CommitRequest,
     RowWrite,
@@ -22,8 +21,18 @@ from casckpt.store.commits import (
     keep_usable,
     write_rows,
 )
+from casckpt.store.cutting import BlobSource as BlobSource
+from casckpt.store.cutting import Chunks
 from casckpt.store.environment import Transaction
-from casckpt.store.objects import BaseBlob, ObjectWriter, Piece, Placed, SaveAgain, Stored
+from casckpt.store.objects import (
+    BaseBlob,
+    BaseChunk,
+    ObjectWriter,
+    Piece,
+    Placed,
+    SaveAgain,
+    Stored,
+)
 from casckpt.store.packs import PackFailed
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
@@ -34,26 +43,6 @@ _Result = TypeVar("_Result")
 # workers are busy in a small save.
 _UNIT_BYTES = 4 * layout.MIB
 _UNIT_PIECES = 256
-
-# Opaque bytes: cut sizes by blob length (boosters and studies change in small places)
-_CDC_SMALL = (2 * layout.KIB, 8 * layout.KIB, 32 * layout.KIB)
-_CDC_LARGE = (64 * layout.KIB, 256 * layout.KIB, layout.MIB)
-_CDC_SMALL_BELOW = 64 * layout.MIB
-
-
-@dataclass(frozen=True, slots=True)
-class BlobSource:
-    """The bytes of one blob: `buffers` one after the other, unchanged until `put_blobs` returns.
-
-    `item_size` is the bytes per item of the array they come from (1, 2, 4, 8 or 16); opaque
-    bytes are cut by content, arrays on a grid of 1 MiB. `base` is the id of a stored blob of the
-    same length that these bytes are likely to resemble, item by item.
-    """
-
-    buffers: Sequence[bytes | bytearray | memoryview]
-    item_size: int = 1
-    opaque: bool = False
-    base: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +128,11 @@ class Saver:
             SaveAgain: another thread's write failed; begin the save anew.
         """
         finished: list[list[Stored]] = []
+        styles: list[lists.Style] = []
         under_way: deque[tuple[int, Future[list[tuple[int, Stored]]]]] = deque()
         window = 0
         try:
-            for unit, size, count in self._units(sources):
+            for unit, size, count in self._units(sources, styles):
                 while len(finished) < count:
                     finished.append([])
                 under_way.append((size, self._pool.submit(self._objects.store_unit, unit)))
@@ -158,7 +148,7 @@ class Saver:
             for _, future in under_way:
                 if not future.cancel():
                     future.exception()
-        return [self._name(pieces) for pieces in finished]
+        return [self._name(*named) for named in zip(finished, styles, strict=True)]
 
     @staticmethod
     def _collect(
@@ -176,16 +166,21 @@ class Saver:
             finished[blob].append(piece)
         return size
 
-    def _units(self, sources: Iterable[BlobSource]) -> Iterator[tuple[list[Piece], int, int]]:
-        """Yield (pieces for one worker, their bytes, blobs begun so far)."""
+    def _units(
+        self, sources: Iterable[BlobSource], styles: list[lists.Style]
+    ) -> Iterator[tuple[list[Piece], int, int]]:
+        """Yield (pieces for one worker, their bytes, blobs begun so far); add each blob's style."""
         unit: list[Piece] = []
         size = count = 0
         for blob, source in enumerate(sources):
             count = blob + 1
-            base = self._base_blob(source)
-            for index, view in enumerate(_pieces(source)):
-                unit.append(Piece(blob, index, view, source.item_size, base))
-                size += len(view)
+            styles.append(lists.OPAQUE if source.opaque else lists.ARRAY)
+            blob_base = None if source.opaque else self._base_blob(source)
+            chunks = self._base_chunks(source) if source.opaque else ()
+            for index, piece in enumerate(cutting.cut(source, chunks)):
+                base = blob_base if piece.base is None else BaseChunk(piece.base)
+                unit.append(Piece(blob, index, piece.view, source.item_size, base, piece.id))
+                size += len(piece.view)
                 if size >= _UNIT_BYTES or len(unit) >= _UNIT_PIECES:
                     yield unit, size, count
                     unit, size = [], 0
@@ -193,17 +188,26 @@ class Saver:
             yield unit, size, count
 
     def _base_blob(self, source: BlobSource) -> BaseBlob | None:
-        if source.base is None or source.opaque or codec.plane_width(source.item_size) == 1:
+        if source.base is None:
             return None
-        length = sum(memoryview(buffer).nbytes for buffer in source.buffers)
-        return BaseBlob(self._reader, source.base, length)
+        return BaseBlob(self._reader, source.base, source.length)
 
-    def _name(self, pieces: list[Stored]) -> BlobInfo:
+    def _base_chunks(self, source: BlobSource) -> Chunks:
+        """Return the chunks of a source's base, none if it has no base that can be used."""
+        if source.base is None:
+            return ()
+        try:
+            return self._reader.chunks_of(source.base)
+        except (Corrupt, Deleted, NewerFormat):
+            return ()
+
+    def _name(self, pieces: list[Stored], style: lists.Style) -> BlobInfo:
         before = self.stored_bytes
         identity = lists.build(
             [piece.id for piece in pieces],
             [piece.length for piece in pieces],
             lambda refs, body: self._objects.put_object(layout.TYPE_LIST, tuple(refs), body),
+            style,
         )
         return BlobInfo(
             identity,
@@ -297,28 +301,6 @@ class Saver:
                         "the save was interrupted", "a collector freed a chunk that it had found"
                     )
         return publish(tx)
-
-
-def _pieces(source: BlobSource) -> Iterator[memoryview]:
-    views = [
-        memoryview(buffer).cast("B")
-        for buffer in source.buffers
-        if len(memoryview(buffer).cast("B"))
-    ]
-    if not views:
-        yield memoryview(b"")
-        return
-    whole = views[0] if len(views) == 1 else memoryview(b"".join(views))
-    if source.opaque:
-        small = len(whole) < _CDC_SMALL_BELOW
-        least, average, most = _CDC_SMALL if small else _CDC_LARGE
-        start = 0
-        for end in native.cut_points(whole, min_bytes=least, avg_bytes=average, max_bytes=most):
-            yield whole[start:end]
-            start = end
-        return
-    for start in range(0, len(whole), layout.GRID_BYTES):
-        yield whole[start : start + layout.GRID_BYTES]
 
 
 def _require_ballast(shared: SharedStore) -> None:

@@ -166,6 +166,8 @@ class SharedStore:
     def _begin_session(self) -> Session:
         from casckpt.store.sessions import Session
 
+        # ORDER: what a reader must know is said before a record needs it
+        self.with_ballast(lambda: opening.name_features(self.path))
         # Its process may want to free some room.
         return self.with_ballast(lambda: Session(self.path))
 

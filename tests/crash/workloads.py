@@ -33,6 +33,7 @@ def state(seed: int) -> dict[str, Any]:
         "weight": own.standard_normal(20_000, dtype=np.float32),
         "bias": own.integers(0, 100, 500),
         "text": family.bytes(3000),
+        "log": b"".join(b"%d %d\n" % (line, line * line) for line in range(500 + 50 * seed)),
         "seed": seed,
     }
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from casckpt.store import BlobInfo, BlobRead, BlobSource, CommitRequest, Repository, opening
@@ -45,11 +46,16 @@ def save(
     level: str | None = None,
     body: bytes | None = None,
     payload: bytes = b"\x01payload",
+    bases: Sequence[bytes] = (),
+    edges: Sequence[int] = (),
 ) -> Saved:
     """Commit a checkpoint of these blobs at the head of the line."""
     head = repository.head(run, line)
     with repository.saver(level) as saver:
-        infos = saver.put_blobs([BlobSource([piece], item_size, opaque) for piece in data])
+        infos = saver.put_blobs(
+            BlobSource([piece], item_size, opaque, base, edges)
+            for piece, base in zip_longest(data, bases)
+        )
         refs = list(dict.fromkeys(info.id for info in infos))
         manifest = saver.put_manifest(refs, body or f"{run} {step}".encode())
         seq = saver.commit(CommitRequest(run, line, step, 0, manifest.id, payload, head))

@@ -65,6 +65,12 @@ def unzstd(frame: bytes, length: int) -> bytes:
     return zstandard.ZstdDecompressor().decompress(frame)
 
 
+def unzstd_with(frame: bytes, length: int, base: bytes) -> bytes:
+    assert zstandard.frame_content_size(frame) == length
+    raw = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdDecompressor(dict_data=raw).decompress(frame)
+
+
 def unplane(payload: bytes, length: int, base: bytes | None) -> bytes:
     predictor, shape = payload[0], payload[1]
     width = shape - 0x80
@@ -101,7 +107,7 @@ class Stranger:
     def __init__(self, store: Path) -> None:
         described = json.loads((store / "format.json").read_text())
         assert described["version"] == 1
-        assert set(described["read"]) <= {"packs-1", "planes-1", "entropy-1"}
+        assert set(described["read"]) <= {"packs-1", "planes-1", "entropy-1", "dictionary-1"}
         self.objects = {}
         self.facts = {}
         for pack in store.glob("packs/*/*.pack"):
@@ -120,7 +126,9 @@ class Stranger:
     ) -> bytes:
         if encoding == 0:
             return payload
-        return unzstd(payload, logical) if encoding == 1 else unplane(payload, logical, base)
+        if encoding == 1:
+            return unzstd(payload, logical)
+        return {2: unplane, 3: unzstd_with}[encoding](payload, logical, base)
 
     @functools.cache  # noqa: B019  (lives as long as a test)
     def object(self, identity: bytes) -> tuple[int, list[bytes], bytes]:
@@ -189,20 +197,27 @@ def test_a_reader_made_from_the_document_reads_a_store(path):
             payload=b"\x01payload",
         )
         opaque = save(repository, [text], run="text", step=1, item_size=1, opaque=True)
+        random = os.urandom(2000)
+        edited = [random, random[:1000] + b"two more words" + random[1000:]]
+        bases = [save(repository, edited[:1], run="edited", item_size=1, opaque=True).infos[0].id]
+        edit = save(
+            repository, edited[1:], run="edited", step=2, item_size=1, opaque=True, bases=bases
+        )
         gone = save(repository, [b"gone"], run="gone")
         repository.trash([("gone", gone.seq)])
     stranger = Stranger(path)
     found = stranger.checkpoints()
-    assert found.keys() == {("a/run", 0, 7), ("text", 0, 1)}
+    assert found.keys() == {("a/run", 0, 7), ("text", 0, 1), ("edited", 0, 1), ("edited", 0, 2)}
     manifest_id, payload = found["a/run", 0, 7]
     assert (manifest_id, payload) == (saved.manifest_id, b"\x01payload")
     kind, refs, body = stranger.object(manifest_id)
     assert (kind, body) == (3, b'{"found":"by a stranger"}')
     assert [stranger.blob(ref) for ref in refs] == saved.data
     assert stranger.blob(opaque.infos[0].id) == text
+    assert stranger.blob(edit.infos[0].id) == edited[1]
     # Everything the document describes was met: planes, lists of lists, a body and a chunk in zstd.
     kinds = {(kind, encoding) for kind, encoding, *_ in stranger.objects.values()}
-    assert {(1, 0), (1, 1), (1, 2), (2, 1), (3, 0)} <= kinds
+    assert {(1, 0), (1, 1), (1, 2), (1, 3), (2, 1), (3, 0)} <= kinds
     assert any(
         kind == 2 and stranger.object(identity)[2][0] == 2
         for identity, (kind, *_) in stranger.objects.items()

@@ -112,8 +112,21 @@ def test_network_file_systems_are_refused(path, monkeypatch, tmp_path):
         Repository.init(tmp_path / "new")
 
 
+def test_a_save_to_an_older_store_names_what_its_records_may_need(path):
+    change_format(path, read=["packs-1", "planes-1"], created="long ago")
+    with Repository.open(path) as repository:
+        assert repository.checkpoint_rows() == []
+        assert json.loads((path / "format.json").read_text())["read"] == ["packs-1", "planes-1"]
+        save(repository, [b"x"])
+    described = json.loads((path / "format.json").read_text())
+    assert set(described["read"]) == layout.READ_FEATURES
+    assert described["created"] == "long ago"
+    assert list(path.glob("*.new")) == []
+    Repository.open(path, mode="r").close()
+
+
 def test_newer_features_stop_what_needs_them(path):
-    change_format(path, read=["packs-1", "planes-1", "entropy-1", "wavelets-1"])
+    change_format(path, read=[*layout.READ_FEATURES, "wavelets-1"])
     with pytest.raises(NewerFormat, match="wavelets-1"):
         Repository.open(path, mode="r")
     change_format(path, read=["packs-1"], write=["packs-1", "facts-2"])

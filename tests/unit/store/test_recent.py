@@ -61,9 +61,9 @@ def test_what_no_save_met_for_long_makes_room(recent):
 
 def test_a_base_at_hand_is_not_read_and_gives_the_same_bytes(tmp_path, monkeypatch):
     reads = []
-    read_chunk = Reader.read_chunk
+    read_base = Reader.read_base
     monkeypatch.setattr(
-        Reader, "read_chunk", lambda self, *a: (reads.append(a), read_chunk(self, *a))[1]
+        Reader, "read_base", lambda self, *a: (reads.append(a), read_base(self, *a))[1]
     )
     numbers = np.random.default_rng(1)
     weights = numbers.normal(0, 0.02, 700_000).astype("<f4")
