@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,6 +74,55 @@ class ZstdFile(TorchSave):
         """Decompress and read one file."""
         raw = zstandard.ZstdDecompressor().decompress(self.path(step).read_bytes())
         return undump(io.BytesIO(raw))
+
+
+class ZipNn(TorchSave):
+    """ZipNN for every floating tensor, in one pickle: byte groups and Huffman, no parent."""
+
+    name = "ZipNN"
+    module = "zipnn"
+
+    def save(self, step: int, state: Any) -> None:
+        """Write one file of compressed tensors and make it durable."""
+        # A plain pickle: torch.save's swells byte strings by a fifth.
+        with self.path(step).open("wb") as file:
+            pickle.dump(_mapped(state, self._packed), file, protocol=5)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_path(self.folder)
+
+    def load(self, step: int) -> Any:
+        """Read one file and unpack its tensors."""
+        with self.path(step).open("rb") as file:
+            return _mapped(pickle.load(file), self._unpacked)
+
+    def _packed(self, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or not leaf.dim():
+            return leaf
+        # It changes the memory that it is given.
+        return _Packed(self._codec().compress(leaf.detach().clone()))
+
+    def _unpacked(self, leaf: Any) -> Any:
+        return self._codec().decompress(leaf.data) if isinstance(leaf, _Packed) else leaf
+
+    @staticmethod
+    def _codec() -> Any:
+        from zipnn import ZipNN
+
+        return ZipNN(input_format="torch")
+
+
+@dataclass(frozen=True)
+class _Packed:
+    data: bytes
+
+
+def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _mapped(value, change) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_mapped(value, change) for value in tree)
+    return change(tree)
 
 
 class Safetensors(Contender):
