@@ -23,6 +23,8 @@ _OBJECT = struct.Struct("<BBHIQQQQ")
 _STORED_SLACK_BYTES = 4096
 # A pack ends with a record that begins below its cap.
 _OFFSET_MAX = layout.PACK_CAP_BYTES + layout.BODY_MAX_BYTES
+# Far above what any store counts up to, and low enough to be counted on.
+_COUNTED_MAX = 2**62
 _PACK = struct.Struct("<16s16sBBHIQQQ")
 _ROW = struct.Struct("<BBHI")
 _TRASH = struct.Struct("<QQ16s")
@@ -131,6 +133,8 @@ class PackRow:
         uuid, session, state, sealed, _, _, epoch, size, fact = _PACK.unpack(value)
         if state not in (LIVE, CONDEMNED, DROPPED):
             raise Corrupt("damaged index", f"a pack in state {state}")
+        if max(epoch, size, fact) > _COUNTED_MAX:
+            raise Corrupt("damaged index", f"a pack of {size} bytes and epoch {epoch}")
         return PackRow(uuid, session, state, bool(sealed), epoch, size, fact)
 
 
@@ -248,7 +252,10 @@ def read_u64(value: bytes | None) -> int:
         return 0
     if len(value) != 8:
         raise Corrupt("damaged index", "a number of another length")
-    return int(_U64.unpack(value)[0])
+    number = int(_U64.unpack(value)[0])
+    if number > _COUNTED_MAX:
+        raise Corrupt("damaged index", f"the number {number}, which no store counts up to")
+    return number
 
 
 def pack_key(number: int) -> bytes:

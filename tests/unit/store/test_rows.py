@@ -10,6 +10,7 @@ from casckpt.errors import Corrupt
 from casckpt.store import layout, rows
 
 U64 = st.integers(0, 2**64 - 1)
+COUNTED = st.integers(0, 2**62)
 ID = st.binary(min_size=32, max_size=32)
 UUID = st.binary(min_size=16, max_size=16)
 NAME = st.text("abcXYZ019._-/", min_size=1, max_size=200)
@@ -28,7 +29,7 @@ OBJECT_ROWS = st.builds(
     st.just(b"") | ID,
 )
 PACK_ROWS = st.builds(
-    rows.PackRow, UUID, UUID, st.sampled_from([0, 1, 2]), st.booleans(), U64, U64, U64
+    rows.PackRow, UUID, UUID, st.sampled_from([0, 1, 2]), st.booleans(), COUNTED, COUNTED, COUNTED
 )
 
 
@@ -130,8 +131,15 @@ def test_step_keys_sort_by_step_and_batch(places):
     assert keys == sorted(keys)
 
 
+def test_a_number_that_no_store_counts_up_to_is_corrupt():
+    with pytest.raises(Corrupt):
+        rows.read_u64(b"\xff" * 8)
+    with pytest.raises(Corrupt):
+        rows.PackRow.decode(rows.PackRow(bytes(16), bytes(16), epoch=2**63).encode())
+
+
 def test_numbers():
     assert rows.read_u64(None) == 0
-    assert rows.read_u64(rows.u64(2**64 - 1)) == 2**64 - 1
+    assert rows.read_u64(rows.u64(2**62)) == 2**62
     with pytest.raises(Corrupt):
         rows.read_u64(b"123")
