@@ -46,7 +46,9 @@ def read_format(path: Path) -> Format:
         raise NoStore(f"no store at {path}", why, f"run `casckpt init {path}`") from exc
     try:
         document = json.loads(text)
-        version = int(document["version"])
+        version = document["version"]
+        if type(version) is not int:
+            raise ValueError("a version that is no number")
         uuid = bytes.fromhex(document["uuid"])
         read, write, collect = (
             frozenset(str(name) for name in document[key]) for key in ("read", "write", "collect")
@@ -115,6 +117,9 @@ def refuse_strangers(path: Path, index: Path) -> None:
         for entry in entries:
             if entry.name in creation.KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX):
                 _refuse_stranger(entry)
+    for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER):
+        if (path / name).exists() and not (path / name).is_dir():
+            raise NoStore(f"refused to open {path}", f"its {name} is a file and no folder")
     folders = (path / layout.PACKS_FOLDER, index)
     for folder in folders:
         if folder.is_dir():

@@ -54,13 +54,32 @@ def test_what_is_not_a_store_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"version": "x"}', b"1" * 70_000, b"[" * 60_000],
-    ids=["empty", "cut", "list", "no keys", "not utf-8", "no number", "huge", "deep"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b'{"version": "x"}',
+        b'{"version": 1e999}',
+        b"1" * 70_000,
+        b"[" * 60_000,
+    ],
+    ids=["empty", "cut", "list", "no keys", "not utf-8", "text", "infinite", "huge", "deep"],
 )
 def test_a_format_file_that_does_not_decode_is_no_store(path, text):
     (path / "format.json").write_bytes(text)
     with pytest.raises(NoStore):
         Repository.open(path)
+
+
+@pytest.mark.parametrize("folder", ["packs", "sessions"])
+def test_a_file_where_a_folder_belongs_is_refused(path, folder):
+    (path / folder).rename(path.with_name("elsewhere"))
+    (path / folder).write_bytes(b"noise")
+    for mode in ("r", "a"):
+        with pytest.raises(NoStore, match=folder):
+            Repository.open(path, mode)
 
 
 def test_making_a_store_refuses_what_is_there(path, tmp_path):
