@@ -63,7 +63,7 @@ def read_view(run: str, payload: bytes | None) -> LineView:
             if line.get("monitor") and line.get("mode")
         }
         return LineView(document["current"] if document["lines"] else None, branches, monitors)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise Corrupt(f"the row of {run} does not decode", str(exc)) from exc
 
 

@@ -56,6 +56,14 @@ _from_timestamp: Final = datetime.fromtimestamp
 # Few runs have more than a handful of distinct sets of names and reasons. The caches are
 # emptied rather than trimmed: that is rare, and a lookup stays one dict access.
 _CACHE_MAX: Final = 4096
+_UNDECODED: Final = (
+    struct.error,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 _names_cache: dict[bytes, tuple[tuple[str, ...], struct.Struct]] = {}
 _rest_cache: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
@@ -204,7 +212,7 @@ def decode_row(
             trashed_at=None if row.state == "live" else _when(row.trashed_at_ns),
             source=source,
         )
-    except (struct.error, ValueError, TypeError, AttributeError, OverflowError) as exc:
+    except _UNDECODED as exc:
         raise Corrupt(
             f"the row of {row.run} at step {row.step} does not decode", str(exc), run=row.run
         ) from exc
@@ -235,7 +243,7 @@ def _split(payload: bytes) -> _Parts:
         rest = json.loads(payload[names_at + names_length :])
         if not isinstance(rest, dict):
             raise ValueError("its last part is no object")
-    except (struct.error, ValueError) as exc:
+    except (struct.error, ValueError, RecursionError) as exc:
         raise Corrupt("a row of a checkpoint does not decode", str(exc)) from exc
     return _Parts(head, metrics, rest)
 

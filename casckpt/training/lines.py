@@ -185,7 +185,7 @@ def decode(payload: bytes | None) -> RunRecord:
         return RunRecord(
             document["current"], {line.number: line for line in lines}, document["expected"]
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise Corrupt("the row of a run does not decode", str(exc)) from exc
 
 

@@ -176,7 +176,7 @@ def read_saves(repository: Repository, run: str, line: int) -> Saves:
     try:
         document: dict[str, Any] = json.loads(row.payload)
         return Saves(**document) if document.pop("version") == 1 else Saves()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return Saves()
 
 
@@ -199,5 +199,5 @@ def _decode(payload: bytes) -> Progress | None:
         if document.pop("version") != 1:
             return None
         return Progress(**document)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None

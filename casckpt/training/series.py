@@ -170,7 +170,7 @@ def read(
             piece = json.loads(row.payload)
             if piece["version"] != 1:
                 raise ValueError(f"version {piece['version']}")
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise Corrupt(f"a row of the log of {run} does not decode", str(exc)) from exc
         yield piece
 

@@ -354,7 +354,7 @@ class Ledger:
             return {}
         try:
             found = json.loads(row.payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
