@@ -139,11 +139,16 @@ def plane_width(item_size: int) -> int:
     return item_size if item_size in (2, 4, 8) else 1
 
 
+def _swells(stored: int, logical: int) -> bool:
+    """Tell whether a body is so much larger than its stored form that it is taken for a bomb."""
+    return logical > max(layout.BODY_FREE_BYTES, stored * layout.BODY_SWELLS_AT_MOST)
+
+
 def encode_body(body: bytes) -> Encoded:
     """Encode the body of a list, manifest, fact or snapshot."""
     if len(body) >= 64:
         packed = _compressor("plain").compress(body)
-        if len(packed) < _KEEP_BELOW * len(body):
+        if len(packed) < _KEEP_BELOW * len(body) and not _swells(len(packed), len(body)):
             return Encoded(layout.ENCODING_ZSTD, packed)
     return Encoded(layout.ENCODING_RAW, body)
 
@@ -155,6 +160,8 @@ def decode_body(encoding: int, payload: Buffer, logical: int) -> bytes:
             raise Corrupt("damaged record", "its lengths disagree")
         return bytes(payload)
     if encoding == layout.ENCODING_ZSTD:
+        if _swells(len(payload), logical):
+            raise Corrupt("damaged record", f"{len(payload)} bytes that swell to {logical}")
         return _decompress(payload, logical)
     raise NewerFormat("a record in an encoding this version does not know", f"encoding {encoding}")
 

@@ -63,6 +63,9 @@ PACK_CAP_BYTES: Final = 128 * MIB
 # Limits that a reader enforces before it allocates (section 5)
 CHUNK_MAX_BYTES: Final = 16 * MIB
 BODY_MAX_BYTES: Final = 256 * MIB
+# A body above the first is at most so many times its stored form; manifests measure 10 to 30.
+BODY_FREE_BYTES: Final = 16 * MIB
+BODY_SWELLS_AT_MOST: Final = 100
 REFS_MAX: Final = 2_000_000
 CHAIN_MAX_LINKS: Final = 1000
 LIST_MAX_MEMBERS: Final = 64

@@ -172,6 +172,8 @@ def decode_header(data: Buffer, pack: bytes, offset: int) -> Record:
     )
     if version != _RECORD_VERSION:
         raise NewerFormat("a record of a newer version", f"version {version} at offset {offset}")
+    if kind == layout.TYPE_CHUNK and count > 1:
+        raise Corrupt("bad record header", f"a chunk with {count} bases")
     limit = layout.CHUNK_MAX_BYTES if kind == layout.TYPE_CHUNK else layout.BODY_MAX_BYTES
     if logical > limit or stored > limit + 4096:
         raise Corrupt("bad record header", f"length {logical} is beyond {limit}")

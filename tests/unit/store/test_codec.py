@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -220,3 +221,11 @@ def test_bodies_round_trip(body):
         assert codec.decode_body(encoded.encoding, encoded.payload, len(data)) == data
         with pytest.raises(Corrupt):
             codec.decode_body(encoded.encoding, encoded.payload, len(data) + 1)
+
+
+def test_a_body_that_swells_beyond_measure_is_refused_and_never_written():
+    bomb = bytes(64 * layout.MIB)
+    assert codec.encode_body(bomb).encoding == layout.ENCODING_RAW
+    packed = zstandard.compress(bomb)
+    with pytest.raises(Corrupt, match="swell"):
+        codec.decode_body(layout.ENCODING_ZSTD, packed, len(bomb))

@@ -37,6 +37,7 @@ def header(offset: int = 80, refs: tuple[bytes, ...] = (b"r" * 32,), **changes: 
     st.lists(st.binary(min_size=32, max_size=32), max_size=5),
 )
 def test_header_round_trip(kind, encoding, offset, logical, stored, refs):
+    refs = refs[:1] if kind == layout.TYPE_CHUNK else refs
     data = header(offset, tuple(refs), kind=kind, encoding=encoding, logical=logical, stored=stored)
     record = records.decode_header(data, PACK, offset)
     assert (record.kind, record.encoding, record.logical, record.stored) == (
@@ -151,3 +152,11 @@ def test_ids_differ_by_kind_and_by_refs():
     # Refs and body are told apart by the count in front.
     joined = records.object_id(layout.TYPE_LIST, (), b"r" * 32 + body)
     assert records.object_id(layout.TYPE_LIST, (b"r" * 32,), body) != joined
+
+
+def test_a_chunk_has_one_base_at_most():
+    for count in (0, 1):
+        data = header(kind=layout.TYPE_CHUNK, refs=(b"r" * 32,) * count)
+        assert len(records.decode_header(data, PACK, 80).refs) == count
+    with pytest.raises(Corrupt, match="bases"):
+        records.decode_header(header(kind=layout.TYPE_CHUNK, refs=(b"r" * 32,) * 2), PACK, 80)
