@@ -95,7 +95,7 @@ class _Campaign:
         return 1 if self.bad else 0
 
     def _one(self, kind: str, point: str) -> None:
-        from tests.crash import bits, damage, powerloss, swarm
+        from tests.crash import bits, damage, hostile, powerloss, swarm
 
         if kind == "power":
             found, states = powerloss.run(self.lab, point, self.deadline, first=self.options.first)
@@ -105,6 +105,8 @@ class _Campaign:
             found, states = damage.rot(self.lab, point)
         elif kind == "bits":
             found, states = bits.replay(self.lab, point), 1
+        elif kind == "hostile":
+            found, states = hostile.replay(self.lab, point), 1
         elif kind == "swarm":
             found, states = swarm.run(self.lab, point, self.options.seconds)
         else:

@@ -70,7 +70,7 @@ def _page_head(data: bytearray, draw: random.Random) -> None:
     data[min(at, len(data) - 1)] ^= 1 << draw.randrange(8)
 
 
-_WAYS: tuple[Callable[[bytearray, random.Random], None], ...] = (
+WAYS: tuple[Callable[[bytearray, random.Random], None], ...] = (
     _flip,
     _flip,
     _flip,
@@ -96,7 +96,7 @@ def harmed(place: Path, draw: random.Random) -> tuple[Path, bytearray, str]:
         kinds.setdefault(path.suffix or path.parent.name + path.name[:3], []).append(path)
     path = draw.choice(kinds[draw.choice(sorted(kinds))])
     data = bytearray(path.read_bytes())
-    way = draw.choice(_WAYS)
+    way = draw.choice(WAYS)
     way(data, draw)
     return path, data, f"{way.__name__} of {path.relative_to(place)}"
 

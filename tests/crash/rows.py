@@ -100,6 +100,16 @@ ROWS = (
         1_770_000,
         "bits:row",
     ),
+    Row(
+        10,
+        "hostile",
+        "stores made to harm, and the same with random damage on top",
+        "stores",
+        160,
+        100_000,
+        1_000_000,
+        "hostile:row",
+    ),
 )
 
 

@@ -1,0 +1,11 @@
+"""Stores made to harm: links, bombs, cycles, lies about lengths; each of them an error or harmless."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.crash
+
+
+def test_no_hostile_store_harms_its_reader(row):
+    row("hostile")
