@@ -1,4 +1,4 @@
-"""Stores made to harm: links, bombs, cycles, lies about lengths; each of them an error or harmless."""
+"""Stores made to harm: links, bombs, cycles, lengths that lie; each is an error or harmless."""
 
 from __future__ import annotations
 
