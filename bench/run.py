@@ -13,7 +13,7 @@ from bench import report
 from bench.harness import RESULTS, Context, default_cache, machine_facts
 
 QUESTIONS = ("native", "size", "save", "restore", "unchanged", "stall", "gc", "cli", "scale",
-             "stage")  # fmt: skip
+             "stage", "training")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,9 @@ _COST_MIN_S: Final = 0.001
 _INTERVAL_MAX_S: Final = 3600.0
 """Cap of an interval that is computed: nobody wants to lose more than an hour to a fast guess."""
 
+FAILURE_S: Final = 86_400.0
+"""Mean time between failures that an interval reckons with: machines that vanish do once a day."""
+
 
 @dataclass(frozen=True)
 class Every:
@@ -25,7 +28,8 @@ class Every:
         steps: save after so many optimizer steps.
         seconds: save at the first boundary after so many seconds.
         overhead: save as often as this share of the time allows, from 0 to 0.5, by the measured
-            time that a save makes training wait; at least once an hour.
+            time that a save makes training wait; not more often than pays for machines that fail
+            once a day (Young's interval), and at least once an hour.
     """
 
     epochs: int | None = None
@@ -97,6 +101,10 @@ class Since:
         assert every.overhead is not None
         return now_s - self.saved_at_s >= interval_s(self.cost_s, every.overhead)
 
+    def measured(self, cost_s: float) -> None:
+        """Take note of what a save has cost; one slow save does not decide alone."""
+        self.cost_s = cost_s if not self.cost_s else (self.cost_s + cost_s) / 2
+
     def saved(self, now_s: float) -> None:
         """Begin to count anew."""
         self.epochs = self.steps = 0
@@ -104,9 +112,15 @@ class Since:
 
 
 def interval_s(cost_s: float, overhead: float) -> float:
-    """Return the shortest distance between saves that keeps their share of time.
+    """Return the distance between saves, from what one costs and the share they may take.
 
-    Young's optimum, sqrt(2 * cost * mean time to failure), needs a failure rate that a training
-    run does not know (Young 1974, Daly 2006); the share it implies is what is asked for here.
+    Young's optimum, sqrt(2 * cost * mean time between failures), balances saving against work that
+    is done again (Young 1974; Daly 2006 refines it by less than the failure rate is known). More
+    often than that costs more than it saves, whatever the share allows.
+
+    Args:
+        cost_s: seconds that a save makes training wait.
+        overhead: the share of time that saves may take.
     """
-    return min(max(cost_s, _COST_MIN_S) / overhead, _INTERVAL_MAX_S)
+    cost_s = max(cost_s, _COST_MIN_S)
+    return min(max(cost_s / overhead, math.sqrt(2 * cost_s * FAILURE_S)), _INTERVAL_MAX_S)

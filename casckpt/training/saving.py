@@ -184,7 +184,7 @@ class LoopSaver:
         self.last = checkpoint
         if not keeping.ROLLING.issuperset(checkpoint.reasons):
             self._parent_id = self._run._parent_id = checkpoint.id
-        self.since.cost_s = checkpoint.stall_s
+        self.since.measured(checkpoint.stall_s)
         self._durable_s = checkpoint.durable_s
         self._run._saved = checkpoint
 
