@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.compacting import Compacting
 from casckpt.checkpoint.payloads import edit_payload
 from casckpt.checkpoint.plans import GcPlan, GcResult, make_plan, plan_of, still_droppable
 from casckpt.checkpoint.policies import Policy
@@ -21,7 +21,7 @@ _ATTEMPTS: Final = 10
 """Each attempt fails only if another process removed a checkpoint of the plan during it."""
 
 
-class Curation(StoreHandle):
+class Curation(Compacting):
     """The calls that mark, drop and free. Each is durable when it returns. Thread safe."""
 
     def attach_metrics(self, ref: str | Checkpoint, metrics: Mapping[str, Any]) -> Checkpoint:

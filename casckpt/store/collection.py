@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from casckpt.errors import CasckptError, Corrupt
 from casckpt.store import (
@@ -84,13 +85,31 @@ def plan(shared: SharedStore, drop: Collection[tuple[str, int]]) -> SpacePlan:
     return SpacePlan(freed, dead, mark.total_bytes)
 
 
-def collect(shared: SharedStore, *, now: bool = False, force: bool = False) -> GcReport:
+class Recode(Protocol):
+    """What stores reached chunks anew within a collection (protocol, GC 3)."""
+
+    def __call__(self, run: bytes, mark: Mark) -> bool:
+        """Work for the collector `run` on what `mark` reaches; return whether more is left.
+
+        It leaves off when what it replaced should be freed first, and is called again after that.
+        """
+        ...
+
+
+def collect(
+    shared: SharedStore,
+    *,
+    now: bool = False,
+    force: bool = False,
+    recode: Recode | None = None,
+) -> GcReport:
     """Free what nothing reaches; safe beside any number of savers and readers, and at any kill.
 
     Args:
         shared: the open store.
         now: let checkpoints leave the trash although their grace is not over.
         force: go on although most of the store is dead and no removal explains it.
+        recode: stores chunks anew first; collections follow one another until it is done.
 
     Raises:
         StoreBusy: another collector is at work.
@@ -102,7 +121,11 @@ def collect(shared: SharedStore, *, now: bool = False, force: bool = False) -> G
         if _disk_is_full(shared):
             creation.free_ballast(shared.path)
         try:
-            return _Collector(shared, now=now, force=force).run()
+            while True:
+                collector = _Collector(shared, now=now, force=force, recode=recode)
+                report = collector.run()
+                if not collector.unfinished:
+                    return report
         finally:
             creation.make_ballast(shared.path)
 
@@ -114,10 +137,14 @@ def _disk_is_full(shared: SharedStore) -> bool:
 class _Collector:
     """One collection; its methods are the protocol's steps."""
 
-    def __init__(self, shared: SharedStore, *, now: bool, force: bool) -> None:
+    def __init__(
+        self, shared: SharedStore, *, now: bool, force: bool, recode: Recode | None
+    ) -> None:
         self._shared = shared
         self._now = now
         self._force = force
+        self._recode = recode
+        self.unfinished = False
         self._run = b""
         self._expired = 0
         self._moved_bytes = 0
@@ -136,6 +163,11 @@ class _Collector:
         else:
             self._expire()
             mark = marking.mark(self._shared)
+            self._check_plausible(mark)
+            if self._recode is not None:
+                self.unfinished = self._recode(self._run, mark)
+                # What was only a base is needed no more, and the new records are in new packs.
+                mark = marking.mark(self._shared)
             self._compact(mark)
             self._condemn(mark)
         self._sweep()
@@ -192,7 +224,10 @@ class _Collector:
             for number, row in registered.items()
             if row.state == rows.LIVE and number not in busy and number in mark.known
         }
-        chosen = compaction.choose(candidates, mark)
+        dead_share = compaction.DEAD_SHARE
+        if self._recode is not None:
+            dead_share = compaction.THOROUGH_DEAD_SHARE
+        chosen = compaction.choose(candidates, mark, dead_share)
         chosen = compaction.fitting(chosen, mark, files.free_bytes(self._shared.path))
         if chosen:
             self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
@@ -210,7 +245,6 @@ class _Collector:
             and number not in busy
             and mark.live_bytes.get(number, 0) <= 0
         }
-        self._check_plausible(mark)
         self._keep_facts(dead)
         for attempt in range(3):
             with self._shared.environment.read() as tx:

@@ -1,9 +1,12 @@
-"""Compaction: copy what is still needed out of packs that are mostly dead (protocol, GC 3)."""
+"""Compaction: copy what is still needed out of packs that are mostly dead (protocol, GC 3).
+
+Also how a row comes to name another record of its object, whoever wrote that: `publish`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 from casckpt.errors import Corrupt
@@ -17,25 +20,36 @@ from casckpt.store.sharing import SharedStore
 
 # A pack is worth rewriting when a quarter of it is dead; small ones are merged when many.
 DEAD_SHARE = 0.25
+# When chunks were coded anew, copying the rest costs little beside that, and the bytes are wanted.
+THOROUGH_DEAD_SHARE = 0.03
 SMALL_BYTES = 4 * layout.MIB
 SMALL_COUNT = 16
 # What else a collection writes: its transactions, facts, and what packs reserve past their end
 _SPARE_BYTES = layout.MIB
 
-Moved = tuple[bytes, rows.ObjectRow, PackWriter, records.Record]
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A record that stands for another of the same id: the row it had, and where the new one is."""
+
+    old: rows.ObjectRow
+    writer: PackWriter
+    record: records.Record
 
 
-def worth_rewriting(size: int, live: int) -> bool:
+def worth_rewriting(size: int, live: int, dead_share: float = DEAD_SHARE) -> bool:
     """Tell whether a pack that something still needs is dead enough to be rewritten."""
-    return live > 0 and size - live >= DEAD_SHARE * size
+    return live > 0 and size - live >= dead_share * size
 
 
-def choose(candidates: dict[int, rows.PackRow], mark: Mark) -> set[int]:
+def choose(
+    candidates: dict[int, rows.PackRow], mark: Mark, dead_share: float = DEAD_SHARE
+) -> set[int]:
     """Return the numbers of the packs to rewrite, of those that nobody appends to."""
     chosen = {
         number
         for number, row in candidates.items()
-        if worth_rewriting(row.size, mark.live_bytes.get(number, 0))
+        if worth_rewriting(row.size, mark.live_bytes.get(number, 0), dead_share)
     }
     small = {
         number
@@ -69,27 +83,35 @@ def compact(shared: SharedStore, run: bytes, mark: Mark, numbers: set[int]) -> i
     """
     total = 0
     for batch in _batches(shared, mark, numbers):
-        moved = []
-        for identity, row, uuid in batch:
-            copied = _copy(shared, identity, row, uuid)
-            if copied is not None:
-                moved.append((identity, row, *copied))
-        if not moved:
-            continue
-        written = {pack.number: pack for _, _, pack, _ in moved}
-        # ORDER: the copies are durable before a row names them
-        shared.own.sync(written.values())
-        files.crash_point("compacted records durable")
-        repointed = shared.writer.run(
-            partial(_repoint, run=run, moved=moved, written=written),
-            row_count=len(moved),
-            facts=False,
-        )
-        for source, target, size in repointed:
+        copies = (_copy(shared, identity, row, uuid) for identity, row, uuid in batch)
+        for move in publish(shared, run, [copy for copy in copies if copy is not None]):
+            size = move.old.total_bytes
+            source, target = move.old.pack, move.writer.number
             mark.live_bytes[source] = mark.live_bytes.get(source, 0) - size
             mark.live_bytes[target] = mark.live_bytes.get(target, 0) + size
             total += size
     return total
+
+
+def publish(
+    shared: SharedStore, run: bytes, moves: Sequence[Move], longest: int = layout.CHAIN_MAX_LINKS
+) -> list[Move]:
+    """Flush records that stand for others, and let the rows name them; return what was moved.
+
+    At most `ONE_TRANSACTION_ROWS` moves: it is one transaction, all of it or nothing after a
+    crash. Moves are carried out in order, so that one may rely on those before it.
+    """
+    if not moves:
+        return []
+    written = {move.writer.number: move.writer for move in moves}
+    # ORDER: the copies are durable before a row names them
+    shared.own.sync(written.values())
+    files.crash_point("compacted records durable")
+    return shared.writer.run(
+        partial(_repoint, run=run, moves=moves, written=written, longest=longest),
+        row_count=len(moves),
+        facts=False,
+    )
 
 
 def _batches(
@@ -112,9 +134,7 @@ def _batches(
         yield batch
 
 
-def _copy(
-    shared: SharedStore, identity: bytes, row: rows.ObjectRow, uuid: bytes
-) -> tuple[PackWriter, records.Record] | None:
+def _copy(shared: SharedStore, identity: bytes, row: rows.ObjectRow, uuid: bytes) -> Move | None:
     try:
         with shared.packs.borrow(uuid) as file:
             record = packs.read_header(file.descriptor, file.path, uuid, row.offset)
@@ -123,18 +143,22 @@ def _copy(
         return None
     if record.id != identity:
         return None
-    return shared.own.append(
-        record.kind, record.encoding, identity, record.logical, record.refs, payload
+    return Move(
+        row,
+        *shared.own.append(
+            record.kind, record.encoding, identity, record.logical, record.refs, payload
+        ),
     )
 
 
 def _repoint(
-    tx: Transaction, run: bytes, moved: Sequence[Moved], written: dict[int, PackWriter]
-) -> list[tuple[int, int, int]]:
-    """Let rows name the copies, where they still name the old place.
-
-    Return (old pack, new pack, bytes) of each row that was changed.
-    """
+    tx: Transaction,
+    run: bytes,
+    moves: Sequence[Move],
+    written: dict[int, PackWriter],
+    longest: int,
+) -> list[Move]:
+    """Let rows name the new records, where they still name the old place; return those moves."""
     from casckpt.store.own_packs import register_ends
 
     check_run(tx, run)
@@ -144,15 +168,33 @@ def _repoint(
             return []
         set_live(tx, number, pack)
     register_ends(tx, written.values())
-    left = []
-    for identity, old, writer, record in moved:
-        now = tx.object(identity)
+    done = []
+    for move in moves:
+        record, old = move.record, move.old
+        now = tx.object(record.id)
         if now is None or (now.pack, now.offset) != (old.pack, old.offset):
             continue
-        # The copy has the base it had; the chain below must still be there, and stay.
-        if old.base and not keep_usable(tx, old.base):
-            continue
-        changed = replace(now, pack=writer.number, offset=record.offset)
-        tx.put("objects", identity, changed.encode())
-        left.append((old.pack, writer.number, old.total_bytes))
-    return left
+        base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
+        depth = 0
+        if base:
+            # The chain below must be there, not lead back here, and stay.
+            below = tx.chain(base)
+            if below is None or any(link == record.id for link, _, _ in below):
+                continue
+            depth = len(below)
+            if (base != old.base and depth > longest) or not keep_usable(tx, base):
+                continue
+        row = rows.ObjectRow(
+            record.kind,
+            record.encoding,
+            depth,
+            len(record.refs),
+            move.writer.number,
+            record.offset,
+            record.stored,
+            record.logical,
+            base,
+        )
+        tx.put("objects", record.id, row.encode())
+        done.append(move)
+    return done

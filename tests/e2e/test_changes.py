@@ -86,6 +86,22 @@ def test_gc_moves_to_the_trash_and_now_frees(own_cli):
     assert refs(own_cli) == kept
 
 
+def test_compact_says_what_it_won_and_every_checkpoint_stays_whole(own_cli):
+    before = refs(own_cli)
+    planned = json.loads(own_cli("compact", "-n", "--json").out)
+    assert planned["dry_run"] is True
+    done = json.loads(own_cli("compact", "--json").out)
+    assert done["dry_run"] is False
+    assert [run["run"] for run in done["runs"]] == ["bpm/nn", "bpm/xgboost"]
+    assert all(run["after_bytes"] <= run["before_bytes"] for run in done["runs"])
+    assert refs(own_cli) == before
+    assert own_cli("verify").code == 0
+    answer = own_cli("compact")
+    assert "bpm/nn" in answer.out
+    assert "the store took" in answer.out
+    assert own_cli("compact", "--level", "fast").code == 2
+
+
 def test_keep_best_needs_a_mode(own_cli):
     answer = own_cli("gc", "--keep-best", "val_loss", "-n")
     assert answer.code == 2
