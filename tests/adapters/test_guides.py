@@ -14,7 +14,7 @@ import casckpt
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ("torch", "xgboost", "optuna", "sklearn", "fsspec", "lightning", "transformers")
-WITHOUT_A_FRAMEWORK = ("files",)
+WITHOUT_A_FRAMEWORK = ("files", "piles")
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, *WITHOUT_A_FRAMEWORK])
