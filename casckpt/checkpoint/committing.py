@@ -11,7 +11,7 @@ from casckpt.checkpoint.bases import layout_of_entries, layout_of_plan
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import RowFacts, edit_payload, encode_payload, make_ref
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.errors import Corrupt, Deleted, NewerFormat, StepExists
+from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace, StepExists
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
@@ -124,13 +124,19 @@ class Committing(StoreHandle):
         flat: FlatState,
         stall_s: float | None = None,
     ) -> Checkpoint:
-        """Store the state and commit it, anew if a collector got in between."""
+        """Store the state and commit it, anew if a collector got in between, or room was made."""
         from casckpt.store import SaveAgain
 
         for attempt in range(_ATTEMPTS):
             try:
                 checkpoint = self._commit_once(request, place, flat, stall_s)
                 break
+            except NoSpace as exc:
+                from casckpt.checkpoint import room
+
+                if attempt == _ATTEMPTS - 1 or not room.make_room(self._repository):
+                    needed = sum(leaf.length for leaf in flat.leaves)
+                    raise room.full_disk(self._repository, request.run, needed, exc) from exc
             except SaveAgain as exc:
                 if attempt == _ATTEMPTS - 1:
                     raise

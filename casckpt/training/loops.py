@@ -14,7 +14,7 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
-from casckpt.training import position, randomness
+from casckpt.training import forecast, position, randomness
 from casckpt.training.every import Every
 from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
 from casckpt.training.monitor import Monitor
@@ -94,6 +94,8 @@ class Loop:
         if checkpoint is not None and self.is_over:
             # No unit will put the generators back, and what follows the loop may draw from them.
             randomness.restore(self.streams)
+        if not self.is_over and run._peers.leads:
+            forecast.before_training(run, tree_of(state), options, self.done)
         self.note()
 
     @property

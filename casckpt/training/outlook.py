@@ -14,12 +14,12 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from casckpt.training import progress
+from casckpt.training import forecast, keeping, progress
 from casckpt.training.lines import read_record
 from casckpt.training.progress import Progress, Saves
 
 if TYPE_CHECKING:
-    from casckpt.checkpoint.records import RunInfo
+    from casckpt.checkpoint.records import Checkpoint, RunInfo
     from casckpt.store import Repository
 
 QUIET_S: Final = 120.0
@@ -108,27 +108,40 @@ def outlook_of(
     elapsed_s = info.elapsed_s
     if line is not None and info.status == "running" and (row_s := moment(line.updated)):
         elapsed_s += max(0.0, now_s - row_s)
+    eta_s = sum(known) if left and len(known) == len(left) else None
     return Outlook(
         info=info,
         groups=groups,
-        eta_s=sum(known) if left and len(known) == len(left) else None,
+        eta_s=eta_s,
         elapsed_s=elapsed_s,
         saved=newest,
         saves=saves,
         monitor=line.monitor if line is not None else "",
-        alarms=tuple(
-            alarms(
+        alarms=(
+            *alarms(
                 info.progress,
                 saves,
                 saved_s=newest.timestamp() if newest is not None else None,
                 row_s=moment(line.updated),
                 started_s=moment(line.started),
                 now_s=now_s,
-            )
+            ),
+            *forecast.alarms(_kept(repository, info), elapsed_s, eta_s, repository.path),
         )
         if line is not None and info.status == "running"
         else (),
     )
+
+
+def _kept(repository: Repository, info: RunInfo) -> list[Checkpoint]:
+    """Return the checkpoints of a run's line, without those that the next save replaces."""
+    from casckpt.checkpoint.queries import Catalog
+
+    return [
+        one
+        for one in Catalog(repository).matching(info.name)
+        if one.line == info.line and not (one.reasons and keeping.ROLLING.issuperset(one.reasons))
+    ]
 
 
 def groups_of(info: RunInfo, children: Sequence[RunInfo]) -> tuple[Group, ...]:

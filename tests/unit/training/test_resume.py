@@ -143,6 +143,24 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(train, store, name, monkeyp
     assert store.run(name).line == 0
 
 
+@pytest.mark.parametrize("repaired", [False, True])
+def test_bytes_damaged_on_the_disk_do_not_stop_a_training(train, store, name, caplog, repaired):
+    train(6, save_every=2)
+    newest = bytes.fromhex(store.latest(name).id)
+    with store._repository._shared().environment.read() as tx:
+        row = tx.object(newest)
+        pack = tx.pack(row.pack).uuid.hex()
+    (file,) = store.path.glob(f"packs/*/{pack}.pack")
+    with file.open("r+b") as stream:
+        stream.seek(row.offset + row.total_bytes - 8)
+        stream.write(b"damaged!")
+    if repaired:
+        assert store.repair().verified.lost == (f"{name}@6",)
+    assert train(7)["epochs"] == [1, 2, 3, 4, 5, 6, 7]
+    assert train.seen == [5, 6, 7]
+    assert f"damaged and set aside: {name}@6" in caplog.text
+
+
 def test_none_whole_is_a_new_line_said_loudly(train, store, name, monkeypatch, caplog):
     train(4, save_every=2)
     damage(monkeypatch, f"{name}@4", f"{name}@2")

@@ -1,0 +1,92 @@
+"""What a run will still write, for the warning before training and the alarm during it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.checkpoint.policies import KeepLast, Policy
+from casckpt.checkpoint.room import Need, free_bytes
+from casckpt.errors import CasckptError
+from casckpt.logs import logger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casckpt.checkpoint.records import Checkpoint
+    from casckpt.training.loops import LoopOptions
+    from casckpt.training.run import Run
+
+_RECENT: Final = 8
+_PASSING: Final = 2
+"""The newest and the one being written are there at once, whatever is kept."""
+
+
+def before_training(run: Run, state: Any, options: LoopOptions, done: int) -> Need | None:
+    """Say how much a loop will need if the disk has less; never an error.
+
+    Args:
+        run: the run; its earlier checkpoints tell what one takes.
+        state: what is saved, as the loop takes it apart.
+        options: what the loop was asked.
+        done: units that are done.
+    """
+    try:
+        need = _need(run, state, options, done)
+    except (CasckptError, OSError):
+        return None  # the save itself says it better
+    if need is not None and need.is_short:
+        logger.warning(
+            "%s needs %s at %s: saves will fail; `casckpt gc` shows what could go",
+            run.name,
+            need,
+            run.store.path,
+        )
+    return need
+
+
+def _need(run: Run, state: Any, options: LoopOptions, done: int) -> Need | None:
+    mine = [one for one in run.store._catalog.matching(run.name) if one.line == run.line]
+    one_bytes = _usual(mine)
+    if one_bytes is None:
+        from casckpt.checkpoint.tree import flatten
+
+        one_bytes = sum(leaf.length for leaf in flatten(state).leaves)
+    kept = _kept(options, done)
+    return Need((kept + _PASSING) * one_bytes, free_bytes(run.store.path))
+
+
+def _usual(checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Return what a checkpoint of the run took lately; None before the first two."""
+    recent = [one.stored_bytes for one in checkpoints[-_RECENT:] if one.stored_bytes]
+    return round(statistics.median(recent)) if len(recent) > 1 else None
+
+
+def _kept(options: LoopOptions, done: int) -> int:
+    """Return how many checkpoints will be kept; those by time are not counted."""
+    best = 1 if options.monitor.metric else 0
+    distance = None if options.every is None else options.every.epochs or options.every.steps
+    every = 0 if distance is None else options.total // distance - done // distance
+    return best + max(0, min(every, _limit(options.keep, every)))
+
+
+def _limit(policy: Policy | None, every: int) -> int:
+    return policy.count if isinstance(policy, KeepLast) else every
+
+
+def alarms(
+    checkpoints: Sequence[Checkpoint], elapsed_s: float, eta_s: float | None, path: Path
+) -> list[str]:
+    """Return the alarm of a run at work that will fill its disk before it ends, if it will.
+
+    It is taken to go on growing as it did: what its checkpoints took, over its time.
+    """
+    if eta_s is None or elapsed_s <= 0 or len(checkpoints) < _PASSING:
+        return []
+    taken = sum(one.stored_bytes for one in checkpoints)
+    try:
+        need = Need(round(taken / elapsed_s * eta_s), free_bytes(path))
+    except (CasckptError, OSError):
+        return []
+    return [f"the disk will be full before it is done: it needs {need}"] if need.is_short else []

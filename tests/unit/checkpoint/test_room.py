@@ -1,0 +1,117 @@
+"""A full disk says what is missing and what gc would free, after it has freed what it may."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import casckpt
+from casckpt.checkpoint import room
+from casckpt.errors import NoSpace
+from casckpt.store import Repository, files
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    room._tried.clear()
+    yield
+    files.set_crash_hook(None)
+
+
+class Full:
+    """A disk without room for packs: for ever, or for the first save alone."""
+
+    def __init__(self, *, times: float = math.inf) -> None:
+        self.times = times
+        self.freed = self.refused = 0
+
+    def __call__(self, operation: str, path: str) -> None:
+        if operation == "unlink" and path.endswith(".pack"):
+            self.freed += 1
+        if operation == "reserve" and self.refused < self.times:
+            self.refused += 1
+            raise OSError(28, "No space left on device")
+
+
+def array(seed, count=200_000):
+    return np.random.default_rng(seed).random(count)
+
+
+def large():
+    """Return more than what a pack has reserved already."""
+    return array(3, 2_000_000)
+
+
+def test_a_full_disk_says_how_much_is_missing_and_what_gc_would_free(tmp_path, monkeypatch):
+    with casckpt.open(tmp_path / "s") as store:
+        store.save("r", {"a": array(1)}, 0)
+    with casckpt.open(tmp_path / "s") as store:
+        store.save("r", {"a": array(2)}, 1)
+        store.delete("r@0")
+        store.wait()
+        monkeypatch.setattr(room, "free_bytes", lambda path: 500_000)
+        files.set_crash_hook(Full())
+        with pytest.raises(NoSpace) as caught:
+            store.save("r", {"a": large()}, 2)
+        files.set_crash_hook(None)
+        error = caught.value
+        assert error.missing_bytes == 16_000_000 - 500_000
+        assert error.freeable_bytes > 1_500_000
+        assert "15.3 MiB and 488 KiB are free: up to 14.8 MiB are missing" in error.why
+        assert "gc --now" in error.hint
+        assert store.checkpoints("r", trash=True)[0].ref == "r@0"  # its grace is not over
+        assert np.array_equal(store.restore("r@1")["a"], array(2))
+        store.gc(now=True)
+        files.set_crash_hook(Full())
+        with pytest.raises(NoSpace, match="gc would free nothing"):
+            store.save("r", {"a": large()}, 2)
+        files.set_crash_hook(None)
+        assert store.save("r", {"a": large()}, 2).step == 2
+
+
+def test_what_is_dead_already_is_freed_before_a_save_fails(tmp_path, caplog):
+    path = tmp_path / "s"
+    with casckpt.open(path) as store:
+        first = store.save("r", {"a": array(1)}, 0)
+    with casckpt.open(path) as store:
+        store.save("r", {"a": array(2)}, 1)
+        with Repository.open(path) as repository:
+            (row,) = [row for row in repository.checkpoint_rows("r") if row.step == 0]
+            repository.bury([("r", first.seq, row.payload)])
+        full = Full(times=2)
+        files.set_crash_hook(full)
+        made = store.save("r", {"a": large()}, 2)
+        files.set_crash_hook(None)
+        assert full.refused == 2
+        assert full.freed >= 1
+        assert made.step == 2
+        assert "the disk was full: " in caplog.text
+        assert np.array_equal(store.restore("r@2")["a"], large())
+        assert store.verify().ok
+
+
+def test_a_disk_that_stays_full_is_not_collected_on_for_every_save(tmp_path, monkeypatch):
+    calls = []
+
+    def gc(self):
+        calls.append(1)
+        return SimpleNamespace(freed_bytes=0)
+
+    monkeypatch.setattr(Repository, "gc", gc)
+    with casckpt.open(tmp_path / "s") as store:
+        for _ in range(3):
+            files.set_crash_hook(Full())
+            with pytest.raises(NoSpace):
+                store.save("r", {"a": large()})
+            files.set_crash_hook(None)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (5 << 30, "5 GiB")]
+)
+def test_sizes(count, text):
+    assert room.size(count) == text
