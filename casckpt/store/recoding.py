@@ -7,6 +7,7 @@ repair; the next run goes on, since it leaves alone what is where it should be.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -94,8 +95,12 @@ class Recoder:
         plan: Plan,
         level: str,
         progress: Progress | None = None,
+        *,
+        ahead: int = 2,
     ) -> None:
+        """Work with `pool` on up to `ahead` columns at a time: each takes some 12 MiB."""
         self._shared = shared
+        self._ahead = ahead
         self._pool = pool
         self._plan = plan
         self._level = level
@@ -142,7 +147,7 @@ class Recoder:
         append = self._shared.own.append
         try:
             while True:
-                while self._room > 0 and len(under_way) < 4:
+                while self._room > 0 and len(under_way) < self._ahead:
                     column = next(self._columns, None)
                     if column is None:
                         break
@@ -365,7 +370,10 @@ def compact(
     from casckpt.store import collection
 
     shared, pool = repository._shared(write=True), repository._workers()
-    recoder = Recoder(shared, pool, Plan(Reader(shared, pool), lineages), level, progress)
+    plan = Plan(Reader(shared, pool), lineages)
+    # One more than there are workers, so that none waits for the flush of a transaction.
+    ahead = 1 + (repository.options.workers or os.cpu_count() or 1)
+    recoder = Recoder(shared, pool, plan, level, progress, ahead=ahead)
     collection.collect(shared, recode=recoder)
     # The space reserved past the end of the open pack is given back with this.
     shared.own.seal_all()

@@ -93,9 +93,94 @@ def folder_of_a_dead_session(place: Path) -> None:
         raise oracle.Violation("I1: the folder of an acknowledged pack was not made durable")
 
 
+def _compact_elsewhere(place: Path) -> None:
+    """In another process: turn the chains round."""
+
+    def work() -> None:
+        scale.repeatable("compacts elsewhere")
+        with open_store(place) as store:
+            if not store.compact().recoded_count:
+                raise oracle.Violation("there was nothing to compact")
+
+    said = oracle.in_child(work, place.with_name("said-elsewhere"))
+    if said:
+        raise oracle.Violation(said)
+
+
+def _judge_all(place: Path, seeds: range) -> None:
+    for _ in range(2):
+        with open_store(place) as store:
+            store.gc(now=True)
+            store.compact()
+    with open_store(place) as store:
+        for step, seed in enumerate(seeds):
+            if not same(store.restore(f"run@{step}"), state(seed)):
+                raise oracle.Violation(f"I1: run@{step} is not what was saved")
+        if not store.verify().ok:
+            raise oracle.Violation("I5: verify finds damage")
+
+
+def compacted_before_commit(place: Path) -> None:
+    """A save coded its chunks against bases that another process turns round before it commits."""
+    with open_store(place) as store:
+        for step in range(4):
+            store.save("run", state(500 + step), step)
+    met = False
+
+    def hook(name: str, path: str) -> None:
+        nonlocal met
+        if name == "records durable" and not met:
+            met = True
+            files.set_crash_hook(None)
+            _compact_elsewhere(place)
+
+    with open_store(place) as store:
+        files.set_crash_hook(hook)
+        store.save("run", state(504), 4)
+        store.save("run", state(505), 5)
+    if not met:
+        raise oracle.Violation("the crash point before the commit was not reached")
+    _judge_all(place, range(500, 506))
+
+
+def saved_while_compacting(place: Path) -> None:
+    """Chunks are about to be moved, and another process saves on them, removes, and collects."""
+    with open_store(place) as store:
+        for step in range(4):
+            store.save("run", state(500 + step), step)
+    met = 0
+
+    def save_elsewhere() -> None:
+        scale.repeatable(f"saves elsewhere {met}")
+        with open_store(place) as store:
+            store.save("run", state(503 + met), 3 + met)
+
+    def hook(name: str, path: str) -> None:
+        nonlocal met
+        if name == "compacted records durable" and met < 2:
+            met += 1
+            said = oracle.in_child(save_elsewhere, place.with_name("said-elsewhere"))
+            if said:
+                raise oracle.Violation(said)
+
+    with open_store(place) as store:
+        files.set_crash_hook(hook)
+        store.compact()
+        files.set_crash_hook(None)
+    if met < 2:
+        raise oracle.Violation("there were no two transactions to save between")
+    _judge_all(place, range(500, 506))
+
+
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (overtaken_before_commit, found_condemned, folder_of_a_dead_session)
+    for scenario in (
+        overtaken_before_commit,
+        found_condemned,
+        folder_of_a_dead_session,
+        compacted_before_commit,
+        saved_while_compacting,
+    )
 }
 
 

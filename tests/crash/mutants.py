@@ -25,6 +25,7 @@ from casckpt.store import (
     own_packs,
     packs,
     rebuilding,
+    recoding,
     records,
     saving,
     snapshots,
@@ -166,9 +167,9 @@ def facts_die_with_their_pack() -> None:
 
 def copies_not_flushed() -> None:
     """Compaction repoints rows at copies that are not durable (GC 3)."""
-    real = compaction.compact
+    real = compaction.publish
 
-    def compact(shared: Any, run: bytes, mark: Any, numbers: set[int]) -> int:
+    def publish(shared: Any, *rest: Any) -> Any:
         kept = own_packs.OwnPacks.sync
 
         def no_sync(self: Any, written: Any) -> None:
@@ -177,11 +178,44 @@ def copies_not_flushed() -> None:
 
         _replace(own_packs.OwnPacks, "sync", no_sync)
         try:
-            return real(shared, run, mark, numbers)
+            return real(shared, *rest)
         finally:
             _replace(own_packs.OwnPacks, "sync", kept)
 
-    _replace(compaction, "compact", compact)
+    _replace(compaction, "publish", publish)
+    _replace(recoding, "publish", publish)
+
+
+def coded_against_another_chunk() -> None:
+    """Chunks stored anew name one base and are coded against other bytes, proof included (GC 3)."""
+    real = recoding.Recoder._bytes
+
+    def read(self: Any, work: Any, identity: bytes) -> Any:
+        view = real(self, work, identity)
+        if view is not None and identity == work.column.ids[0] and len(work.moves) > 0:
+            return memoryview(bytes(reversed(view)))
+        return view
+
+    _replace(recoding.Recoder, "_bytes", read)
+    _replace(recoding.codec, "delta_pays", lambda chunk, base, item_size: True)
+
+
+def chains_not_checked_when_moved() -> None:
+    """Rows move without a look at the chain below, and not from the root on (GC 3)."""
+    real = compaction._repoint
+
+    def repoint(tx: Any, **how: Any) -> Any:
+        class Blind:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(tx, name)
+
+            def chain(self, identity: bytes) -> Any:
+                return []
+
+        how["moves"] = list(reversed(how["moves"]))[:1]
+        return real(Blind(), **how)
+
+    _replace(compaction, "_repoint", repoint)
 
 
 def _chain_is_enough(tx: Any, identity: bytes) -> bool:
@@ -263,6 +297,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         no_facts,
         facts_die_with_their_pack,
         copies_not_flushed,
+        coded_against_another_chunk,
+        chains_not_checked_when_moved,
         lease_ignored,
         condemned_is_not_revived,
         no_hash_check,
@@ -285,6 +321,8 @@ CAUGHT_BY: dict[str, tuple[str, ...]] = {
     "no_facts": ("--kind", "lost", "--workload", "attach"),
     "facts_die_with_their_pack": ("--replay", "lost:gc:100000"),
     "copies_not_flushed": ("--kind", "power", "--workload", "compact", *_SEEDS),
+    "coded_against_another_chunk": ("--kind", "none", "--workload", "turn_chains"),
+    "chains_not_checked_when_moved": ("--kind", "none", "--workload", "turn_chains"),
     "lease_ignored": ("--kind", "beside"),
     "condemned_is_not_revived": ("--kind", "beside"),
     "no_hash_check": ("--kind", "flip"),

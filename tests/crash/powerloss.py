@@ -31,6 +31,7 @@ POWER_WORKLOADS = (
     "delete",
     "gc",
     "compact",
+    "turn_chains",
     "save_and_gc",
     "rebuild",
     "reopen",

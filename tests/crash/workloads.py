@@ -25,12 +25,17 @@ EXPORTED = "exported.npz"
 
 @functools.cache
 def state(seed: int) -> dict[str, Any]:
-    """Return the state of a seed, not to be changed; ten seeds in a row share two parts of five."""
+    """Return the state of a seed, not to be changed; ten seeds in a row share two parts of five.
+
+    From seed 500 on their weights are near one another too, so that differences pay.
+    """
     family = np.random.default_rng(seed // 10)
     own = np.random.default_rng(seed + 1000)
+    frozen = family.standard_normal(20_000, dtype=np.float32)
+    weight = own.standard_normal(20_000, dtype=np.float32)
     return {
-        "frozen": family.standard_normal(20_000, dtype=np.float32),
-        "weight": own.standard_normal(20_000, dtype=np.float32),
+        "frozen": frozen,
+        "weight": weight if seed < 500 else frozen[::-1] + weight * np.float32(1e-5),
         "bias": own.integers(0, 100, 500),
         "text": family.bytes(3000),
         "log": b"".join(b"%d %d\n" % (line, line * line) for line in range(500 + 50 * seed)),
@@ -99,6 +104,11 @@ class User:
         assert self.store is not None
         with self.log.call("gc"):
             self.store.gc(**how)
+
+    def compact(self) -> None:
+        assert self.store is not None
+        with self.log.call("compact"):
+            self.store.compact()
 
 
 Session = Callable[[User], None]
@@ -184,6 +194,13 @@ def _save_and_gc(user: User) -> None:
     user.save(6, 30)
 
 
+def _compact_and_go_on(user: User) -> None:
+    user.compact()
+    user.save(5, 505)
+    user.delete(1)
+    user.compact()
+
+
 def _rebuild(place: Path, log: AckLog) -> None:
     with log.call("rebuild"):
         repair_store(place, rebuild_index=True)
@@ -238,6 +255,9 @@ WORKLOADS: dict[str, Workload] = {
     "attach": Workload(_sessions(_step(0, 10), _tag_old), _sessions(_attach)),
     "gc": Workload(_whole_packs, _sessions(lambda user: user.gc(now=True))),
     "compact": Workload(_mixed_packs, _sessions(lambda user: user.gc(now=True))),
+    "turn_chains": Workload(
+        _sessions(_saving(500, 501, 502, 503, 504)), _sessions(_compact_and_go_on)
+    ),
     "save_and_gc": Workload(_whole_packs, _sessions(_save_and_gc)),
     "rebuild": Workload(_three, _rebuild),
     "rebuild_lost": Workload(_lose_index, _rebuild, repair=True),
