@@ -11,6 +11,7 @@ from casckpt.cli import checkpoints as views
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
+from casckpt.cli.progress import waiting
 from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def export(
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
         path = destination or Path(_default_name(checkpoint, str(format_)))
-        written = store.export(checkpoint, path, format=format_)
+        with waiting(output, "exporting"):
+            written = store.export(checkpoint, path, format=format_)
     if output.json:
         output.document(
             "export",
@@ -125,7 +127,7 @@ def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None)
     code of a file is run. A folder of an old pile becomes a run, or several below RUN.
     """
     (name,) = stores.split(output.settings, run)
-    with stores.opened(output.settings, "a") as store:
+    with stores.opened(output.settings, "a") as store, waiting(output, "importing"):
         made = store.import_files(name, *files, step=step)
     if output.json:
         output.document("import", checkpoints=[views.record(checkpoint) for checkpoint in made])

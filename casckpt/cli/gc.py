@@ -10,6 +10,7 @@ from casckpt.cli import checkpoints as views
 from casckpt.cli import completers, formatting, quantities, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
+from casckpt.cli.progress import waiting
 from casckpt.cli.prompts import agreed
 from casckpt.ids import ABBREVIATION
 
@@ -75,7 +76,8 @@ def gc(
     pattern = stores.split(output.settings, run)[0] if run else "*"
     policy = _policy(keep_last, keep_best, keep_every, keep_newer_than)
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
-        plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
+        with waiting(output, "planning"):
+            plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
         if not output.json and not output.quiet:
             if policy is not None or plan.drop:
                 _show(output, plan)
@@ -86,7 +88,8 @@ def gc(
         if plan.drop and not agreed(output, _question(plan, now), yes=yes, command="gc"):
             output.note("Nothing was changed.")
             return
-        done = store.gc(plan, now=now, force=force)
+        with waiting(output, "collecting"):
+            done = store.gc(plan, now=now, force=force)
     _report(output, plan, done.freed_bytes, now)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,49 @@ def progress(output: Output, title: str) -> Iterator[Report]:
             yield report
     else:
         yield _lines(title)
+
+
+@contextmanager
+def waiting(output: Output, title: str) -> Iterator[None]:
+    """Show that some work of unknown length goes on, and for how long, for the length of a `with`.
+
+    Args:
+        output: decides with its settings whether anything is shown: nothing with -q.
+        title: what is being done, as in "collecting".
+    """
+    if output.settings.quiet:
+        yield
+        return
+    done = threading.Event()
+    show = _spin if sys.stderr.isatty() else _say
+    teller = threading.Thread(target=show, args=(title, done), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def _say(title: str, done: threading.Event) -> None:
+    """Write a line every 30 s."""
+    began_s = time.monotonic()
+    while not done.wait(INTERVAL_S):
+        spent = formatting.duration(time.monotonic() - began_s)
+        print(f"{title}: {spent} so far", file=sys.stderr, flush=True)
+
+
+def _spin(title: str, done: threading.Event) -> None:
+    """Draw a line that moves; it disappears when the work is done."""
+    if done.wait(BAR_AFTER_S):
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(title, total=None)
+        done.wait()
 
 
 def _lines(title: str) -> Report:
