@@ -1,14 +1,16 @@
-"""Check the pages of an index file as bytes: none used twice, none both used and free.
+"""Check the pages of an index file as bytes: each has one use, and keys are in order.
 
 LMDB trusts its file. A damaged page or free list makes it abort, read past its map, or hand out a
-page that is in use; reading all rows notices none of that in the free list. So before an index is
-used, the child process that walks it counts pages first (lmdb 0.9, mdb.c: MDB_page, MDB_node,
+page that is in use; reading all rows notices none of that in the free list, nor a key out of order,
+which reading on finds and looking up misses. So before an index is used, the child process that
+walks it looks at its pages first (lmdb 0.9, mdb.c: MDB_page, MDB_node,
 MDB_db, MDB_meta; the free list is a table of page numbers by transaction).
 """
 
 from __future__ import annotations
 
 import mmap
+import operator
 import struct
 from pathlib import Path
 from typing import Final
@@ -78,6 +80,11 @@ class _Census:
             raise Corrupt("damaged index", f"pages of {size} bytes")
         return transaction, size, last, int(free[-1]), int(main[-1])
 
+    def _order_is_plain(self, at: int) -> None:
+        """Refuse a table that says its keys are ordered otherwise than by their bytes."""
+        if flags := int(_TABLE.unpack_from(self._raw, at)[1]):
+            raise Corrupt("damaged index", f"a table of another order (flags {flags})")
+
     def run(self) -> None:
         self._lists: list[tuple[int, int]] = []
         self._transactions: list[int] = []
@@ -100,9 +107,11 @@ class _Census:
 
     def _tree(self, root: int, *, free: bool) -> None:
         """Take every page below a root, in order; of the free list, note what is in it."""
-        waiting = [] if root == _NO_PAGE else [root]
+        waiting: list[tuple[int, bytes, bytes | None]] = []
+        if root != _NO_PAGE:
+            waiting.append((root, b"", None))
         while waiting:
-            page = waiting.pop()
+            page, least, beyond = waiting.pop()
             self._take(page, "a table has")
             start = page * self._size
             number, _, flags, lower, upper = _PAGE.unpack_from(self._raw, start)
@@ -112,11 +121,13 @@ class _Census:
                 raise Corrupt("damaged index", f"page {page} has impossible bounds")
             count = (lower - _PAGE.size) // 2
             below: list[int] = []
+            keys: list[bytes] = []
             for offset in struct.unpack_from(f"<{count}H", self._raw, start + _PAGE.size):
                 if not upper <= offset <= self._size - _NODE.size:
                     raise Corrupt("damaged index", f"an entry of page {page} is outside it")
                 low, high, node_flags, key = _NODE.unpack_from(self._raw, start + offset)
                 end = offset + _NODE.size + key
+                keys.append(self._raw[start + offset + _NODE.size : start + end])
                 if flags & _BRANCH:
                     below.append(low | high << 16 | node_flags << 32)
                 else:
@@ -125,7 +136,19 @@ class _Census:
                     end = self._leaf(start, end, low | high << 16, node_flags, below, free)
                 if end > self._size:
                     raise Corrupt("damaged index", f"an entry of page {page} runs out of it")
-            waiting += reversed(below)
+            if flags & _BRANCH and not below:
+                raise Corrupt("damaged index", f"page {page} leads nowhere")
+            if flags & _BRANCH:
+                # The first key of a branch is empty: what is below it has no other lower bound.
+                keys[:1] = [least]
+            if not free:
+                _check_order(page, keys, least, beyond)
+            if flags & _BRANCH:
+                bounds = zip(keys, [*keys[1:], beyond], strict=True)
+                between = [(*one, *ends) for one, ends in zip(zip(below), bounds, strict=True)]
+                waiting += reversed(between)
+            else:
+                waiting += [(one, b"", None) for one in reversed(below)]
 
     def _note_transaction(self, at: int, length: int) -> None:
         if length != 8:
@@ -147,6 +170,7 @@ class _Census:
         if free:
             self._lists.append((start + at, length))
         elif flags & _SUB_TABLE:
+            self._order_is_plain(start + at)
             root = int(_TABLE.unpack_from(self._raw, start + at)[-1])
             if root != _NO_PAGE:
                 below.append(root)
@@ -172,3 +196,10 @@ class _Census:
                 raise Corrupt("damaged index", "a free list is out of order")
             above = page
             self._take(page, "the free list has")
+
+
+def _check_order(page: int, keys: list[bytes], least: bytes, beyond: bytes | None) -> None:
+    """Raise Corrupt unless keys rise within what the pages above say of this one."""
+    rises = all(map(operator.lt, keys, keys[1:]))
+    if not rises or (keys and (keys[0] < least or (beyond is not None and keys[-1] >= beyond))):
+        raise Corrupt("damaged index", f"the keys of page {page} are out of order")

@@ -97,3 +97,38 @@ def test_damage_never_raises_anything_else(tmp_path):
             check_pages(file)
         except Corrupt:
             continue
+
+
+def tables_of(data):
+    """Yield the offset of the record of each table, on the root page of the tables."""
+    start = newest(data)[1] * PAGE
+    lower = struct.unpack_from("<H", data, start + 12)[0]
+    for node in struct.unpack_from(f"<{(lower - 16) // 2}H", data, start + 16):
+        length = struct.unpack_from("<H", data, start + node + 6)[0]
+        yield start + node + 8 + length
+
+
+@pytest.mark.parametrize("rounds", [1, 40])
+def test_keys_out_of_order_are_found(tmp_path, rounds):
+    """A look-up would miss what reading all rows still finds; 40 rounds make branch pages."""
+    file = make(tmp_path, rounds)
+    data = bytearray(file.read_bytes())
+    root = struct.unpack_from("<Q", data, next(tables_of(data)) + 40)[0] * PAGE
+    # What each two entries begin with changes places, as after a flipped bit in one of them.
+    data[root + 16 : root + 18], data[root + 18 : root + 20] = (
+        data[root + 18 : root + 20],
+        data[root + 16 : root + 18],
+    )
+    file.write_bytes(data)
+    with pytest.raises(Corrupt):
+        check_pages(file)
+
+
+@pytest.mark.parametrize("flag", [2, 4, 8])
+def test_a_table_that_claims_another_order_is_found(tmp_path, flag):
+    file = make(tmp_path, 1)
+    data = bytearray(file.read_bytes())
+    data[next(tables_of(data)) + 4] ^= flag
+    file.write_bytes(data)
+    with pytest.raises(Corrupt, match="order"):
+        check_pages(file)
