@@ -12,8 +12,8 @@ from pathlib import Path
 from bench import report
 from bench.harness import RESULTS, Context, default_cache, machine_facts
 
-QUESTIONS = ("native", "size", "save", "restore", "unchanged", "stall", "gc", "cli", "scale",
-             "stage", "training")  # fmt: skip
+QUESTIONS = ("native", "size", "others", "save", "restore", "unchanged", "stall", "gc", "compact",
+             "cli", "scale", "stage", "training")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
