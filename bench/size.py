@@ -32,7 +32,7 @@ def run(context: Context) -> Result:
     for recipe in recipes:
         name = recipe.name.removeprefix("quick-")
         _keep_all(context, result, name, lambda r=recipe: trajectory.states(r, context.cache))
-        result.limits[name] = _entropy(trajectory.states(recipe, context.cache))
+        result.limits[name] = entropy(trajectory.states(recipe, context.cache))
         ratio = _ratio(result, name, "casckpt balanced")
         result.goals.append(Goal(f"stored / logical, {name}", GOALS[name], ratio, "", True))
     for name, module in (("booster", booster), ("study", study)):
@@ -95,7 +95,7 @@ def _folder(base: Path, contender: Contender) -> Path:
     return path
 
 
-def _entropy(states: States) -> dict[str, float]:
+def entropy(states: States) -> dict[str, float]:
     """Return the limits of a trajectory as ratios of its logical bytes."""
     plain = delta = logical = 0.0
     parent = None

@@ -36,8 +36,9 @@ Progress = Callable[[int, int], None]
 
 # The longest chain that a move may make; 10,000 versions have chains of 39 links.
 LONGEST = 40
-# Turning a chain round makes its newest chunk fast. For that a column may grow by so much.
-_TURNED_BELOW = 1.005
+# Turning a chain round makes its newest chunk fast. For that a column may grow by such a share:
+# where differences hardly pay, they may do so in one direction only.
+_TURNED_SHARE = 0.01
 # What is stored whole already is stored anew for no less than this; elsewhere every byte counts.
 _WORTH = 0.98
 # Decoded chunks at hand for each worker: the versions of a step, and the digits above.
@@ -187,9 +188,8 @@ class Recoder:
                 self._store(work, index, identity, row, append)
         outcome = work.outcome
         outcome.before_bytes += sum(work.freed.values())
-        grows = outcome.after_bytes > outcome.before_bytes * (
-            _TURNED_BELOW if self._is_turned(work) else 1
-        )
+        grown = outcome.after_bytes - outcome.before_bytes
+        grows = grown > (self._price(work) if self._is_turned(work) else 0)
         if grows or self._stop.is_set():
             for identity, base in reversed(work.undo):
                 self._chains.put_back(identity, base)
@@ -197,6 +197,11 @@ class Recoder:
             outcome.recoded_count = outcome.before_bytes = outcome.after_bytes = 0
         work.kept.clear()
         return work
+
+    @staticmethod
+    def _price(work: _Work) -> float:
+        """Return by how many bytes a column may grow to be turned round."""
+        return _TURNED_SHARE * sum(row.total_bytes for row in work.rows.values())
 
     @staticmethod
     def _is_turned(work: _Work) -> bool:
