@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench import plots
 from bench.harness import RESULTS
 
 Document = dict[str, Any]
 HIDDEN = frozenset({"disk", "seconds", "min_s", "max_s", "disk_bytes"})
 START, END = "<!-- results: begin -->", "<!-- results: end -->"
-INK, GRID = "#333333", "#dddddd"
 
 
 def read(path: Path) -> Document:
@@ -131,65 +131,6 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def plot(folder: Path) -> list[Path]:
-    """Draw disk used over saves, one SVG for each input of the size question.
-
-    Returns: the files written; none without matplotlib or without a size result.
-    """
-    path = folder / "size.json"
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    if not path.exists():
-        return []
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "casckpt"  # the same result gives the same file
-    document = read(path)
-    inputs = list(dict.fromkeys(row["input"] for row in document["rows"]))
-    return [_plot_input(document, name, folder / f"disk-{name}.svg") for name in inputs]
-
-
-def _plot_input(document: Document, name: str, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
-    rows = [row for row in document["rows"] if row["input"] == name]
-    unit, divisor = ("GB", 1e9) if rows[0]["logical_bytes"] > 5e8 else ("MB", 1e6)
-    ends: list[tuple[float, str, Any]] = []
-    for row in rows:
-        points = [row["empty_bytes"], *(entry[2] for entry in row["disk"])]
-        used = [point / divisor for point in points]
-        ours = row["name"].startswith("casckpt")
-        style: dict[str, Any] = {
-            "linewidth": 2.2 if ours else 1.2,
-            "linestyle": "-" if ours else "--",
-        }
-        (line,) = axes.plot(range(len(used)), used, **style)
-        ends.append((used[-1], f"{row['name']}  {row['ratio']:.3f}", line.get_color()))
-    _label_ends(axes, ends, len(rows[0]["disk"]))
-    axes.set_xlabel("checkpoints saved", color=INK)
-    axes.set_ylabel(f"disk used, {unit}", color=INK)
-    axes.set_title(f"Disk used over saves, {name} (number: stored / logical)", color=INK)
-    axes.set_ylim(bottom=0)
-    axes.grid(color=GRID, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
-    return path
-
-
-def _label_ends(axes: Any, ends: list[tuple[float, str, Any]], last: int) -> None:
-    """Write each line's name at its end, pushed apart where they would overlap."""
-    gap = max(value for value, _, _ in ends) * 0.055
-    below = float("-inf")
-    for value, label, color in sorted(ends):
-        height = max(value, below + gap)
-        axes.text(last + 0.15, height, label, color=color, va="center", fontsize=9)
-        below = height
-
-
 def update_docs(page: Path, folder: Path) -> None:
     """Replace the part of a page between the two markers by the current results."""
     before, rest = page.read_text().split(START)
@@ -206,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     for document in read_all(options.out):
         print(as_text(document), end="\n\n")
-    plot(options.out)
+    plots.draw(options.out)
     if options.docs:
         update_docs(options.docs, options.out)
 

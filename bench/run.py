@@ -9,7 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
-from bench import report
+from bench import plots, report
 from bench.harness import RESULTS, Context, default_cache, machine_facts
 
 QUESTIONS = ("native", "size", "others", "save", "restore", "unchanged", "stall", "gc", "compact",
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(report.as_text(document))
         took = time.monotonic() - start
         print(f"({question}: {took:.0f} s, written to {path.name})\n", flush=True)
-    report.plot(options.out)
+    plots.draw(options.out)
     goals = [goal for document in documents for goal in document["goals"]]
     missed = [goal["name"] for goal in goals if not goal["met"]]
     print("all goals met" if not missed else "goals missed: " + "; ".join(missed))
