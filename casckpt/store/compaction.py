@@ -176,7 +176,10 @@ def _repoint(
             continue
         base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
         depth = 0
-        if base:
+        if base and base == old.base and tx.is_lost(base):
+            # Its bytes are not to be had until the base is back; until then it moves as it is.
+            depth = now.depth
+        elif base:
             # The chain below must be there, not lead back here, and stay.
             below = tx.chain(base)
             if below is None or any(link == record.id for link, _, _ in below):

@@ -182,6 +182,17 @@ class Transaction:
             identity = row.base
         return links
 
+    def is_lost(self, identity: bytes) -> bool:
+        """Tell whether an object, or one that it rests on, is one that repair found no copy of."""
+        for _ in range(layout.CHAIN_MAX_LINKS):
+            row = self.object(identity)
+            if row is None or row.pack == layout.LOST:
+                return row is not None
+            identity = row.base
+            if not identity:
+                return False
+        return False
+
 
 class Environment:
     """One open index; every call runs behind the gate."""

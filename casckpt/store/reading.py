@@ -133,7 +133,9 @@ class Reader:
     def _absent(self, kind: str, identity: bytes) -> CasckptError:
         """Return the error for an object without a place: lost by damage, or removed."""
         name = f"{kind} {identity.hex()[:10]}"
-        if self._is_lost(identity):
+        with self._shared.environment.read() as tx:
+            is_lost = tx.is_lost(identity)
+        if is_lost:
             return Corrupt(
                 f"{name} is lost",
                 "it was damaged, and repair found no copy of it",
@@ -154,17 +156,6 @@ class Reader:
         assert isinstance(error, CasckptError)
         # Without the frames of the worker, whose buffers it would keep alive.
         return error.with_traceback(None)
-
-    def _is_lost(self, identity: bytes) -> bool:
-        with self._shared.environment.read() as tx:
-            for _ in range(layout.CHAIN_MAX_LINKS):
-                row = tx.object(identity)
-                if row is None or row.pack == layout.LOST:
-                    return row is not None
-                identity = row.base
-                if not identity:
-                    return False
-        return False
 
     # ---- blobs
 

@@ -321,3 +321,26 @@ def test_a_pack_that_a_live_session_appends_to_is_left_for_later(stored):
         repository.read_blobs([BlobRead(refs[0], len(dest), 0, dest)])
         assert bytes(dest) == bytes(reversed(range(256))) * 400
         check(repository, second)
+
+
+def test_packs_with_deltas_on_a_lost_base_can_be_rewritten(path):
+    with Repository.open(path) as repository:
+        made = deltas(repository)
+        ballast = save(repository, [os.urandom(4 * MIB)], run="other")
+    base = records.object_id(layout.TYPE_CHUNK, (), made[0][2][:MIB])
+    with Repository.open(path) as repository, repository._shared().environment.read() as tx:
+        row = tx.object(base)
+        uuid = tx.pack(row.pack).uuid
+    file = next(pack for pack in pack_files(path) if uuid.hex() in pack.name)
+    flip(file, row.offset + 200)
+    assert repair(path).lost == (base,)
+    with Repository.open(path) as repository:
+        repository.trash([("other", ballast.seq)])
+        # Their packs are mostly dead now: what is alive moves, or it would be copied each time.
+        assert repository.gc(now=True).freed_bytes > 3 * MIB
+        before = {pack.name for pack in pack_files(path)}
+        repository.gc(now=True)
+        assert {pack.name for pack in pack_files(path)} <= before
+        save(repository, [made[0][2]], run="again")
+        for _, info, blob in made:
+            assert read(repository, info) == blob
