@@ -88,6 +88,8 @@ def _show(output: Output, done: RepairResult) -> None:
         refilled = formatting.count(done.refilled_count, "object")
         output.line(f"{refilled} put back from other copies")
         output.lines(f"    set aside: quarantine/{name}" for name in done.quarantined)
+        if done.quarantined:
+            output.note("Nothing was deleted. What is in `quarantine` is yours to remove.")
         show(output, done.verified)
         if not done.verified.ok:
             output.note(

@@ -44,6 +44,13 @@ def test_json(cli, golden, name):
     golden(f"{name}.json", json.dumps(document, indent=1) + "\n")
 
 
+@pytest.mark.parametrize("name", ["verify", "repair", "torture"])
+def test_help(cli, golden, name):
+    answer = cli(name, "--help")
+    assert answer.code == 0
+    golden(f"help-{name}.txt", answer.out)
+
+
 def test_csv(cli, golden):
     golden("history.csv", cli("history", "bpm/nn", "--csv").out)
 
