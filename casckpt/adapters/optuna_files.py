@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from casckpt.adapters import missing_extra
 from casckpt.adapters.optuna_storage import study_lines, study_of
+from casckpt.checkpoint.exchange.foreign import Several
 from casckpt.checkpoint.exchange.refusals import damaged, unreadable
 from casckpt.checkpoint.exchange.streams import IgnoredNode
 from casckpt.checkpoint.exchange.symbols import Node, Resolve, Symbol
@@ -117,7 +118,7 @@ def symbol(module: str, name: str, path: str) -> Symbol | None:
 
 
 def load(data: bytes, path: str) -> Any:
-    """Return the study in a SQLite database or a journal; of several, {name: study}.
+    """Return the study in a SQLite database or a journal, or several.
 
     The file at hand is neither locked nor changed.
 
@@ -151,7 +152,7 @@ def load(data: bytes, path: str) -> Any:
             raise damaged(path, f"Optuna cannot read it: {why!a:.200}") from exc
     if not studies:
         raise unreadable(path, "it holds no study", "name the file that Optuna wrote to")
-    return next(iter(studies.values())) if len(studies) == 1 else studies
+    return next(iter(studies.values())) if len(studies) == 1 else Several(studies)
 
 
 def run_state(value: Any, every: int | None) -> tuple[Any, int] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint import exchange
 from casckpt.checkpoint.exchange import foreign, piles
-from casckpt.errors import BadRequest, Corrupt, MissingExtra, PickleRefused, StepExists
+from casckpt.errors import BadRequest, MissingExtra, PickleRefused, StepExists
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _STEP_KEYS: Final = ("global_step", "step", "iteration", "num_trees", "epoch", "current_epoch")
 """Where old checkpoints say how far they are, in the order in which they are believed."""
 
+_HEAD_BYTES: Final = 64
 _XGBOOST_JSON: Final = {"learner", "version"}
 
 
@@ -158,18 +159,14 @@ class Importer:
         """Yield (run, what is to be saved there) of a file: several for a file of studies."""
         value = exchange.read_file(path, tensors=self._tensors)
         if _is_xgboost(value) and find_spec("xgboost") is not None:
-            try:
-                value = foreign.load("xgboost", path.read_bytes(), str(path))
-            except Corrupt:
-                if type(value) is bytes:
-                    raise
-        if type(value) is dict and value and path.suffix not in (".json",):
-            studies = {name: foreign.run_state(one, None) for name, one in value.items()}
-            if all(studies.values()) and "booster" not in studies:
-                for name, study in studies.items():
-                    assert study is not None
-                    yield f"{run}/{piles.clean(str(name))}", Found(study[0], study[1], {})
-                return
+            value = foreign.load("xgboost", path.read_bytes(), str(path))
+        if isinstance(value, foreign.Several):
+            for name, one in value.items():
+                yield from self._found(f"{run}/{piles.clean(name)}", one, every)
+        else:
+            yield from self._found(run, value, every)
+
+    def _found(self, run: str, value: Any, every: int | None) -> Iterator[tuple[str, Found]]:
         continued = foreign.run_state(value, every)
         if continued is not None:
             yield run, Found(continued[0], continued[1], {})
@@ -183,7 +180,7 @@ def _tags(piece: Piece) -> tuple[str, ...]:
 
 def _is_xgboost(value: Any) -> bool:
     if type(value) is bytes:
-        return True  # the only format that is read as bytes
+        return b"learner" in value[:_HEAD_BYTES]
     return type(value) is dict and set(value) == _XGBOOST_JSON and type(value["learner"]) is dict
 
 

@@ -25,6 +25,10 @@ _TRIAL_S: Final = 120.0
 _lazy: dict[str, str] = {}
 
 
+class Several(dict[str, Any]):
+    """The objects of one file that holds more than one, by their names."""
+
+
 def register_lazy(root: str, module: str) -> None:
     """Name the module that reads what a framework has written."""
     _lazy[root] = module

@@ -188,6 +188,14 @@ def test_boosters_of_lightgbm_go_on(store, tmp_path, kind):
     assert on.current_iteration() == 30
 
 
+def test_a_booster_inside_a_state_stays_where_it_is(store, tmp_path):
+    xgboost = pytest.importorskip("xgboost")
+    booster = xgboost.train({"max_depth": 2, "nthread": 1}, xgboost.DMatrix(X, Y), 3)
+    (made,) = store.import_files("r", dump(tmp_path / "state.pkl", {"model": booster}))
+    assert made.ref == "r@0"
+    assert store.restore("r")["model"].save_raw("ubj") == booster.save_raw("ubj")
+
+
 # ---- estimators
 
 
