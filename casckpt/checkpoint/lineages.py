@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from casckpt.store.columns import Lineage
 
 TURNED_FROM: Final = 8
-"""Checkpoints of a line that make a root of its own worth it: what it costs to store the newest
-whole is then below a thirtieth of the line (fp32) or a fifteenth (bf16; docs/adr/0007)."""
+"""Checkpoints of a line that make a root of its own worth it: to store the newest whole then costs
+at most 2 % (fp32) or 8 % (bf16) of the line (docs/adr/0009)."""
 
 
 @dataclass(frozen=True, slots=True)

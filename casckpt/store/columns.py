@@ -4,7 +4,7 @@ The floor above knows which blobs are versions of one another. Here they are cut
 column has a root, stored whole, and every other chunk is tried as a difference to one nearer to
 the root. Versions are numbered from the far end, from 1, and number i stands on i + s, s being the
 largest power of the step that divides i: most stand on their neighbour, which differs least, and
-chains grow with the digits of the number of versions (docs/adr/0007).
+chains grow with the digits of the number of versions (docs/adr/0009).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from casckpt.native import PrefixSet
 from casckpt.store import codec, layout
 from casckpt.store.reading import Reader
 
-# Measured (docs/adr/0007): smaller steps take differences over distances that cost 1 to 2 %, larger
+# Measured (docs/adr/0009): smaller steps take differences over distances that cost 1 to 2 %, larger
 # ones make the chains of a short run longer for 0.2 %.
 _STEP = 6
 # Chunks that stand alone, to a unit of work.

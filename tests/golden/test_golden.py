@@ -68,6 +68,21 @@ def test_it_is_written_and_collected(golden: tuple[Path, dict[str, str]]) -> Non
         assert not store.verify().damaged
 
 
+@pytest.mark.parametrize("level", ["balanced", "small"])
+def test_it_is_compacted_and_rebuilt(golden: tuple[Path, dict[str, str]], level: str) -> None:
+    path, expected = golden
+    with casckpt.open(path) as store:
+        for run in store.compact(level=level).runs:
+            assert run.after_bytes <= run.before_bytes
+        _check(store, expected)
+        assert not store.verify().damaged
+    for index in path.glob("index.*/data.mdb"):
+        index.unlink()
+    casckpt.api.repair_store(path, rebuild_index=True)
+    with casckpt.open(path) as store:
+        _check(store, expected)
+
+
 def test_its_index_is_rebuilt(golden: tuple[Path, dict[str, str]]) -> None:
     path, expected = golden
     for index in path.glob("index.*/data.mdb"):
