@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra
@@ -23,23 +22,19 @@ if TYPE_CHECKING:
 Log = dict[str, dict[str, list[float]]]
 """Data set to metric to its value after each round."""
 
-TREES_PER_PIECE: Final = 10
 _STOP_CHECK_S: Final = 0.2
-_TREE: Final = "\nTree="
-_SIZES: Final = "\ntree_sizes="
 
 
 class LightgbmHandler:
-    """Boosters in state trees: LightGBM's own text, all trees, cut between trees."""
+    """Boosters in state trees: LightGBM's own text, all trees."""
 
     def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
         """Return the node of a booster; None for other values of the library."""
         if not isinstance(value, lightgbm.Booster):
             return None
-        pieces = _cut(value.model_to_string(num_iteration=-1))
-        nodes = [walker.walk(piece, join(path, index)) for index, piece in enumerate(pieces)]
-        best = int(value.best_iteration)
-        return {"x": ["lightgbm", "booster"], "a": best, "v": nodes}
+        text = value.model_to_string(num_iteration=-1).encode()
+        node = walker.walk(text, join(path, 0))
+        return {"x": ["lightgbm", "booster"], "a": int(value.best_iteration), "v": [node]}
 
     def build(
         self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
@@ -79,19 +74,6 @@ class LightgbmHandler:
 
 
 HANDLER = LightgbmHandler()
-
-
-def _cut(text: str) -> list[bytes]:
-    """Return the text in pieces of whole trees; what is before and after them apart."""
-    starts = []
-    at = text.find(_TREE)
-    while at >= 0:
-        starts.append(at)
-        at = text.find(_TREE, at + 1)
-    edges = [0, *starts[::TREES_PER_PIECE]]
-    end = text.find("\nend of trees", starts[-1] if starts else 0)
-    edges += [end, len(text)] if end > edges[-1] else [len(text)]
-    return [text[start:stop].encode() for start, stop in pairwise(edges) if start < stop]
 
 
 class Watch:

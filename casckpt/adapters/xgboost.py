@@ -22,7 +22,6 @@ from casckpt.adapters.xgboost_parts import (
     Tuned,
     Watch,
     early_stopping,
-    grown,
     seed_at,
 )
 from casckpt.errors import BadRequest
@@ -143,7 +142,7 @@ def train(
         if over or done // every > before // every:
             run.save(
                 {
-                    "booster": grown(booster, segment),
+                    "booster": booster,
                     "rounds": done,
                     "segment": segment,
                     "history": history,
@@ -217,7 +216,7 @@ class Callback(xgboost.callback.TrainingCallback):
     def _save(self, model: Any, rounds: int) -> None:
         if rounds > self._saved:
             state = {
-                "booster": grown(model, self._every),
+                "booster": model,
                 "rounds": rounds,
                 "segment": self._every,
                 "history": self._history,

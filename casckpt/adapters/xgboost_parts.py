@@ -25,6 +25,7 @@ Log = dict[str, dict[str, list[float]]]
 """Data set to metric to its value after each round, as xgboost keeps it."""
 
 _STOP_CHECK_S: Final = 0.2
+_WHOLE: Final = "ubj"
 
 
 class XgboostHandler:
@@ -33,20 +34,20 @@ class XgboostHandler:
     def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
         """Return the node of a booster; None for other values of the library."""
         if isinstance(value, xgboost.Booster):
-            raw = bytes(value.save_raw("ubj"))
-            pieces = xgboost_pieces.cut(raw, _piece_trees(value, raw))
-            nodes = [walker.walk(piece, join(path, index)) for index, piece in enumerate(pieces)]
-            return {"x": ["xgboost", "booster"], "a": None, "v": nodes}
+            node = walker.walk(bytes(value.save_raw("ubj")), join(path, 0))
+            return {"x": ["xgboost", "booster"], "a": _WHOLE, "v": [node]}
         return None
 
     def build(
         self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
     ) -> Any:
-        """Return the booster of its pieces."""
+        """Return the booster of its bytes, or of pieces, as stores of before have it."""
         if kind != "booster" or not all(isinstance(piece, bytes) for piece in children):
             raise malformed(f"a value of xgboost of the unknown kind {kind[:40]!r}")
         try:
-            return xgboost.Booster(model_file=bytearray(xgboost_pieces.join(children)))
+            is_whole = attributes == _WHOLE
+            raw = b"".join(children) if is_whole else xgboost_pieces.join(children)
+            return xgboost.Booster(model_file=bytearray(raw))
         except (ValueError, xgboost.core.XGBoostError) as exc:
             raise malformed(f"a booster that xgboost refuses: {str(exc)[:200]}") from exc
 
@@ -75,24 +76,6 @@ class XgboostHandler:
 
 
 HANDLER = XgboostHandler()
-
-
-def grown(booster: xgboost.Booster, every: int) -> xgboost.Booster:
-    """Return the booster, marked as one that grows by so many rounds from save to save.
-
-    What a save adds is then a piece of its own, whatever the number of trees per round.
-    """
-    marked: Any = booster
-    marked.casckpt_every = every
-    return booster
-
-
-def _piece_trees(booster: xgboost.Booster, raw: bytes) -> int:
-    every = getattr(booster, "casckpt_every", None)
-    if every is None:
-        return xgboost_pieces.TREES_PER_PIECE
-    rounds = int(booster.num_boosted_rounds())
-    return max(1, int(every) * xgboost_pieces.tree_count(raw) // max(1, rounds))
 
 
 def seed_at(seed: int, rounds: int) -> int:

@@ -9,24 +9,40 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from casckpt.checkpoint.manifest import beside_of
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.encode import BlobPlan
-    from casckpt.checkpoint.manifest import Entry
+    from casckpt.checkpoint.manifest import Entry, Manifest
     from casckpt.store import BlobInfo
 
 Layout = dict[int, bytes]
 """Blob ids by the hash of the blob's leaves. Equal hashes of unlike blobs cost a vain look."""
 
 
+BESIDE: Final = -1
+"""In place of a hash: what the checkpoint keeps beside its state. No hash is -1 in CPython, and an
+equal one elsewhere would cost a vain look."""
+
+
 def layout_of_plan(plan: BlobPlan, infos: Sequence[BlobInfo]) -> Layout:
-    """Return the layout of a state that was just stored."""
-    return {key: info.id for key, info in zip(plan.blob_keys(), infos, strict=True)}
+    """Return the layout of a state that was just stored; the last blob may be what is beside it."""
+    keys = [*plan.blob_keys(), BESIDE][: len(infos)]
+    return {key: info.id for key, info in zip(keys, infos, strict=True)}
 
 
-def layout_of_entries(entries: Iterable[Entry], refs: Sequence[bytes]) -> Layout:
-    """Return the layout of a checkpoint, from its manifest."""
+def layout_of_manifest(manifest: Manifest, refs: Sequence[bytes]) -> Layout:
+    """Return the layout of a checkpoint."""
+    layout = _layout_of_entries(manifest.entries, refs)
+    beside = beside_of(manifest, len(refs))
+    if beside is not None:
+        layout[BESIDE] = refs[beside[0]]
+    return layout
+
+
+def _layout_of_entries(entries: Iterable[Entry], refs: Sequence[bytes]) -> Layout:
     leaves: dict[int, list[tuple[object, ...]]] = defaultdict(list)
     for entry in entries:
         if entry.blob is not None and entry.alias is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from casckpt.checkpoint.bases import layout_of_entries, layout_of_plan
+from casckpt.checkpoint.bases import BESIDE, layout_of_manifest, layout_of_plan
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import RowFacts, edit_payload, encode_payload, make_ref
 from casckpt.checkpoint.records import Checkpoint
@@ -15,9 +16,11 @@ from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace, StepExists
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.bases import Layout
     from casckpt.checkpoint.encode import BlobPlan
     from casckpt.checkpoint.manifest import Manifest
     from casckpt.checkpoint.placement import Placement
+    from casckpt.checkpoint.scalars import Node
     from casckpt.checkpoint.tree import FlatState
 
 _AMEND_ABOVE_S: Final = 0.05
@@ -154,17 +157,26 @@ class Committing(StoreHandle):
     ) -> Checkpoint:
         from casckpt.checkpoint import manifest as manifests
         from casckpt.checkpoint.encode import plan_blobs
-        from casckpt.store import CommitRequest
+        from casckpt.store import BlobSource, CommitRequest
 
         if request.placement is not None and request.placement.before_commit is not None:
             # ORDER: what a resume reads beside the state is durable before the checkpoint is
             request.placement.before_commit()
         plan = plan_blobs(flat)
         with self._repository.saver(level=request.level) as saver:
-            bases = self._choose_bases(request, place, plan)
-            infos = saver.put_blobs(plan.sources(bases))
-            refs, entries = plan.entries(infos)
-            made = self._manifest(request, place, flat, entries)
+            layout = self._base_layout(request, place)
+            sources = plan.sources(self._choose_bases(request, place, plan, layout))
+            beside = b"" if request.placement is None else request.placement.beside
+            if beside:
+                source = BlobSource([beside], opaque=True, base=layout.get(BESIDE))
+                sources = chain(sources, [source])
+            infos = saver.put_blobs(sources)
+            refs, entries = plan.entries(infos[:-1] if beside else infos)
+            config = None
+            if beside:
+                refs = list(dict.fromkeys([*refs, infos[-1].id]))
+                config = manifests.config_beside(refs.index(infos[-1].id), len(beside))
+            made = self._manifest(request, place, flat, entries, config)
             if place.existing is not None:
                 before, refs_before = self._catalog.manifest_and_refs(place.existing)
                 if manifests.same_content(made, refs, before, refs_before):
@@ -201,34 +213,45 @@ class Committing(StoreHandle):
         )
         return self._committed(request, place, seq, manifest_id, facts, stalled=stall_s is None)
 
-    def _choose_bases(
-        self, request: SaveRequest, place: Place, plan: BlobPlan
-    ) -> list[bytes | None]:
-        """Return what each blob may be coded against: the same leaves of the parent."""
-        depth = self._repository.options.max_delta_depth
+    def _base_layout(self, request: SaveRequest, place: Place) -> Layout:
+        """Return the blobs that a save may be coded against: those of the parent."""
         parent = request.parent or place.parent
+        depth = self._repository.options.max_delta_depth
         if parent is None or depth == 0 or self._level(request) == "fast":
-            return []
+            return {}
         layout = self._bases.remembered(parent.run, parent.line, parent.id)
         if layout is None:
             try:
-                manifest, refs = self._catalog.manifest_and_refs(parent)
+                return layout_of_manifest(*self._catalog.manifest_and_refs(parent))
             except (Corrupt, Deleted, NewerFormat):
                 # A damaged parent is no reason not to save; the checkpoint is stored whole.
-                return []
-            layout = layout_of_entries(manifest.entries, refs)
+                return {}
+        return layout
+
+    def _choose_bases(
+        self, request: SaveRequest, place: Place, plan: BlobPlan, layout: Layout
+    ) -> list[bytes | None]:
+        """Return what each blob may be coded against: the same leaves of the parent."""
+        if not layout:
+            return []
         if request.parent is not None:
             # Asked for: a chain begins here, so nothing is due to be stored whole.
             return [layout.get(key) for key in plan.blob_keys()]
+        period = self._repository.options.max_delta_depth + 1
         return self._bases.choose(
-            request.run, place.line, plan.blob_keys(), plan.opaque(), layout, depth + 1
+            request.run, place.line, plan.blob_keys(), plan.opaque(), layout, period
         )
 
     def _level(self, request: SaveRequest) -> str:
         return request.level or self._repository.options.level
 
     def _manifest(
-        self, request: SaveRequest, place: Place, flat: FlatState, entries: tuple[Any, ...]
+        self,
+        request: SaveRequest,
+        place: Place,
+        flat: FlatState,
+        entries: tuple[Any, ...],
+        config: Node,
     ) -> Manifest:
         from casckpt.checkpoint.environment import environment_facts
         from casckpt.checkpoint.manifest import Manifest
@@ -245,7 +268,7 @@ class Committing(StoreHandle):
             entries=entries,
             parent=placement.parent or (None if place.parent is None else place.parent.id),
             reasons=placement.reasons,
-            config=placement.config,
+            config=config,
             environment=environment_facts(),
             metrics=request.metrics,
             captured=placement.captured,

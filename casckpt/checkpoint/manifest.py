@@ -16,12 +16,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from casckpt.checkpoint.scalars import Node
+from casckpt.errors import Corrupt
 
 FORMAT: Final = 1
 """FORMAT: version of the body; a reader refuses a larger one."""
 
 RESULT: Final = {"kind": "result"}
 """FORMAT: `config` of a manifest that holds the result of a stage's item: no checkpoint."""
+
+BESIDE_MAX_BYTES: Final = 16 * 1024 * 1024
+"""FORMAT: most bytes that a checkpoint keeps beside its state: generators, positions, counters."""
+
+_BESIDE: Final = "beside"
 
 KINDS: Final = frozenset({"array", "tensor", "storage", "str", "bytes", "bytearray", "pickle"})
 
@@ -163,6 +169,34 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
+def config_beside(blob: int, length: int) -> Node:
+    """Return the `config` of a checkpoint that keeps bytes beside its state.
+
+    FORMAT: `{"beside": {"blob": index into the refs, "length": bytes}}`.
+    """
+    return {_BESIDE: {"blob": blob, "length": length}}
+
+
+def beside_of(manifest: Manifest, blob_count: int) -> tuple[int, int] | None:
+    """Return the blob's index and the length of what is kept beside the state; None for nothing.
+
+    Raises:
+        Corrupt: if `config` says it in a way that it must not.
+    """
+    if not isinstance(manifest.config, dict) or _BESIDE not in manifest.config:
+        return None
+    found = manifest.config[_BESIDE]
+    blob, length = (found.get("blob"), found.get("length")) if isinstance(found, dict) else (0, 0)
+    if (
+        type(blob) is int
+        and type(length) is int
+        and 0 <= blob < blob_count
+        and 0 < length <= BESIDE_MAX_BYTES
+    ):
+        return blob, length
+    raise Corrupt("the manifest is damaged", f"it keeps {str(found)[:80]} beside the state")
+
+
 def same_content(
     a: Manifest, refs_a: Sequence[bytes], b: Manifest, refs_b: Sequence[bytes]
 ) -> bool:
@@ -172,10 +206,15 @@ def same_content(
     """
     return (
         a.entries == b.entries
-        and list(refs_a) == list(refs_b)
+        and _blobs(a, refs_a) == _blobs(b, refs_b)
         # As text: in Python [1] == [True].
         and canonical(a.tree) == canonical(b.tree)
     )
+
+
+def _blobs(manifest: Manifest, refs: Sequence[bytes]) -> list[bytes]:
+    used = {entry.blob for entry in manifest.entries if entry.blob is not None}
+    return [ref for index, ref in enumerate(refs) if index in used]
 
 
 def canonical(document: Node) -> bytes:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.checkpoint.scalars import Node
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Placement:
         batch: position inside the step; 0 at its boundary.
         reasons: why it is saved, in order of weight.
         parent: hex id of the checkpoint that it continued from; None for the one before it.
-        config: what the manifest keeps for a resume; any JSON without fractions.
+        beside: what a resume needs beside the state, as bytes.
         captured: what a resume will find besides the state.
         missing: what it will not.
         before_commit: makes durable what the checkpoint relies on; may run more than once.
@@ -29,7 +28,7 @@ class Placement:
     batch: int = 0
     reasons: tuple[str, ...] = ()
     parent: str | None = None
-    config: Node = None
+    beside: bytes = b""
     captured: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     before_commit: Callable[[], None] | None = None

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from casckpt.checkpoint.extents import blob_lengths
 from casckpt.checkpoint.handle import StoreHandle
+from casckpt.checkpoint.manifest import beside_of
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import ALL_LINES
 from casckpt.errors import CasckptError, Corrupt, Deleted
@@ -167,6 +168,22 @@ class Restores(StoreHandle):
             if candidate not in excluded and self._is_whole(candidate):
                 return candidate
         return None
+
+    def _beside(self, checkpoint: Checkpoint) -> bytes | None:
+        """Return what a run keeps in a checkpoint beside the state; None for nothing.
+
+        Raises:
+            Corrupt, Deleted: it cannot be read.
+        """
+        from casckpt.store import BlobRead
+
+        manifest, refs = self._catalog.manifest_and_refs(checkpoint)
+        place = beside_of(manifest, len(refs))
+        if place is None:
+            return None
+        found = bytearray(place[1])
+        self._repository.read_blobs([BlobRead(refs[place[0]], place[1], 0, found)])
+        return bytes(found)
 
     def _is_whole(self, checkpoint: Checkpoint) -> bool:
         """Return whether every byte of a checkpoint reads back as its id says."""

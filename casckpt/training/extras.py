@@ -8,6 +8,7 @@ comes back exactly. They are not part of the state: `restore` does not show them
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -87,6 +88,19 @@ def unpack(node: Node) -> Any:
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise Corrupt("what a checkpoint keeps beside the state does not decode", str(exc)) from exc
     return restore_tree(cast("Repository", memory), body, refs)
+
+
+def unpack_text(text: bytes) -> Any:
+    """Return the tree of a packed value that was written as JSON text.
+
+    Raises:
+        Corrupt: if it is none.
+    """
+    try:
+        node = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise Corrupt("what a checkpoint keeps beside the state does not decode", str(exc)) from exc
+    return unpack(node)
 
 
 _NO_TIME: Final = "1970-01-01T00:00:00.000000Z"

@@ -6,6 +6,7 @@ Looking comes first and changes nothing but what is damaged; `Decision` says wha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,9 +57,9 @@ class Extra:
     peers: list[dict[str, Any]] = field(default_factory=list)
     held: dict[str, Any] = field(default_factory=dict)
 
-    def encode(self) -> Any:
-        """Return what the manifest keeps."""
-        return {_KEY: extras.pack(dict(self.__dict__))}
+    def encode(self) -> bytes:
+        """Return what a checkpoint keeps beside the state."""
+        return json.dumps(extras.pack(dict(self.__dict__)), separators=(",", ":")).encode()
 
     def of_rank(self, rank: int, size: int) -> Extra:
         """Return what is meant for one of the processes that go on.
@@ -96,11 +97,15 @@ class Decision:
 
 def read_extra(store: Store, checkpoint: Checkpoint) -> Extra:
     """Return what a checkpoint holds beside the state; nothing for a plain save."""
-    manifest = store._catalog.manifest(checkpoint)
-    config = manifest.config
-    if not isinstance(config, dict) or _KEY not in config:
-        return Extra()
-    found = extras.unpack(config[_KEY])
+    packed = store._beside(checkpoint)
+    if packed is None:
+        # FORMAT: stores of before kept it in the manifest.
+        config = store._catalog.manifest(checkpoint).config
+        if not isinstance(config, dict) or _KEY not in config:
+            return Extra()
+        found = extras.unpack(config[_KEY])
+    else:
+        found = extras.unpack_text(packed)
     known = {name: found[name] for name in Extra.__dataclass_fields__ if name in found}
     return Extra(**known)
 

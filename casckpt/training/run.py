@@ -139,7 +139,7 @@ class Run(RunLoops, RunWork):
         placement = Placement(
             line=self.line,
             parent=self._parent_id,
-            config=extra.encode(),
+            beside=extra.encode(),
             captured=randomness.names(streams),
         )
         saved = self.store._save_placed(

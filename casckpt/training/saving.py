@@ -124,7 +124,7 @@ class LoopSaver:
             batch=batch,
             reasons=reasons,
             parent=self._parent_id,
-            config=extra.encode(),
+            beside=extra.encode(),
             captured=(*randomness.names(streams), *(("position of the loader",) if middle else ())),
             missing=missing,
             before_commit=before,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xgboost
+import zstandard
 
 import casckpt
 import casckpt.xgboost
-from casckpt.adapters import xgboost_pieces
+from casckpt.adapters.xgboost_parts import HANDLER
+from casckpt.checkpoint.boosters import tree_edges
 from casckpt.errors import BadRequest
 from tests.adapters.kills import check
 
@@ -204,16 +211,40 @@ def test_a_booster_in_a_state_comes_back_byte_for_byte(store, name, params):
     assert raw(state["model"]) == raw(booster)
 
 
-def test_any_bytes_are_cut_and_joined_again():
+def test_boosters_in_pieces_of_stores_of_before_come_back():
+    known = json.loads(Path(__file__).with_name("xgboost_pieces.json").read_text())
+    pieces = [base64.b85decode(piece) for piece in known["pieces"]]
+    booster = HANDLER.build("booster", None, pieces, None)
+    assert raw(booster) == base64.b85decode(known["raw"])
+
+
+@pytest.mark.parametrize("form", ["ubj", "json"])
+def test_trees_are_found_in_bytes_and_any_bytes_give_places_in_them(form):
     rng = np.random.default_rng(0)
-    booster = raw(xgboost.train(PLAIN, data(), 30))
+    booster = xgboost.train({**PLAIN, "num_parallel_tree": 2}, data(), 30).save_raw(form)
+    edges = tree_edges(booster)
+    assert len(edges) == 61
+    trees = [bytes(booster[start:end]) for start, end in pairwise(edges)]
+    assert all(b"base_weights" in tree[:30] and b"tree_param" in tree for tree in trees)
     for trial in range(50):
         mutated = bytearray(booster)
         for place in rng.integers(0, len(booster), trial):
             mutated[place] = rng.integers(0, 256)
-        end = int(rng.integers(0, len(booster)))
-        for document in (bytes(mutated), booster[:end], b""):
-            assert xgboost_pieces.join(xgboost_pieces.cut(document, 4)) == document
+        document = bytes(mutated[: int(rng.integers(0, len(booster)))])
+        edges = tree_edges(document)
+        assert edges == sorted(set(edges))
+        assert all(0 <= edge <= len(document) for edge in edges)
+
+
+@pytest.mark.parametrize("form", ["ubj", "json"])
+def test_a_growing_booster_as_bytes_shares_its_trees(store, name, form):
+    booster, stored = None, []
+    for step in range(1, 21):
+        booster = xgboost.train({**SAMPLED, "max_depth": 6}, data(0, 2000), 10, xgb_model=booster)
+        model = bytes(booster.save_raw(form))
+        stored.append(store.save(name, {"model": model}, step).stored_bytes)
+    assert store.restore(name) == {"model": model}
+    assert sum(stored) < 1.5 * len(zstandard.compress(model, 3))
 
 
 def test_a_growing_booster_shares_its_trees(store, name):
