@@ -168,6 +168,7 @@ class EpochLoop(Loop):
         super().__init__(run, state, options)
         self._save_latest = save_latest
         self._passes = 0
+        self._inside_at_s = 0.0
         self._began: dict[str, Any] = {}
         self.missing: tuple[str, ...] = ()
 
@@ -176,9 +177,9 @@ class EpochLoop(Loop):
         ended = False
         try:
             while not self.is_over:
-                self._enter()
+                self.enter()
                 yield self.done + 1
-                if self._end_body():
+                if self.end_body():
                     break
             ended = True
         finally:
@@ -187,41 +188,57 @@ class EpochLoop(Loop):
 
     def batches(self, loader: Any, accumulate: int, save_every_s: float | None) -> Iterator[Any]:
         """Yield the batches of this epoch that are left; see `Run.batches`."""
-        first = self._passes == 0
+        current = self.begin_pass(loader)
+        is_first = self._passes == 1
+        for batch in current:
+            yield batch
+            current.count += 1
+            if current.count % accumulate == 0:
+                self.end_batch(current, save_every_s, can_save=is_first)
+
+    def begin_pass(self, loader: Any) -> position.Pass:
+        """Begin to pass over a loader; the first time in an epoch, where its position is."""
+        is_first = self._passes == 0
         self._passes += 1
-        middle = self.middle if first else None
+        middle = self.middle if is_first else None
         self.extra = Extra(log=self.extra.log)
         current = position.Pass(loader, middle["pass"] if middle else None)
         if middle is not None:
             # Here and not before: making the iterator draws from the generators itself.
             randomness.restore(self.streams)
             self.streams = {}
-        if first:
+        if is_first:
             self.missing = position.missing_of(current.kind)
-        can_save = first and current.kind != "none"
-        watch, since, every = self._run._session.watch, self.saver.since, self._options.every
-        saved_at_s = time.monotonic()
-        for batch in current:
-            yield batch
-            current.count += 1
-            if current.count % accumulate:
-                continue
-            since.steps += 1
-            request = watch.look()
-            if not can_save:
-                continue
-            now_s = time.monotonic()
-            due = every is not None and every.epochs is None and since.is_due(every, now_s)
-            is_late = save_every_s is not None and now_s - saved_at_s >= save_every_s
-            request, (due, is_late) = self.agree(current.count, request, due, is_late)
-            if request is not None and request.kind != "call":
-                self._save_inside(current, (STOP,), request)
-                self._run._leave(request)
-            if due or is_late:
-                saved_at_s = now_s
-                self._save_inside(current, (EVERY,) if due else (LATEST,), None)
+            self._inside_at_s = time.monotonic()
+        return current
 
-    def _enter(self) -> None:
+    def end_batch(
+        self, current: position.Pass, save_every_s: float | None, *, can_save: bool = True
+    ) -> None:
+        """Save inside the epoch if it is time, and leave on a request to stop.
+
+        Args:
+            current: where the first pass of the epoch stands; its gradients are applied.
+            save_every_s: see `Run.batches`.
+            can_save: whether it is that pass.
+        """
+        since, every = self.saver.since, self._options.every
+        since.steps += 1
+        request = self._run._session.watch.look()
+        if not can_save or current.kind == "none":
+            return
+        now_s = time.monotonic()
+        due = every is not None and every.epochs is None and since.is_due(every, now_s)
+        is_late = save_every_s is not None and now_s - self._inside_at_s >= save_every_s
+        request, (due, is_late) = self.agree(current.count, request, due, is_late)
+        if request is not None and request.kind != "call":
+            self._save_inside(current, (STOP,), request)
+            self._run._leave(request)
+        if due or is_late:
+            self._inside_at_s = now_s
+            self._save_inside(current, (EVERY,) if due else (LATEST,), None)
+
+    def enter(self) -> None:
         """Stand at the beginning of the next epoch, as the uninterrupted run does."""
         run = self._run
         self._passes = 0
@@ -255,7 +272,7 @@ class EpochLoop(Loop):
             level=level,
         )
 
-    def _end_body(self) -> bool:
+    def end_body(self) -> bool:
         """Fix the row, save what is due, and return whether the loop ends here."""
         options, run, saver = self._options, self._run, self.saver
         # An epoch whose body did not come to its batches again is done all the same.

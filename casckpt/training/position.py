@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import GeneratorType
 from typing import Any, Final, Literal
 
 from casckpt.training import randomness
@@ -42,13 +43,16 @@ class Pass:
         self.kind = kind_of(loader)
         self.count = 0
         self._begun: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}
+        self._is_ahead = False
         if saved is None:
             if self.kind == "replay":
-                self._begun = _generators(loader)
+                self._begun = generators_of(loader)
                 self._streams = randomness.capture()
             self._iterator: Iterator[Any] = iter(loader)
         else:
             self._return_to(saved)
+        self._is_ahead = self.kind == "replay" and _fetches_ahead(loader, self._iterator)
 
     def __iter__(self) -> Iterator[Any]:
         """Return itself."""
@@ -56,6 +60,8 @@ class Pass:
 
     def __next__(self) -> Any:
         """Return the next batch; it counts as consumed when the next one is asked for."""
+        if self._is_ahead:
+            self._asked = randomness.capture()
         return next(self._iterator)
 
     def position(self) -> dict[str, Any] | None:
@@ -67,7 +73,9 @@ class Pass:
             position["loader"] = self._loader.state_dict()
         else:
             position["begun"] = {"streams": self._streams, "held": self._begun}
-            position["held"] = _generators(self._loader)
+            position["held"] = generators_of(self._loader)
+            if self._is_ahead:
+                position["asked"] = self._asked
         return position
 
     def _return_to(self, saved: Mapping[str, Any]) -> None:
@@ -84,17 +92,27 @@ class Pass:
         begun = saved["begun"]
         self._begun, self._streams = begun["held"], begun["streams"]
         randomness.restore(self._streams)
-        _restore_generators(self._loader, self._begun)
+        restore_generators(self._loader, self._begun)
         self._iterator = iter(self._loader)
-        _skip(self._iterator, self._loader, self.count)
-        _restore_generators(self._loader, saved["held"])
+        if "asked" in saved and self.count:
+            # The batch after this one was fetched in the same call, with generators that the
+            # training had drawn from meanwhile.
+            _skip(self._iterator, self._loader, self.count - 1)
+            self._asked = saved["asked"]
+            randomness.restore(self._asked)
+            next(self._iterator)
+        else:
+            _skip(self._iterator, self._loader, self.count)
+        restore_generators(self._loader, saved["held"])
 
 
 def kind_of(loader: Any) -> Kind:
     """Return how a loader can be put back."""
-    if callable(getattr(loader, "state_dict", None)) and callable(
-        getattr(loader, "load_state_dict", None)
-    ):
+    has_state = all(
+        callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict")
+    )
+    # accelerate's loaders always have the methods, and a state only if they were asked to.
+    if has_state and getattr(loader, "use_stateful_dataloader", True):
         return "own"
     if hasattr(loader, "batch_sampler") and hasattr(loader, "dataset"):
         # A torch DataLoader. Over an iterable dataset its order is the dataset's own affair.
@@ -113,6 +131,15 @@ def missing_of(kind: Kind) -> tuple[str, ...]:
 
 def _is_iterable_dataset(dataset: Any) -> bool:
     return any(cls.__name__ == "IterableDataset" for cls in type(dataset).__mro__)
+
+
+def _fetches_ahead(loader: Any, iterator: Any) -> bool:
+    """Return whether a batch is fetched before the one before it is handed out.
+
+    accelerate's loaders do that, in the process itself: a DataLoader whose iterator is a
+    generator and not torch's own.
+    """
+    return hasattr(loader, "batch_sampler") and isinstance(iterator, GeneratorType)
 
 
 def _length(loader: Any) -> int | None:
@@ -153,7 +180,7 @@ def _holders(loader: Any) -> Iterator[tuple[str, Any]]:
         waiting = below
 
 
-def _generators(loader: Any) -> dict[str, Any]:
+def generators_of(loader: Any) -> dict[str, Any]:
     """Return the states of the generators that a loader and its samplers hold."""
     found = {}
     for path, one in _holders(loader):
@@ -163,7 +190,8 @@ def _generators(loader: Any) -> dict[str, Any]:
     return found
 
 
-def _restore_generators(loader: Any, states: Mapping[str, Any]) -> None:
+def restore_generators(loader: Any, states: Mapping[str, Any]) -> None:
+    """Put back what `generators_of` returned; a generator that is not there is left out."""
     for path, one in _holders(loader):
         held = _access(getattr(one, "generator", None))
         if held is not None and path in states:
