@@ -80,7 +80,20 @@ _HOMES: Final = {
 }
 _MODULES: Final = frozenset({"errors"})
 _FRAMEWORKS: Final = frozenset(
-    {"fsspec", "lightgbm", "lightning", "optuna", "sklearn", "torch", "transformers", "xgboost"}
+    {
+        "accelerate",
+        "dcp",
+        "fsspec",
+        "ignite",
+        "keras",
+        "lightgbm",
+        "lightning",
+        "optuna",
+        "sklearn",
+        "torch",
+        "transformers",
+        "xgboost",
+    }
 )
 """Each needs its extra, so none is among the names that a star import loads."""
 

@@ -176,7 +176,8 @@ class TorchHandler:
         """Turn tensors whose memory overlaps into views of one leaf."""
         spans = []
         for index, leaf in enumerate(leaves):
-            if leaf.kind == "tensor" and leaf.alias < 0 and leaf.length:
+            # Tensors that are in a store already have no memory to share.
+            if isinstance(leaf.source, TensorSource) and leaf.alias < 0 and leaf.length:
                 raw = _raw(leaf)
                 size, device = raw.element_size(), str(raw.device)
                 reach = extent(raw.shape, raw.stride()) * size

@@ -44,7 +44,7 @@ FLOORS = {
 # Faces of adapters, so that `import casckpt.torch` works.
 FACES = {f"casckpt.{path.stem}" for path in (PACKAGE / "adapters").glob("[a-z]*.py")}
 # Adapters that may build on torch's.
-ON_TORCH = ("lightning", "transformers", "accelerate", "ignite", "dcp", "torch")
+ON_TORCH = ("lightning", "transformers", "accelerate", "ignite", "keras", "dcp", "torch")
 
 THIRD_PARTY_HOMES = {
     "lmdb": ("casckpt.store.environment",),
@@ -57,7 +57,10 @@ THIRD_PARTY_HOMES = {
     "fsspec": ("casckpt.adapters.fsspec",),
     "lightning": ("casckpt.adapters.lightning",),
     "transformers": ("casckpt.adapters.transformers",),
-    "torch": ("casckpt.adapters.torch", "casckpt.cli.demo"),
+    "accelerate": ("casckpt.adapters.accelerate",),
+    "ignite": ("casckpt.adapters.ignite",),
+    "keras": ("casckpt.adapters.keras",),
+    "torch": ("casckpt.adapters.torch", "casckpt.adapters.dcp", "casckpt.cli.demo"),
     "xgboost": ("casckpt.adapters.xgboost", "casckpt.cli.demo"),
     "lightgbm": ("casckpt.adapters.lightgbm",),
     "optuna": ("casckpt.adapters.optuna", "casckpt.cli.demo"),

@@ -1,0 +1,3 @@
+"""casckpt for accelerate: the state of what an Accelerator has prepared."""
+
+from casckpt.adapters.accelerate import State as State

@@ -1,0 +1,144 @@
+"""Keras 3 on torch: a callback that resumes `fit` to the bit, at the end of any epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from casckpt.adapters import missing_extra
+from casckpt.checkpoint.policies import Policy
+from casckpt.errors import BadRequest
+from casckpt.training.every import Every
+from casckpt.training.loops import AtEnd, EpochLoop, LoopOptions
+from casckpt.training.monitor import Monitor
+
+try:
+    import keras
+except ModuleNotFoundError as exc:
+    raise missing_extra("keras") from exc
+
+if TYPE_CHECKING:
+    from casckpt.training.run import Run
+
+
+class Callback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Saves a training of Keras into a run; killed at any moment, it goes on to the same bits.
+
+        with store.run("nn") as run:
+            model.fit(x, y, epochs=20, callbacks=[casckpt.keras.Callback(run)])
+
+    After each epoch it saves the model's variables, those of its seed generators and metrics, the
+    optimizer's, and the generators of the process; when `fit` begins, all of them go back, and
+    the epochs that are done are skipped. Keras's BackupAndRestore keeps no generators: with
+    dropout or shuffled data it goes on to other weights.
+
+    Args:
+        run: where to save.
+        state: further parts that are saved with the model, such as other callbacks' counts; as
+            in `Run.epochs`.
+        save_every: as in `Run.epochs`.
+        monitor: as in `Run.epochs`; of Keras's logs.
+        mode: as in `Run.epochs`.
+        patience: as in `Run.epochs`. Keras's own EarlyStopping forgets its count.
+        keep: as in `Run.epochs`.
+        at_end: as in `Run.epochs`.
+
+    Raises:
+        BadRequest: options that make no sense.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        state: Any = None,
+        save_every: int | Every | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        patience: int | None = None,
+        keep: Policy | None = None,
+        at_end: AtEnd = "last",
+    ) -> None:
+        super().__init__()
+        self._run, self._parts = run, state
+        self._every = Every.of(save_every, "epoch")
+        self._monitor = Monitor.of(monitor, mode, patience)
+        self._keep, self._at_end = keep, at_end
+        self._loop: EpochLoop | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Lock the run, restore the model, and skip the epochs that are done.
+
+        Raises:
+            BadRequest: the model has no variables yet, or Keras is not on torch.
+            ConfigMismatch: it is another model than the one saved.
+            RunBusy: another live process trains the run.
+        """
+        backend = keras.backend.backend()
+        if backend != "torch":
+            raise BadRequest(
+                f"Keras on {backend}",
+                "the generators of that backend are not captured",
+                "set KERAS_BACKEND=torch before keras is imported",
+            )
+        model = self.model
+        if not model.built or model.optimizer is None:
+            raise BadRequest(
+                f"the model {model.name} has no variables yet",
+                "there is nothing to restore into before its first batch",
+                "begin it with keras.Input(shape), or call model.build(shape)",
+            )
+        model.optimizer.build(model.trainable_variables)
+        options = LoopOptions(
+            self.params["epochs"], self._every, self._monitor, self._keep, self._at_end
+        )
+        state = {"model": _Model(model)}
+        if self._parts is not None:
+            state["more"] = self._parts
+        self._loop = loop = EpochLoop(self._run, state, options, save_latest=True)
+        model._initial_epoch = loop.done
+        if loop.is_over:
+            model._initial_epoch = options.total
+            model.stop_training = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Put the generators back."""
+        if self._loop is not None:
+            self._loop.enter()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Save the epoch; leave on a request to stop."""
+        loop = self._loop
+        if loop is None:
+            return
+        self._run.log({name: float(value) for name, value in (logs or {}).items()})
+        if loop.end_body() or loop.is_over:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Wait for the last save, and declare the part of the run done."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            self.model._initial_epoch = None
+            loop.leave()
+
+
+class _Model:
+    """A model's variables as a plain tree."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._model.get_state_tree(value_format="numpy_array")
+        # They begin anew with each epoch, and are not there before the first batch.
+        found.pop("metrics_variables", None)
+        return found
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Yield what the structure of the model is compared by."""
+        for variable in self._model.variables:
+            yield variable.path.replace("/", "."), variable
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._model.set_state_tree(dict(state))
