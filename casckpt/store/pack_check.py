@@ -75,11 +75,13 @@ class PackCheck:
             self._current = None
             while self._under_way:
                 self._collect()
+        except BaseException:
+            if self._journal is not None:
+                self._journal.save()
+            raise
         finally:
             for _, _, future in self._under_way:
                 future.cancel()
-            if self._journal is not None:
-                self._journal.save()
         self._check_rows()
         if self._journal is not None:
             self._journal.finish()

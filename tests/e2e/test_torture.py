@@ -27,6 +27,7 @@ def nothing(tally):
     pass
 
 
+@pytest.mark.slow
 def test_the_verdict_is_one_line_of_json_for_each_result(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "casckpt", "torture", tmp_path, "--minutes", "0.05", "--json"],
@@ -90,6 +91,7 @@ def power(folder, log, monkeypatch):
     return tally
 
 
+@pytest.mark.slow
 def test_a_store_whose_packs_are_not_flushed_is_caught(recorded, tmp_path, monkeypatch):
     folder, log = recorded
     shutil.copytree(folder / "traced", tmp_path / "traced")

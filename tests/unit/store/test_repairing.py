@@ -231,6 +231,8 @@ def test_one_collector_at_a_time(stored):
         repository.repair()
 
 
+@pytest.mark.slow
+@pytest.mark.crash
 def test_a_repair_that_dies_anywhere_is_finished_by_the_next(stored, make_store):
     path, first, second, (_, _, two) = stored
     source = make_store("source")
