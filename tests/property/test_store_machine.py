@@ -1,7 +1,7 @@
 """A Store and a dict are driven by the same random calls and must agree after each.
 
 Steps: save (new content, same content, replaced), delete, undelete, tag, gc with and without grace,
-loss of the index, closing and opening again. After each, every checkpoint that the dict knows
+compaction, loss of the index, closing and opening again. After each, every checkpoint that the dict knows
 restores to what was saved, and nothing else is listed.
 """
 
@@ -115,6 +115,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.gc(now=now)
         if now:
             self.trash.clear()
+
+    @rule(level=st.sampled_from(("balanced", "small")))
+    def compact(self, level: str) -> None:
+        result = self.store.compact(level=level)
+        for run in result.runs:
+            assert run.checkpoint_count == sum(name == run.run for name, _ in self.live)
+            assert run.after_bytes <= run.before_bytes * 1.01
 
     @precondition(lambda self: self.live)
     @rule(run=st.sampled_from(RUNS), count=st.integers(1, 3))
