@@ -7,8 +7,7 @@ the store, one tensor at a time and without writing a byte again, and then remov
 
     {"dcp": JSON, "data": {NAME: tensor or bytes, NAME@OFFSETS: part of a tensor}}
 
-The JSON: {"format": 1, "items": {NAME: {"dtype", "size", "requires_grad", "parts": [[offsets,
-sizes], ...]} or {"bytes": true}}, "paths": {NAME: [key, ...]} or null}
+The JSON is described in `dcp_metadata.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import io
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -29,7 +27,6 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.scalars import Node
 from casckpt.errors import (
     BadRequest,
-    Corrupt,
     NotFound,
     OperationFailed,
     PickleRefused,
@@ -40,17 +37,12 @@ from casckpt.training.runbase import RunBase
 try:
     import torch
     from torch import distributed
-    from torch.distributed.checkpoint.metadata import (
-        BytesStorageMetadata,
-        ChunkStorageMetadata,
-        Metadata,
-        MetadataIndex,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
+    from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
     from torch.distributed.checkpoint.planner import LoadItemType, WriteItemType
     from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
     from torch.futures import Future
+
+    from casckpt.adapters.dcp_metadata import decoded, encoded
 except ModuleNotFoundError as exc:
     raise missing_extra("dcp", extra="torch") from exc
 
@@ -58,9 +50,6 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 
     from casckpt.api import Store
-
-FORMAT: Final = 1
-"""FORMAT: of the JSON; a reader refuses a larger one."""
 
 T = TypeVar("T")
 
@@ -181,7 +170,7 @@ class Writer(StorageWriter):
         for part in sorted({part for part in brought.values() if part}):
             names = [name for name, home in brought.items() if home == part]
             data.update(self._stored(part, names))
-        state = {"dcp": _encoded(metadata), "data": {name: data[name] for name in sorted(data)}}
+        state = {"dcp": encoded(metadata), "data": {name: data[name] for name in sorted(data)}}
         self.checkpoint = self._store.save(
             self._run, state, self._step, metrics=self._metrics, tags=self._tags
         )
@@ -268,7 +257,7 @@ class Reader(StorageReader):
                 "it holds a state of another kind",
                 "load it with store.restore",
             ) from None
-        return _decoded(text)
+        return decoded(text)
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
@@ -401,55 +390,6 @@ def _name(index: MetadataIndex) -> str:
     if not index.offset or not any(index.offset):
         return index.fqn
     return f"{index.fqn}@{','.join(map(str, index.offset))}"
-
-
-def _encoded(metadata: Metadata) -> str:
-    items: dict[str, Any] = {}
-    for name, about in metadata.state_dict_metadata.items():
-        if isinstance(about, BytesStorageMetadata):
-            items[name] = {"bytes": True}
-            continue
-        items[name] = {
-            "dtype": str(about.properties.dtype).removeprefix("torch."),
-            "size": list(about.size),
-            "requires_grad": about.properties.requires_grad,
-            "parts": [[list(part.offsets), list(part.sizes)] for part in about.chunks],
-        }
-    paths = metadata.planner_data
-    if paths is not None:
-        paths = {name: list(path) for name, path in paths.items()}
-    return json.dumps({"format": FORMAT, "items": items, "paths": paths}, separators=(",", ":"))
-
-
-def _decoded(text: str) -> Metadata:
-    try:
-        document = json.loads(text)
-        if document["format"] > FORMAT:
-            raise ValueError(f"format {document['format']}")
-        items: dict[str, Any] = {}
-        for name, about in document["items"].items():
-            if "bytes" in about:
-                items[name] = BytesStorageMetadata()
-                continue
-            dtype = getattr(torch, about["dtype"])
-            if not isinstance(dtype, torch.dtype):
-                raise ValueError(about["dtype"])
-            items[name] = TensorStorageMetadata(
-                TensorProperties(dtype=dtype, requires_grad=bool(about["requires_grad"])),
-                torch.Size(about["size"]),
-                [
-                    ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-                    for offsets, sizes in about["parts"]
-                ],
-            )
-        paths = document["paths"]
-        if paths is not None:
-            paths = {name: tuple(path) for name, path in paths.items()}
-        return Metadata(state_dict_metadata=items, planner_data=paths)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise Corrupt(
-            "the description of a distributed checkpoint does not decode", str(exc)
-        ) from exc
 
 
 def _rank() -> int:

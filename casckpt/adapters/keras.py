@@ -70,7 +70,7 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """Lock the run, restore the model, and skip the epochs that are done.
 
         Raises:
-            BadRequest: the model has no variables yet, or Keras is not on torch.
+            BadRequest: Keras is not on torch.
             ConfigMismatch: it is another model than the one saved.
             RunBusy: another live process trains the run.
         """
@@ -82,12 +82,7 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 "set KERAS_BACKEND=torch before keras is imported",
             )
         model = self.model
-        if not model.built or model.optimizer is None:
-            raise BadRequest(
-                f"the model {model.name} has no variables yet",
-                "there is nothing to restore into before its first batch",
-                "begin it with keras.Input(shape), or call model.build(shape)",
-            )
+        # `fit` has built the model by now, but its optimizer only with the first batch.
         model.optimizer.build(model.trainable_variables)
         options = LoopOptions(
             self.params["epochs"], self._every, self._monitor, self._keep, self._at_end
