@@ -52,7 +52,10 @@ def open_copy(index: Path, *, walk: bool) -> Environment:
     import subprocess
     import tempfile
 
-    folder = Path(tempfile.mkdtemp(prefix="casckpt-index-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="casckpt-index-"))
+    except OSError as exc:
+        raise files.translate(exc, f"cannot read {index} from a copy") from exc
     try:
         command = command_of(
             "casckpt.store.aside", str(index), str(folder), "walk" if walk else "trust"
@@ -67,6 +70,8 @@ def open_copy(index: Path, *, walk: bool) -> Environment:
             )
         except subprocess.TimeoutExpired as exc:
             raise StoreBusy(f"cannot read {index}", "copying its index took too long") from exc
+        except OSError as exc:
+            raise files.translate(exc, f"cannot start {sys.executable} to read {index}") from exc
         if outcome.returncode != 0:
             raise _failure(index, outcome.returncode, outcome.stderr)
         return Environment(folder, readonly=True, lock=False)

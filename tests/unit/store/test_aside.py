@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 import casckpt
-from casckpt.errors import Corrupt, Deleted, NoStore, PermissionRefused, StoreBusy
+from casckpt.errors import (
+    Corrupt,
+    Deleted,
+    NoStore,
+    OperationFailed,
+    PermissionRefused,
+    StoreBusy,
+)
 from casckpt.programs import environment_of
 from casckpt.store import Repository, aside, files, opening
 from tests.unit.store.stores import check, save
@@ -299,3 +306,14 @@ def test_nobody_may_write_is_said_in_three_lines(stored, unwritable, monkeypatch
     with pytest.raises(PermissionRefused) as caught:
         Repository.open(path)
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_where_no_copy_can_be_made_it_is_said(stored, unwritable, monkeypatch):
+    path, _ = stored
+    monkeypatch.setattr("tempfile.tempdir", str(path / "none"))
+    with pytest.raises(OperationFailed, match="from a copy"):
+        Repository.open(path, mode="r")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(OperationFailed, match="cannot start"):
+        Repository.open(path, mode="r")
