@@ -15,6 +15,7 @@ from casckpt.programs import state_folder
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.checks import VerifyResult
+    from casckpt.checkpoint.codings import Coding
     from casckpt.checkpoint.diffs import Diff
     from casckpt.checkpoint.history import History
     from casckpt.checkpoint.stats import Stats
@@ -122,6 +123,21 @@ class Questions(StoreHandle):
                 "diff compares checkpoints of one store", f"{a} and {b} are in different ones"
             )
         return diff_of(store._repository, store._catalog, first, second)
+
+    def codings(self, ref: str | Checkpoint) -> dict[str, Coding]:
+        """Return how each leaf of a checkpoint is stored, by path.
+
+        Reads no tensor. What is damaged or gone is called unknown.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Corrupt: its manifest is damaged.
+        """
+        from casckpt.checkpoint.codings import codings_of
+
+        store, checkpoint = self._find(ref)
+        manifest, refs = store._catalog.manifest_and_refs(checkpoint)
+        return codings_of(store._repository, manifest.entries, refs)
 
     def stats(self, run: str = "*") -> Stats:
         """Return logical, unique, stored and saved bytes of the store, or of some runs.

@@ -115,11 +115,17 @@ def _show(output: Output, found: Diff) -> None:
 
 def _words(change: Change) -> str:
     """Return what became of a value, in one cell."""
-    if change.before is None or change.after is None:
-        return change.after or change.before or ""
+    before, after = (
+        None if text is None else formatting.value_text(text)
+        for text in (change.before, change.after)
+    )
+    if before is None or after is None:
+        return after or before or ""
     if change.before == change.after:
-        return change.after
-    return f"{change.before} -> {change.after}"
+        return after
+    if before == after:  # an array of numpy's and a tensor
+        before, after = str(change.before), str(change.after)
+    return f"{before} -> {after}"
 
 
 def _pairs(output: Output, title: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:

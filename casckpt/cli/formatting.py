@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _MONTH_S = 30.44 * 86400
+_DTYPE = re.compile(r"([<>|])([biufc])(\d+)")
+_DTYPE_KINDS = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -27,6 +30,22 @@ def size(byte_count: int) -> str:
             break
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{sign}{value:.{digits}f} {unit}"
+
+
+def dtype_name(dtype: str) -> str:
+    """Return the name of a dtype for numpy's code of it, `float32` for `<f4`; others as it is."""
+    found = _DTYPE.fullmatch(dtype)
+    if found is None:
+        return dtype
+    order, kind, size_bytes = found[1], found[2], int(found[3])
+    name = "bool" if kind == "b" else f"{_DTYPE_KINDS[kind]}{8 * size_bytes}"
+    return f"{name} big-endian" if order == ">" else name
+
+
+def value_text(text: str) -> str:
+    """Return the description of a value, `<f4 [3, 4]`, with its dtype by name."""
+    dtype, bracket, rest = text.partition(" [")
+    return dtype_name(dtype) + bracket + rest
 
 
 def exact(byte_count: int) -> str:

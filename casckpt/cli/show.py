@@ -13,6 +13,7 @@ from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.codings import Coding
     from casckpt.checkpoint.records import Checkpoint
 
 FOLDED_ABOVE = 40
@@ -28,7 +29,9 @@ FOLDED_ABOVE = 40
 def show(output: Output, ref: str, show_all: bool) -> None:
     """Show one checkpoint: metrics, names, sizes, where it came from, and what is in it.
 
-    UNIQUE is what the disk would get back if only this checkpoint went.
+    UNIQUE is what the disk would get back if only this checkpoint went. RATIO is stored/logical.
+    STORED AS says what is coded (the numbers, or their difference to the save before: sub, xor,
+    dictionary), how deep that chain of saves is, and the coder of each byte plane.
     """
     (target,) = stores.split(output.settings, ref)
     with stores.opened(output.settings) as store:
@@ -38,11 +41,12 @@ def show(output: Output, ref: str, show_all: bool) -> None:
             return
         unique_bytes = checkpoint.unique_bytes
         entries = store.entries(checkpoint)
+        codings = store.codings(checkpoint)
         if output.json:
             output.document(
                 "show",
                 checkpoint={**_record(checkpoint), "unique_bytes": unique_bytes},
-                entries=[_entry_record(entry) for entry in entries],
+                entries=[_entry_record(entry, codings.get(entry.path)) for entry in entries],
             )
             return
         facts = list(_facts(output, checkpoint, unique_bytes))
@@ -51,7 +55,7 @@ def show(output: Output, ref: str, show_all: bool) -> None:
         f"{output.style(name.ljust(width), dim=True)}  {formatting.printable(text)}"
         for name, text in facts
     )
-    _entries(output, entries, show_all)
+    _entries(output, entries, codings, show_all)
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -101,27 +105,38 @@ def _facts(output: Output, checkpoint: Checkpoint, unique_bytes: int) -> Iterato
         yield "environment", ", ".join(f"{key} {value}" for key, value in environment.items())
 
 
-def _entry_record(entry: Any) -> dict[str, Any]:
-    """Return one entry as JSON holds it."""
+def _entry_record(entry: Any, coding: Coding | None) -> dict[str, Any]:
+    """Return one entry as JSON holds it; `stored` is of the blob that the entry is in."""
     return {
         "path": entry.path,
         "kind": entry.kind,
         "dtype": entry.dtype,
         "shape": list(entry.shape),
         "length_bytes": entry.length,
+        "stored": coding
+        and {
+            "predictor": coding.predictor,
+            "layout": coding.layout,
+            "coder": coding.coder,
+            "ratio": round(coding.ratio, 4),
+            "depth": coding.depth,
+        },
     }
 
 
-def _entries(output: Output, entries: Sequence[Any], show_all: bool) -> None:
+def _entries(
+    output: Output, entries: Sequence[Any], codings: dict[str, Coding], show_all: bool
+) -> None:
     """Write one line per tensor, array or text."""
     folded = output.is_terminal and not show_all
     shown = entries[:FOLDED_ABOVE] if folded else entries
     rows = [
         (
             entry.path,
-            entry.dtype or entry.kind,
+            formatting.dtype_name(entry.dtype) or entry.kind,
             "x".join(map(str, entry.shape)) if entry.dtype else "",
             formatting.size(entry.length),
+            *_stored(codings.get(entry.path)),
         )
         for entry in shown
     ]
@@ -133,8 +148,17 @@ def _entries(output: Output, entries: Sequence[Any], show_all: bool) -> None:
             Column("TYPE"),
             Column("SHAPE", right=True),
             Column("SIZE", right=True),
+            Column("RATIO", right=True, rank=1),
+            Column("STORED AS", rank=2),
         ],
         rows,
     )
     if len(shown) < len(entries):
         output.note(f"... and {len(entries) - len(shown):,} more; --all lists them")
+
+
+def _stored(coding: Coding | None) -> tuple[str, str]:
+    if coding is None:
+        return "", ""
+    chain = f" {coding.depth} deep" if coding.depth else ""
+    return f"{coding.ratio:.3f}", f"{coding.predictor}{chain}, {coding.layout}: {coding.coder}"

@@ -20,6 +20,7 @@ from casckpt.store.sharing import SharedStore
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from casckpt.store.codings import ChunkCoding
     from casckpt.store.collection import GcReport, SpacePlan
     from casckpt.store.commits import CommitRequest, RowWrite
     from casckpt.store.effort import Effort
@@ -236,8 +237,8 @@ class Repository:
         """Replace the payload of a run's row, None if there is none yet, by `edit` of it."""
 
         def change(old: bytes | None) -> tuple[bytes, bytes]:
-            payload = edit(None if old is None else _named(Row.decode(old).payload)[1])
-            return Row("live", (), _with_name(run, payload)).encode(), payload
+            payload = edit(None if old is None else rows.named(Row.decode(old).payload)[1])
+            return Row("live", (), rows.with_name(run, payload)).encode(), payload
 
         return self._edit("runs", rows.name_part(run), change)
 
@@ -276,12 +277,12 @@ class Repository:
     def run_row(self, run: str) -> bytes | None:
         """Return the payload of a run's row, or None."""
         row = self.row("runs", rows.name_part(run))
-        return None if row is None else _named(row.payload)[1]
+        return None if row is None else rows.named(row.payload)[1]
 
     def run_rows(self, prefix: str = "") -> list[tuple[str, bytes]]:
         """Return (run, payload) of the rows of `runs` whose name begins with `prefix`."""
         with self._shared().environment.read() as tx:
-            found = [_named(Row.decode(value).payload) for _, value in tx.scan("runs")]
+            found = [rows.named(Row.decode(value).payload) for _, value in tx.scan("runs")]
         return sorted((name, payload) for name, payload in found if name.startswith(prefix))
 
     def rows(self, table: str, prefix: bytes = b"") -> list[tuple[bytes, Row]]:
@@ -381,6 +382,12 @@ class Repository:
 
         return usage.sizes(self._shared())
 
+    def codings(self, blob: bytes) -> list[ChunkCoding]:
+        """Return how the chunks of a blob are stored, in order; see `codings.codings_of`."""
+        from casckpt.store import codings
+
+        return codings.codings_of(self._shared(), self._workers(), blob)
+
     def closure(self, manifest_ids: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
         """Return every object reachable from manifests: id -> (logical bytes, stored bytes)."""
         from casckpt.store import usage
@@ -429,18 +436,8 @@ _handles: weakref.WeakSet[Repository] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """Give each handle a lock of its own: a thread of the parent may have held the old one."""
-    for handle in list(_handles):
+    for handle in list(_handles):  # a thread of the parent may have held the old lock
         handle._lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _with_name(name: str, payload: bytes) -> bytes:
-    return bytes([len(name)]) + name.encode() + payload
-
-
-def _named(payload: bytes) -> tuple[str, bytes]:
-    length = payload[0]
-    return payload[1 : 1 + length].decode("ascii", "replace"), payload[1 + length :]

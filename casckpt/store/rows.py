@@ -314,3 +314,14 @@ def with_checkpoint_payload(row: Row, payload: bytes) -> Row:
     """Return the row with another payload of the floor above, its place kept."""
     _, length, _, _ = _PLACE.unpack_from(row.payload)
     return replace(row, payload=row.payload[: _PLACE.size + length] + payload)
+
+
+def with_name(name: str, payload: bytes) -> bytes:
+    """Return the payload of a row of `runs`: the run's name, then the rest."""
+    return bytes([len(name)]) + name.encode() + payload
+
+
+def named(payload: bytes) -> tuple[str, bytes]:
+    """Return the run's name and the rest of the payload of a row of `runs`."""
+    length = payload[0]
+    return payload[1 : 1 + length].decode("ascii", "replace"), payload[1 + length :]

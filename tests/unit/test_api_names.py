@@ -16,10 +16,10 @@ PUBLIC = {
 }  # fmt: skip
 
 METHODS = {
-    "attach_metrics", "best", "checkpoints", "close", "compact", "delete", "diff", "entries",
-    "export", "gc", "get", "history", "holds_files", "import_files", "latest", "pin",
-    "plan_compact", "plan_gc", "repair", "restore", "restore_files", "run", "runs", "save", "save_async", "save_files", "stats",
-    "tag", "undelete", "untag", "verify", "wait",
+    "attach_metrics", "best", "checkpoints", "close", "codings", "compact", "delete", "diff",
+    "entries", "export", "gc", "get", "history", "holds_files", "import_files", "latest", "pin",
+    "plan_compact", "plan_gc", "repair", "restore", "restore_files", "run", "runs", "save",
+    "save_async", "save_files", "stats", "tag", "undelete", "untag", "verify", "wait",
 }  # fmt: skip
 
 

@@ -1,0 +1,94 @@
+"""How leaves are stored, as `codings` and `show` say it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import casckpt
+from casckpt.cli import formatting
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.02, 300_000).astype(np.float32)
+    table = rng.integers(0, 256, 300_000, np.uint8)
+    path = tmp_path_factory.mktemp("codings") / "store"
+    with casckpt.open(path) as store:
+        for step in range(3):
+            table[10 * step] += 1
+            state = {
+                "weight": weight * np.float32(1 + 1e-6 * step),
+                "table": table,
+                "zeros": np.zeros(100_000, np.int64),
+                "noise": rng.bytes(50_000),
+                "text": "all work and no play " * 5000,
+                "small": {"a": np.arange(3), "b": np.arange(5)},
+                "empty": np.zeros(0),
+                "same": weight,
+                "step": step,
+            }
+            state["again"] = state["weight"]
+            store.save("run", state, step)
+        yield store, state
+
+
+def test_each_leaf_says_predictor_layout_coder_and_depth(saved):
+    store, _ = saved
+    found = store.codings("run")
+    plain = {path: (one.predictor, one.layout, one.coder, one.depth) for path, one in found.items()}
+    assert plain["weight"][:2] == ("sub", "planes")
+    assert plain["weight"][2].endswith("entropy")
+    assert 1 <= plain["weight"][3] <= 3
+    assert plain["table"] == ("dictionary", "bytes", "zstd", 2)
+    assert plain["zeros"] == ("plain", "planes", "constant*8", 0)
+    assert plain["noise"] == ("plain", "bytes", "raw", 0)
+    assert plain["text"] == ("plain", "bytes", "zstd", 0)
+    # What shares a blob is stored with it; what has no bytes of its own is not stored.
+    assert found["small.a"] == found["small.b"]
+    assert not {"empty", "step", "again"} & found.keys()
+
+
+def test_sizes_are_those_of_the_blobs_and_the_first_save_has_no_chain(saved):
+    store, state = saved
+    found = store.codings("run")
+    assert found["weight"].logical_bytes == state["weight"].nbytes
+    assert found["weight"].ratio == found["weight"].stored_bytes / state["weight"].nbytes
+    assert found["weight"].ratio < 0.5
+    assert found["noise"].ratio > 1
+    assert all(one.depth == 0 for one in store.codings("run@0").values())
+    assert store.codings("run@0")["weight"].predictor == "plain"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("<f4", "float32"),
+        (">f8", "float64 big-endian"),
+        ("|b1", "bool"),
+        ("|u1", "uint8"),
+        ("<c8", "complex64"),
+        ("bfloat16", "bfloat16"),
+        ("<U7", "<U7"),
+        ("", ""),
+    ],
+)
+def test_dtypes_have_names(dtype, name):
+    assert formatting.dtype_name(dtype) == name
+    assert formatting.value_text(f"{dtype} [3, 4]") == f"{name} [3, 4]"
+
+
+def test_what_is_gone_is_unknown_and_no_error(tmp_path):
+    rng = np.random.default_rng(1)
+    with casckpt.open(tmp_path / "store") as store:
+        store.save("run", {"w": rng.normal(size=50_000).astype(np.float32)})
+        assert store.codings("run")["w"].predictor == "plain"
+    for pack in (tmp_path / "store").glob("packs/*/*.pack"):
+        data = bytearray(pack.read_bytes())
+        # The head of the planes: a predictor that no version knows
+        at = data.index(bytes([0, 0x84]), 80)
+        data[at] = 9
+        pack.write_bytes(data)
+    with casckpt.open(tmp_path / "store") as store:
+        assert store.codings("run")["w"].predictor == "unknown"
