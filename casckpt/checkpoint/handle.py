@@ -232,7 +232,9 @@ class StoreHandle:
 
     def _run_of_folder(self, name: str, text: str) -> str:
         """Return the run that a folder with this store means: its own name, else the only one."""
-        runs = [info.name for info in self._catalog.runs()]
+        # Runs without checkpoints too: those that have stages, folds or trials.
+        rows = self._repository.run_rows("")
+        runs = sorted({info.name for info in self._catalog.runs()} | {run for run, _ in rows})
         if name in runs:
             return name
         nested = {run for run in runs if any(run.startswith(f"{other}/") for other in runs)}

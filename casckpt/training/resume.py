@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.lines import visible
+from casckpt.checkpoint.queries import selects_run
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.checkpoint.refs import parse_ref
-from casckpt.errors import BadRequest, Corrupt, Deleted, NotFound
+from casckpt.errors import BadRequest, CasckptError, Corrupt, Deleted, NotFound
 from casckpt.logs import logger
 from casckpt.training import extras
 from casckpt.training.lines import Branch, RunRecord, edit_record, read_record
@@ -138,7 +138,8 @@ def decide(
         return Decision(None if _is_used(store, run, record) else record.current)
     if isinstance(choice, str) and choice in CHOICES:
         line = _line_under(record, under)
-        if line is None:
+        is_new = under is not None and not record.lines and not store._catalog.has_run(run)
+        if line is None or is_new:
             return _inherit(store, run, record, under, choice, before_write)
         return newest_whole(store, run, line, before_write, required=choice == MUST)
     if not isinstance(choice, str | Checkpoint) or not choice:
@@ -217,8 +218,13 @@ def _inherit(
     while number is not None and number not in seen:
         seen.add(number)
         line = above.lines.get(number)
-        if line is None or line.branch is None or line.branch.store or line.branch.run != parent:
+        if line is None or line.branch is None:
             break
+        if line.branch.store or line.branch.run != parent:
+            found = _from_elsewhere(store, line.branch, run.rpartition("/")[2])
+            if found is None:
+                break
+            return found
         number = line.branch.line
         mine = [one.number for one in record.lines.values() if one.under == number]
         if mine:
@@ -229,6 +235,24 @@ def _inherit(
     if choice == MUST:
         raise NotFound(f"{run} has nothing to go on from", "it is a new line of its parent")
     return Decision(None)
+
+
+def _from_elsewhere(store: Store, branch: Branch, child: str) -> Decision | None:
+    """Begin a child with what the child of another run, perhaps in another store, has done."""
+    try:
+        home = store._other(Path(branch.store), write=False) if branch.store else store
+    except CasckptError as exc:
+        logger.warning("%s of %s is out of reach: %s", child, branch.ref, exc.what)
+        return None
+    origin = f"{branch.run}/{child}"
+    lines = read_record(home._repository, origin).lines.values()
+    mine = [one.number for one in lines if one.under == branch.line]
+    if not mine:
+        return None
+    checkpoint = newest_whole(home, origin, max(mine), lambda: None).checkpoint
+    if checkpoint is None:
+        return None
+    return Decision(None, checkpoint, branch_at(store, checkpoint, home))
 
 
 def newest_whole(
@@ -322,10 +346,11 @@ def _from_line(
     store: Store, run: str, record: RunRecord, choice: str | Checkpoint
 ) -> Decision | None:
     """Go on from a run that has stages, folds or trials and no checkpoint of its own."""
-    ref = parse_ref(choice) if isinstance(choice, str) else None
-    if ref is None or ref.id_prefix or ref.selector is not None:
+    if not isinstance(choice, str):
         return None
-    home = store if ref.store is None else store._other(Path(ref.store), write=False)
+    home, ref = store._locate(choice)
+    if not selects_run(ref):
+        return None
     there = read_record(home._repository, ref.run)
     number = there.current if ref.line is None or ref.line < 0 else ref.line
     if number not in there.lines:

@@ -201,6 +201,8 @@ class RunBase:
             self.resumed is not None
             and self.resumed.run == self.name
             and self.resumed.line == self.line
+            # A run of another store may have the same name.
+            and getattr(self.resumed.source, "path", None) == self.repository.path
         )
 
     def _last(self) -> Checkpoint | None:
