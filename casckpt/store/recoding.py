@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -128,6 +128,9 @@ class Recoder:
         if self._room <= 0:
             return True
         self._remember(run, mark)
+        if self._progress is not None:
+            # What versions share was looked at once, and counted for each.
+            self._progress(self._plan.total_bytes, self._plan.total_bytes)
         return False
 
     def estimate(self, columns: int) -> Recoded:
@@ -152,8 +155,11 @@ class Recoder:
                     column = next(self._columns, None)
                     if column is None:
                         break
-                    if all(one in mark.reached for one in column.ids):
-                        under_way.append(self._pool.submit(self._work, column, append))
+                    # Versions that were removed since the plan was made are left out.
+                    ids = tuple(one for one in column.ids if one in mark.reached)
+                    if ids:
+                        reached = replace(column, ids=ids)
+                        under_way.append(self._pool.submit(self._work, reached, append))
                 if not under_way:
                     return
                 yield under_way.popleft().result()

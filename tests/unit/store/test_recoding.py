@@ -123,6 +123,16 @@ def test_a_base_that_no_checkpoint_needs_goes(repository, data):
         stores.check(repository, one)
 
 
+def test_what_was_removed_since_the_plan_is_left_out(repository, data):
+    saved = save_all(repository, data[:4])
+    plan = lineage(saved)
+    repository.bury([("run", saved[3].seq, b"\x01payload")])
+    recoding.compact(repository, plan, "small")
+    assert depths(repository, saved[:3]) == [2, 1, 0]
+    for one in saved[:3]:
+        stores.check(repository, one)
+
+
 def test_raw_and_lone_chunks_are_stored_anew_where_that_wins(repository, data):
     fast = stores.save(repository, [data[0]], level="fast")
     text = stores.save(repository, [b"some text, " * 40_000], step=2, opaque=True, item_size=1)
