@@ -7,7 +7,6 @@ each with seeds of its own; one that was cut off is done again from its beginnin
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ from casckpt.adapters import missing_extra
 from casckpt.adapters.lightgbm_parts import HANDLER as HANDLER
 from casckpt.adapters.lightgbm_parts import Log, Stopping, Watch, early_stopping, final
 from casckpt.errors import BadRequest
+from casckpt.training import rounds as rounds_of
 
 try:
     import lightgbm
@@ -73,7 +73,12 @@ def train(
     """
     if num_boost_round < 1 or every < 1:
         raise BadRequest(f"{num_boost_round} rounds, every {every}", "both are from 1 on")
-    state = _restored(run) or {"rounds": 0, "segment": every, "history": {}, "stopping": None}
+    state = rounds_of.restored(run, "lightgbm") or {
+        "rounds": 0,
+        "segment": every,
+        "history": {},
+        "stopping": None,
+    }
     history: Log = state["history"]
     segment, done = state["segment"], int(state["rounds"])
     plain = {name: value for name, value in params.items() if name != "early_stopping_round"}
@@ -113,7 +118,7 @@ def train(
         before, done = done, booster.current_iteration()
         over = done >= num_boost_round or done - before < length
         over = over or (stopping is not None and stopping.is_over)
-        _log(run, history, before, done)
+        rounds_of.log(run, history, before, done)
         if over or done // every > before // every:
             saved = {
                 "booster": booster,
@@ -122,7 +127,7 @@ def train(
                 "history": history,
                 "stopping": None if stopping is None else stopping.state,
             }
-            run.save(saved, done, metrics=_last(history))
+            run.save(saved, done, metrics=rounds_of.last(history))
         run.note_progress(_PART, done, done if over else num_boost_round)
         if done - before < length:
             break
@@ -142,18 +147,86 @@ def _internal(
     return [record] if stopping is None else [record, stopping]
 
 
-def _restored(run: Run) -> dict[str, Any] | None:
-    checkpoint, _ = run._position()
-    if checkpoint is None:
-        return None
-    state = run.store.restore(checkpoint)
-    if not isinstance(state, dict) or not {"booster", "rounds", "segment"} <= state.keys():
-        raise BadRequest(
-            f"{checkpoint.ref} holds no training of lightgbm",
-            "the run was used for something else",
-            "give each part a run of its own: run.child('lightgbm')",
+class Callback:
+    """Saves boosters for those who call `lightgbm.train` themselves.
+
+        saves = casckpt.lightgbm.Callback(run, every=100)
+        booster = lightgbm.train(
+            params, data, total - casckpt.lightgbm.rounds(run),
+            init_model=casckpt.lightgbm.model(run), callbacks=[saves],
         )
-    return state
+        saves.finish(booster)
+
+    What it cannot promise: that resumed training equals uninterrupted one. With bagging, sampled
+    features or dart, LightGBM's generators begin anew, and early stopping counts from the resume
+    on. `casckpt.lightgbm.train` does.
+
+    Args:
+        run: where to save; the step of a checkpoint is its rounds.
+        every: rounds between two checkpoints.
+
+    Attributes:
+        order: where LightGBM calls it: before its early stopping, which lets none come after.
+    """
+
+    def __init__(self, run: Run, *, every: int = 100) -> None:
+        # Of the instance: LightGBM gives an order to every callback whose own dict has none.
+        self.order = 25
+        self._run, self._every = run, every
+        state = rounds_of.restored(run, "lightgbm") or {"history": {}, "rounds": 0}
+        self._history: Log = state["history"]
+        self._saved = int(state["rounds"])
+
+    def __call__(self, env: Any) -> None:
+        """Save when it is time; after a request to stop save and leave.
+
+        Raises:
+            BadRequest: the call is one of `lightgbm.cv`.
+        """
+        if not isinstance(env.model, lightgbm.Booster):
+            raise BadRequest("a Callback in lightgbm.cv", "it has a booster per fold", "use folds")
+        self._run._begin(None)
+        for data, metric, value, *_ in env.evaluation_result_list or ():
+            self._history.setdefault(data, {}).setdefault(metric, []).append(value)
+        rounds = env.model.current_iteration()
+        if rounds % self._every == 0 or self._run.stopping:
+            self._save(env.model, rounds)
+        self._run.note_progress(_PART, rounds, None)
+        self._run.check_stop()
+
+    def finish(self, booster: lightgbm.Booster) -> None:
+        """Save the last round, and declare the part of the run done."""
+        self._run._begin(None)
+        self._save(booster, booster.current_iteration())
+        self._run._part_done = True
+
+    def _save(self, booster: lightgbm.Booster, rounds: int) -> None:
+        if rounds <= self._saved:
+            return
+        # Early stopping leaves out the rounds after the best; all of them are gone on with.
+        whole = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=-1))
+        state = {
+            "booster": whole,
+            "rounds": rounds,
+            "segment": self._every,
+            "history": self._history,
+            "stopping": None,
+        }
+        rounds_of.log(self._run, self._history, self._saved, rounds)
+        self._run.save(state, rounds, metrics=rounds_of.last(self._history))
+        self._saved = rounds
+
+
+def model(run: Run) -> lightgbm.Booster | None:
+    """Return the booster that a run goes on from, for `init_model=`; None at the beginning."""
+    state = rounds_of.restored(run, "lightgbm")
+    return None if state is None else state["booster"]
+
+
+def rounds(run: Run) -> int:
+    """Return how many rounds a run has."""
+    state = rounds_of.restored(run, "lightgbm")
+    return 0 if state is None else int(state["rounds"])
 
 
 def _seeds(params: Mapping[str, Any], done: int) -> dict[str, int]:
@@ -173,18 +246,3 @@ def _seeds(params: Mapping[str, Any], done: int) -> dict[str, int]:
 def _is_forest(params: Mapping[str, Any]) -> bool:
     names = ("boosting", "boosting_type", "boost")
     return any(params.get(name) in ("rf", "random_forest") for name in names)
-
-
-def _log(run: Run, history: Log, before: int, done: int) -> None:
-    for data, metrics in history.items():
-        for metric, values in metrics.items():
-            for at in range(before, min(done, len(values))):
-                run.log({f"{data}-{metric}": values[at]}, step=at + 1)
-
-
-def _last(history: Log) -> dict[str, float]:
-    return {
-        f"{data}-{metric}": values[-1] if values else math.nan
-        for data, metrics in history.items()
-        for metric, values in metrics.items()
-    }

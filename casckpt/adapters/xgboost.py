@@ -25,6 +25,7 @@ from casckpt.adapters.xgboost_parts import (
     seed_at,
 )
 from casckpt.errors import BadRequest
+from casckpt.training import rounds as rounds_of
 
 try:
     import xgboost
@@ -90,7 +91,12 @@ def train(
     """
     if num_boost_round < 1 or every < 1:
         raise BadRequest(f"{num_boost_round} rounds, every {every}", "both are from 1 on")
-    state = _restored(run) or {"rounds": 0, "segment": every, "history": {}, "tuned": {}}
+    state = rounds_of.restored(run, "xgboost") or {
+        "rounds": 0,
+        "segment": every,
+        "history": {},
+        "tuned": {},
+    }
     history: Log = state["history"]
     tuned: dict[str, Any] = state["tuned"]
     segment = state["segment"]
@@ -136,7 +142,7 @@ def train(
             stopping.take(inner)
         before, done, is_first = done, booster.num_boosted_rounds(), False
         raw = bytes(booster.save_raw("ubj"))
-        _log(run, history, before, done)
+        rounds_of.log(run, history, before, done)
         was_cut = done - before < length  # a callback has stopped it
         over = was_cut or done >= num_boost_round or (stopping is not None and stopping.is_over)
         if over or done // every > before // every:
@@ -151,7 +157,7 @@ def train(
                     "callbacks": [_state_of(one) for one in own],
                 },
                 done,
-                metrics=_last(history),
+                metrics=rounds_of.last(history),
             )
         run.note_progress(_PART, done, done if over else num_boost_round)
         if was_cut:
@@ -187,7 +193,7 @@ class Callback(xgboost.callback.TrainingCallback):
         super().__init__()
         self._run = run
         self._every = every
-        self._history: Log = (_restored(run) or {"history": {}})["history"]
+        self._history: Log = (rounds_of.restored(run, "xgboost") or {"history": {}})["history"]
         self._recorder = Recorder(self._history)
         self._saved = 0
 
@@ -222,34 +228,20 @@ class Callback(xgboost.callback.TrainingCallback):
                 "history": self._history,
                 "tuned": {},
             }
-            self._run.save(state, rounds, metrics=_last(self._history))
+            self._run.save(state, rounds, metrics=rounds_of.last(self._history))
             self._saved = rounds
 
 
 def model(run: Run) -> xgboost.Booster | None:
     """Return the booster that a run goes on from, for `xgb_model=`; None at the beginning."""
-    state = _restored(run)
+    state = rounds_of.restored(run, "xgboost")
     return None if state is None else state["booster"]
 
 
 def rounds(run: Run) -> int:
     """Return how many rounds a run has."""
-    state = _restored(run)
+    state = rounds_of.restored(run, "xgboost")
     return 0 if state is None else int(state["rounds"])
-
-
-def _restored(run: Run) -> dict[str, Any] | None:
-    checkpoint, _ = run._position()
-    if checkpoint is None:
-        return None
-    state = run.store.restore(checkpoint)
-    if not isinstance(state, dict) or not {"booster", "rounds", "segment"} <= state.keys():
-        raise BadRequest(
-            f"{checkpoint.ref} holds no training of xgboost",
-            "the run was used for something else",
-            "give each part a run of its own: run.child('xgboost')",
-        )
-    return state
 
 
 def _segment_params(
@@ -270,18 +262,3 @@ def _state_of(callback: Any) -> Any:
         getattr(callback, "load_state_dict", None)
     )
     return callback.state_dict() if has_both else None
-
-
-def _log(run: Run, history: Log, before: int, done: int) -> None:
-    for data, metrics in history.items():
-        for metric, values in metrics.items():
-            for at in range(before, done):
-                run.log({f"{data}-{metric}": values[at]}, step=at + 1)
-
-
-def _last(history: Log) -> dict[str, float]:
-    return {
-        f"{data}-{metric}": values[-1]
-        for data, metrics in history.items()
-        for metric, values in metrics.items()
-    }

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import casckpt
+from casckpt.errors import Stopped
+from casckpt.training.stops import StopRequest
 from tests.adapters.kills import check
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -149,3 +151,49 @@ def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
     program = tmp_path / "train_lightgbm.py"
     program.write_text(PROGRAM)
     check(program, tmp_path, framework="lightgbm")
+
+
+def train_by_hand(store, name, total, at=None, every=5):
+    def interrupt(env):
+        if env.iteration + 1 == at:
+            raise Interrupted
+
+    training = data(free_raw_data=False)
+    with store.run(name) as run:
+        saves = casckpt_lightgbm.Callback(run, every=every)
+        booster = lightgbm.train(
+            PLAIN, training, total - casckpt_lightgbm.rounds(run),
+            valid_sets=[data(1, reference=training)], valid_names=["test"],
+            init_model=casckpt_lightgbm.model(run), callbacks=[saves, interrupt],
+        )  # fmt: skip
+        saves.finish(booster)
+        return booster
+
+
+def test_the_callback_saves_trainings_that_are_driven_by_hand(store, name):
+    whole = train_by_hand(store, f"{name}-whole", 23)
+    with pytest.raises(Interrupted):
+        train_by_hand(store, name, 23, at=13)
+    assert [one.step for one in store.checkpoints(name)] == [5, 10]
+    parts = train_by_hand(store, name, 23)
+    assert text(parts) == text(whole)
+    assert [one.step for one in store.checkpoints(name)] == [5, 10, 15, 20, 23]
+    history = store.history(name)["test-l2"]
+    assert [step for step, _ in history] == list(range(1, 24))
+    assert history == store.history(f"{name}-whole")["test-l2"]
+    assert store.get(name).metrics == {"test-l2": history[-1][1]}
+    assert store.runs(name)[0].status == "finished"
+
+
+def test_the_callback_leaves_on_a_request_to_stop(store, name):
+    with store.run(name) as run:
+        saves = casckpt_lightgbm.Callback(run, every=100)
+
+        def stop(env):
+            if env.iteration + 1 == 3:
+                run._session.watch._own = StopRequest("term", "SIGTERM", 0.0)
+
+        stop.order = 1
+        with pytest.raises(Stopped):
+            lightgbm.train(PLAIN, data(), 50, callbacks=[stop, saves])
+    assert store.get(name).step == 3
