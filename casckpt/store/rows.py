@@ -84,8 +84,9 @@ class ObjectRow:
         fields: tuple[int, ...] = _OBJECT.unpack_from(value)
         kind, encoding, depth, refs, pack, offset, stored, logical = fields
         # LMDB has no checksums: a flipped bit here must not become 2^60 bytes of memory.
+        is_chunk = kind == layout.TYPE_CHUNK
         if (
-            logical > layout.BODY_MAX_BYTES
+            logical > (layout.CHUNK_MAX_BYTES if is_chunk else layout.BODY_MAX_BYTES)
             or stored > layout.BODY_MAX_BYTES + _STORED_SLACK_BYTES
             or refs > layout.REFS_MAX
             or offset > _OFFSET_MAX

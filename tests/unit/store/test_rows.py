@@ -27,7 +27,7 @@ OBJECT_ROWS = st.builds(
     st.integers(0, layout.BODY_MAX_BYTES),
     st.integers(0, layout.BODY_MAX_BYTES),
     st.just(b"") | ID,
-)
+).filter(lambda row: row.kind != layout.TYPE_CHUNK or row.logical <= layout.CHUNK_MAX_BYTES)
 PACK_ROWS = st.builds(
     rows.PackRow, UUID, UUID, st.sampled_from([0, 1, 2]), st.booleans(), COUNTED, COUNTED, COUNTED
 )
@@ -129,6 +129,14 @@ def test_keys_of_a_run_sort_by_seq_and_never_mix_with_another_run(one, other, a,
 def test_step_keys_sort_by_step_and_batch(places):
     keys = [rows.step_key("run", 0, step, batch) for step, batch in sorted(places)]
     assert keys == sorted(keys)
+
+
+def test_a_chunk_longer_than_a_chunk_may_be_is_corrupt():
+    """A reader makes room for it before it has seen its header."""
+    row = rows.ObjectRow(layout.TYPE_CHUNK, 0, 0, 0, 1, 80, 10, layout.CHUNK_MAX_BYTES)
+    assert rows.ObjectRow.decode(row.encode()) == row
+    with pytest.raises(Corrupt):
+        rows.ObjectRow.decode(replace(row, logical=layout.CHUNK_MAX_BYTES + 1).encode())
 
 
 def test_a_number_that_no_store_counts_up_to_is_corrupt():
