@@ -13,7 +13,14 @@ process while a *fault* strikes, and let the *oracle* look at what is left.
     replay.py         the disk that a log of operations allows after the power failed
     powerloss.py      which of those states are looked at
     damage.py         flipped bits and cut files
+    bits.py           every bit, cut and sector of a small store
+    attacks.py        stores made to harm; hostile.py uses them as a user would
     swarm.py          many processes, with kills, one store
+    full.py           file systems without space or inodes
+    hardship.py       no memory, stopped processes, forks, clocks
+    fuzzing.py        libFuzzer on the C core
+    models.py         the protocol model and the property machine, for long
+    catching.py       which test notices which mutant
     mutants.py        the code without one of its rules; a test must notice
     campaign.py       single points and samples of them; repeats what was found
     rows.py           the campaign: rows that go on where they stopped, and their counts

@@ -37,6 +37,9 @@ class AckLog:
                 event="error", call=name, kind=type(exc).__name__, code=exc.exit_code, text=str(exc)
             )
             return
+        except MemoryError:
+            self._line(event="error", call=name, kind="MemoryError", code=0, text="no memory")
+            return
         except Exception as exc:
             self._line(event="untyped", call=name, text=f"{type(exc).__name__}: {exc}")
             return

@@ -95,7 +95,7 @@ class _Campaign:
         return 1 if self.bad else 0
 
     def _one(self, kind: str, point: str) -> None:
-        from tests.crash import bits, damage, hostile, powerloss, swarm
+        from tests.crash import bits, damage, full, hardship, hostile, powerloss, swarm
 
         if kind == "power":
             found, states = powerloss.run(self.lab, point, self.deadline, first=self.options.first)
@@ -107,6 +107,12 @@ class _Campaign:
             found, states = bits.replay(self.lab, point), 1
         elif kind == "hostile":
             found, states = hostile.replay(self.lab, point), 1
+        elif kind in ("alloc", "oom", "stop", "clock", "fork"):
+            said = hardship.point(self.lab, point)
+            found, states = [(point, said)] if said else [], 1
+        elif kind == "full":
+            said = full.point(self.lab, point)
+            found, states = [(point, said)] if said else [], 1
         elif kind == "swarm":
             found, states = swarm.run(self.lab, point, self.options.seconds)
         else:

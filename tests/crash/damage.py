@@ -141,6 +141,8 @@ def rot(lab: Lab, point: str, *, count: int = 256) -> tuple[list[tuple[str, str]
     def look(number: int, walk: Callable[[], None]) -> None:
         path, data, _ = harmed(lab.place, random.Random(f"{seed} {number}"))
         walk()
+        if lab.mutant is not None:
+            lab.mutant()
         path.write_bytes(data)
         try:
             with open_store(lab.place, "r") as store:

@@ -3,8 +3,8 @@
 An attack changes a whole store of three checkpoints. Then a child does to it what a user might:
 list, restore, verify, save, collect, export, rebuild. Each call must give what was saved, or raise
 an error with a class; nothing outside the store may change, no signal, no hang, and memory stays
-within the size of the store and 64 MiB. `hostile:NAME` repeats an attack; `hostile:NAME:SEED`
-damages it further first.
+within the size of the store, 64 MiB and a few chunks. `hostile:NAME` repeats an attack;
+`hostile:NAME:SEED` damages it further first.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pathlib import Path
 
 from casckpt.api import repair_store
 from casckpt.errors import CasckptError
+from casckpt.store import layout
 from tests.crash import attacks, damage, oracle, scale, shim
 from tests.crash.job import Job
 from tests.crash.points import Lab
 from tests.crash.workloads import open_store, same, state
 
-SPARE_BYTES = 64 * 1024 * 1024
+# And three chunks of the largest size, which a reader decodes side by side.
+SPARE_BYTES = 64 * layout.MIB + 3 * layout.CHUNK_MAX_BYTES
 _HANG_S = 60
 _SEEDS = {0: 10, 1: 20, 2: 11}
 

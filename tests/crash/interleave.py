@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from casckpt.api import repair_store
+from casckpt.errors import Corrupt
 from casckpt.store import files
 from tests.crash import oracle, scale
 from tests.crash.workloads import open_store, same, state
@@ -172,6 +174,38 @@ def saved_while_compacting(place: Path) -> None:
     _judge_all(place, range(500, 506))
 
 
+def index_from_a_backup(place: Path) -> None:
+    """The index is put back as it was two saves ago: it must not be taken for the newest."""
+    with open_store(place) as store:
+        store.save("run", state(10), 0)
+    backup = place.with_name(f"{place.name}-backup")
+    backup.write_bytes((place / "index.0" / "data.mdb").read_bytes())
+    with open_store(place) as store:
+        store.save("run", state(20), 1)
+        store.save("run", state(30), 2)
+    (place / "index.0" / "data.mdb").write_bytes(backup.read_bytes())
+    backup.unlink()
+    try:
+        open_store(place).close()
+    except Corrupt:
+        return
+    raise oracle.Violation("I1: an index without the last two saves was opened")
+
+
+def rebuilt_while_open(place: Path) -> None:
+    """Somebody has the store open: its index must not be replaced under him."""
+    _prepare(place)
+    busy = place.with_name(f"{place.name}-said")
+    with open_store(place):
+        said = oracle.in_child(lambda: _rebuild(place), busy)
+    if "StoreBusy" not in said:
+        raise oracle.Violation(f"I1: an open store was rebuilt ({said or 'and nothing said'})")
+
+
+def _rebuild(place: Path) -> None:
+    repair_store(place, rebuild_index=True)
+
+
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
@@ -180,6 +214,8 @@ SCENARIOS = {
         folder_of_a_dead_session,
         compacted_before_commit,
         saved_while_compacting,
+        index_from_a_backup,
+        rebuilt_while_open,
     )
 }
 

@@ -22,11 +22,13 @@ from casckpt.store import (
     index_writer,
     layout,
     objects,
+    opening,
     own_packs,
     packs,
     rebuilding,
     recoding,
     records,
+    rows,
     saving,
     snapshots,
 )
@@ -282,6 +284,109 @@ def commit_before_rows_are_durable() -> None:
     _replace(index_writer.IndexWriter, "run", run)
 
 
+def current_in_place() -> None:
+    """CURRENT is written where it stands, not beside and renamed."""
+
+    def set_current(path: Path, number: int) -> None:
+        place = path / layout.CURRENT_FILE
+        descriptor = files.open_file(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        files.write_at(descriptor, f"{layout.INDEX_PREFIX}{number}\n".encode(), 0, place)
+        files.sync_file(descriptor, place)
+        files.close_file(descriptor)
+
+    _replace(creation, "set_current", set_current)
+
+
+def no_flush_of_store_folder() -> None:
+    """The names in the store's own folder are not made durable: CURRENT, format.json, the index."""
+    real = files.sync_folder
+
+    def sync_folder(path: Path) -> None:
+        if not (path / layout.PACKS_FOLDER).is_dir():
+            real(path)
+
+    _replace(files, "sync_folder", sync_folder)
+
+
+def _lmdb_opened_with(**options: bool) -> None:
+    from casckpt.store import environment
+
+    real = environment.lmdb.open
+
+    def opened(*arguments: Any, **how: Any) -> Any:
+        return real(*arguments, **{**how, **options})
+
+    _replace(environment.lmdb, "open", opened)
+
+
+def index_never_flushed() -> None:
+    """LMDB commits without a flush."""
+    _lmdb_opened_with(sync=False)
+
+
+def index_head_not_flushed() -> None:
+    """LMDB flushes its pages, not the head that names them."""
+    _lmdb_opened_with(metasync=False)
+
+
+def index_not_walked() -> None:
+    """An index is used as it is found, whoever closed it (Opening)."""
+    _replace(opening, "stamp_fits", lambda index: True)
+
+
+def old_index_accepted() -> None:
+    """An index from a backup is not told from the newest (Opening)."""
+    _replace(opening, "refuse_old_index", lambda path, uuid, environment: None)
+
+
+def locks_always_granted() -> None:
+    """Whoever asks for a lock has it, though others hold it."""
+    _replace(files, "try_lock", lambda descriptor, exclusive: True)
+
+
+def failed_write_is_no_error() -> None:
+    """A write fails, and the save goes on."""
+    real = files.write_vector
+
+    def write_vector(descriptor: int, buffers: list[Any], offset: int, path: Path) -> int:
+        try:
+            return real(descriptor, buffers, offset, path)
+        except CasckptError:
+            return sum(len(buffer) for buffer in buffers)
+
+    _replace(files, "write_vector", write_vector)
+
+
+def poisoned_pack_goes_on() -> None:
+    """A pack takes records after a flush of it failed (PACK, Faults)."""
+    _replace(packs.PackWriter, "failed", property(lambda pack: False, lambda pack, value: None))
+    real = packs.PackWriter.sync
+
+    def sync(pack: packs.PackWriter) -> int:
+        try:
+            return real(pack)
+        except CasckptError:
+            return real(pack)
+
+    _replace(packs.PackWriter, "sync", sync)
+
+
+def removals_leave_no_fact() -> None:
+    """What was removed is in no fact, so a rebuild brings it back (GC 4)."""
+    real = own_packs.OwnPacks.append_fact
+
+    def append_fact(self: Any, pack: int, seq: int, changes: list[Any]) -> None:
+        real(self, pack, seq, [one for one in changes if _is_live(one)])
+
+    def _is_live(change: Any) -> bool:
+        table, _, value = change
+        if table not in layout.ROOT_TABLES or value is None:
+            return True
+        return rows.Row.decode(value).state == "live"
+
+    _replace(own_packs.OwnPacks, "append_fact", append_fact)
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -303,6 +408,16 @@ MUTANTS: dict[str, Callable[[], None]] = {
         condemned_is_not_revived,
         no_hash_check,
         commit_before_rows_are_durable,
+        current_in_place,
+        no_flush_of_store_folder,
+        index_never_flushed,
+        index_head_not_flushed,
+        index_not_walked,
+        old_index_accepted,
+        locks_always_granted,
+        failed_write_is_no_error,
+        poisoned_pack_goes_on,
+        removals_leave_no_fact,
     )
 }
 
@@ -327,4 +442,14 @@ CAUGHT_BY: dict[str, tuple[str, ...]] = {
     "condemned_is_not_revived": ("--kind", "beside"),
     "no_hash_check": ("--kind", "flip"),
     "commit_before_rows_are_durable": ("--kind", "error", "--workload", "first_save"),
+    "current_in_place": ("--kind", "kill", "--workload", "rebuild"),
+    "no_flush_of_store_folder": ("--kind", "power", "--workload", "init", *_SEEDS),
+    "index_never_flushed": ("--kind", "power", "--workload", "first_save", *_SEEDS),
+    "index_head_not_flushed": ("--kind", "power", "--workload", "first_save", *_SEEDS),
+    "index_not_walked": ("--replay", *(f"rot:{seed}" for seed in range(6))),
+    "old_index_accepted": ("--kind", "beside"),
+    "locks_always_granted": ("--kind", "beside"),
+    "failed_write_is_no_error": ("--kind", "error", "--workload", "first_save"),
+    "poisoned_pack_goes_on": ("--kind", "lie", "--workload", "first_save"),
+    "removals_leave_no_fact": ("--kind", "lost", "--workload", "delete"),
 }

@@ -21,7 +21,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OFF = 0, COUNT = 1, KILL = 2, ERROR = 3, SHORT = 4, LIE = 5 };
+enum { OFF = 0, COUNT = 1, KILL = 2, ERROR = 3, SHORT = 4, LIE = 5, STOP = 6 };
 #define PATH_BYTES 4096
 
 static int mode, error_number, log_fd = -1;
@@ -125,6 +125,7 @@ static int due(const char *name) {
     record("op", name, "", now, NULL, 0);
     if (mode == COUNT || now < first || now > last) return 0;
     if (mode == KILL) raise(SIGKILL);
+    if (mode == STOP) raise(SIGSTOP);
     return 1;
 }
 

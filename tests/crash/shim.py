@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-OFF, COUNT, KILL, ERROR, SHORT, LIE = range(6)
+OFF, COUNT, KILL, ERROR, SHORT, LIE, STOP = range(7)
 EVER = 2**31 - 1
 _SOURCE = Path(__file__).with_name("shim.c")
 _ROOT = Path(__file__).resolve().parents[2]

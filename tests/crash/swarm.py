@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from casckpt.errors import Busy, CasckptError, Corrupt
 from tests.crash import oracle
 from tests.crash.acks import AckLog, Expected
+from tests.crash.job import Job
 from tests.crash.points import Lab
 from tests.crash.workloads import User, open_store, same, state
 
@@ -86,8 +88,8 @@ class Swarm:
     kills: int = 0
     bad: list[str] = field(default_factory=list)
 
-    def run(self, seconds: float) -> tuple[int, int, list[str]]:
-        """Return (acknowledged saves, kills, findings)."""
+    def run(self, seconds: float, saves: int | None = None) -> tuple[int, int, list[str]]:
+        """Return (acknowledged saves, kills, findings); `saves` are enough to stop earlier."""
         place = self.lab.place
         with open_store(place):
             pass
@@ -96,7 +98,7 @@ class Swarm:
         children = {job: self._start(job, 0) for job in jobs}
         until = time.monotonic() + seconds
         generation = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until and (saves is None or self._acknowledged() < saves):
             time.sleep(draw.uniform(0.02, 0.15))
             self._notice(children)
             job = draw.choice(jobs)
@@ -109,6 +111,11 @@ class Swarm:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         return self._judge()
+
+    def _acknowledged(self) -> int:
+        logs = [self.lab.folder / f"acks-{number}" for number in range(self.savers)]
+        done = b'{"event": "done", "call": "save"'
+        return sum(log.read_bytes().count(done) for log in logs if log.exists())
 
     def _start(self, job: str, generation: int) -> int:
         said = self.lab.folder / f"said-{job}"
@@ -173,11 +180,26 @@ def _may_happen(error: str) -> bool:
 def run(lab: Lab, point: str, seconds: float) -> tuple[list[tuple[str, str]], int]:
     """Carry out `swarm:SEED`; return the findings and the number of acknowledged saves."""
     seed = int(point.partition(":")[2])
-    for old in (*lab.folder.glob("acks-*"), *lab.folder.glob("said-*")):
-        old.unlink()
-    import shutil
-
-    shutil.rmtree(lab.place, ignore_errors=True)
+    _clear(lab)
     saves, kills, bad = Swarm(lab, seed).run(seconds)
     sys.stdout.write(f"{point}: {saves} acknowledged saves, {kills} kills\n")
     return [(point, said) for said in bad], saves
+
+
+def row(job: Job) -> None:
+    """Row 7: swarms of 8 savers, a collector and a reader, 200 acknowledged saves each at least."""
+    savers = 4 if job.limit is not None else 8
+    for _, seed in job.turns({"swarm": None}):
+        _clear(job.lab)
+        saves, kills, bad = Swarm(job.lab, seed, savers).run(60.0, saves=200)
+        for said in bad:
+            job.found(f"--replay swarm:{seed}", said)
+        job.count(saves)
+        job.count(kills, "kills")
+        job.count(1, "swarms")
+
+
+def _clear(lab: Lab) -> None:
+    for old in (*lab.folder.glob("acks-*"), *lab.folder.glob("said-*")):
+        old.unlink()
+    shutil.rmtree(lab.place, ignore_errors=True)

@@ -1,0 +1,209 @@
+"""Row 8: no memory, the OOM killer, a stopped holder of locks, forks, and clocks that jump.
+
+A point is `alloc:WORKLOAD:N` (allocation N of Python fails), `oom:WORKLOAD:KIB` (so much memory in
+a control group), `stop:WORKLOAD:N` (stopped before operation N while others work),
+`clock:WORKLOAD:SEED` or `fork:SEED`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from casckpt.errors import Busy
+from casckpt.store import index_writer
+from tests.crash import oracle, scale, shim
+from tests.crash.acks import AckLog, Expected
+from tests.crash.job import Job
+from tests.crash.points import Lab
+from tests.crash.workloads import WORKLOADS, User, open_store, state
+
+ALLOCATING = ("first_save", "dedup_save", "delete", "gc", "compact", "rebuild", "reopen")
+_GROUPS = Path("/sys/fs/cgroup/memory")
+_JUMPS_S = (-20 * 365 * 86400, -30 * 86400, -3600, -1, 1, 3600, 30 * 86400, 20 * 365 * 86400)
+
+
+def point(lab: Lab, text: str) -> str:
+    """Carry a point out; return "" or what went wrong."""
+    kind, name, *rest = text.split(":")
+    if kind == "fork":
+        return _fork(lab, int(name))
+    lab.reset(name)
+    return _KINDS[kind](lab, name, int(rest[0]))
+
+
+def _child(lab: Lab, workload: str, before: Callable[[], None], after: Callable[[], None]) -> str:
+    def work() -> None:
+        scale.walk_here()
+        log = AckLog(lab.log)
+        shim.arm(lab.place, shim.COUNT)
+        before()
+        try:
+            WORKLOADS[workload].run(lab.place, log)
+        finally:
+            after()
+            shim.disarm()
+
+    return oracle.in_child(work, lab.folder / "said")
+
+
+def _alloc(lab: Lab, workload: str, number: int) -> str:
+    import _testcapi
+
+    said = _child(
+        lab,
+        workload,
+        lambda: _testcapi.set_nomemory(number, number + 1),
+        _testcapi.remove_mem_hooks,
+    )
+    # Memory may be missing where the test itself notes what it was told.
+    return said if said and "MemoryError" not in said else lab.judge(workload)
+
+
+def _oom(lab: Lab, workload: str, kib: int) -> str:
+    group = _GROUPS / f"casckpt-{os.getpid()}"
+    group.mkdir(exist_ok=True)
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(kib * 1024))
+        said = _child(lab, workload, lambda: _enter(group), lambda: None)
+    finally:
+        group.rmdir()
+    if said and "SIGKILL" not in said and "MemoryError" not in said:
+        return said
+    return lab.judge(workload)
+
+
+def _enter(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _stop(lab: Lab, workload: str, at: int) -> str:
+    """Others work beside a process that stands still: they succeed, or say that it is busy."""
+
+    def run() -> None:
+        scale.walk_here()
+        log = AckLog(lab.log)
+        shim.arm(lab.place, shim.STOP, at, at)
+        WORKLOADS[workload].run(lab.place, log)
+        shim.disarm()
+
+    def beside() -> None:
+        scale.walk_here()
+        vars(index_writer)["_GIVE_UP_AFTER_S"] = 2.0  # a minute for users, with a warning before
+        try:
+            with open_store(lab.place) as store:
+                store.save("beside", state(70), 0)
+        except Busy:
+            return
+
+    child = oracle.start(run, lab.folder / "said-stopped")
+    _, status = os.waitpid(child, os.WUNTRACED)
+    said = ""
+    if os.WIFSTOPPED(status):
+        if (lab.place / "format.json").exists():
+            said = oracle.in_child(beside, lab.folder / "said")
+        os.kill(child, signal.SIGCONT)
+        _, status = os.waitpid(child, 0)
+    said = said or oracle.verdict(status, lab.folder / "said-stopped")
+    return said or lab.judge(workload)
+
+
+def _clock(lab: Lab, workload: str, seed: int) -> str:
+    draw = random.Random(f"{workload} {seed}")
+    real = time.time_ns
+    offset_ns = 0
+
+    def jumping() -> int:
+        nonlocal offset_ns
+        if draw.random() < 0.2:
+            offset_ns = int(draw.choice(_JUMPS_S) * 1e9)
+        return real() + offset_ns
+
+    def jump() -> None:
+        vars(time)["time_ns"] = jumping
+        vars(time)["time"] = lambda: jumping() / 1e9
+
+    return _child(lab, workload, jump, lambda: None) or lab.judge(workload)
+
+
+def _fork(lab: Lab, seed: int) -> str:
+    """Fork while a store is open and a save is under way; both sides go on to save."""
+    draw = random.Random(seed)
+    lab.reset("first_save")
+
+    def work() -> None:
+        scale.walk_here()
+        log = AckLog(lab.log)
+        user = User(lab.place, log)
+        user.open()
+        assert user.store is not None
+        user.save(0, draw.randrange(40))
+        pending = user.store.save_async("other", state(draw.randrange(40)), 0)
+        time.sleep(draw.random() * 0.01)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                user.save(0, draw.randrange(40), run="child")
+                user.save(1, draw.randrange(40), run="child")
+                user.close()
+                status = 0
+            finally:
+                os._exit(status)
+        pending.result()
+        user.save(1, draw.randrange(40))
+        if draw.random() < 0.3:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        user.close()
+
+    said = oracle.in_child(work, lab.folder / "said")
+    expected = Expected.read(lab.log)
+    # Who meets the other's transaction may be told that it is busy; nobody may lose anything.
+    strange = [text for text in expected.errors if "(11)" not in text]
+    return said or (f"I8: {strange[0]}" if strange else "") or lab.judge("first_save")
+
+
+_KINDS: dict[str, Callable[[Lab, str, int], str]] = {
+    "alloc": _alloc,
+    "oom": _oom,
+    "stop": _stop,
+    "clock": _clock,
+}
+
+
+def row(job: Job) -> None:
+    """Failing allocations by draw; operations to stop at by place; the rest by seed."""
+    names = list(WORKLOADS)
+    kinds: dict[str, int | None] = dict.fromkeys(("alloc", "stop", "clock", "fork"))
+    try:
+        import _testcapi  # noqa: F401
+    except ImportError:
+        del kinds["alloc"]
+        job.skipped("failing allocations", "this Python comes without its test helpers")
+    if os.geteuid() == 0 and (_GROUPS / "memory.limit_in_bytes").exists():
+        kinds["oom"] = None
+    else:
+        job.skipped("the OOM killer", "needs root and the memory controller of cgroup v1")
+    for kind, number in job.turns(kinds):
+        draw = random.Random(f"{kind} {number}")
+        if kind == "alloc":
+            most = int(2 ** draw.uniform(4, 17))
+            text = f"alloc:{draw.choice(ALLOCATING)}:{draw.randrange(1, most)}"
+        elif kind == "stop":
+            name = draw.choice(names)
+            text = f"stop:{name}:{draw.randint(1, len(job.lab.operations(name)))}"
+        elif kind == "oom":
+            text = f"oom:{draw.choice(ALLOCATING)}:{draw.randrange(512, 12_288, 128)}"
+        elif kind == "clock":
+            text = f"clock:{draw.choice(names)}:{number}"
+        else:
+            text = f"fork:{number}"
+        if said := point(job.lab, text):
+            job.found(f"--replay {text}", said)
+        job.count()
+        job.count(name=kind)
