@@ -16,7 +16,7 @@ import casckpt
 ROOT = Path(__file__).parents[2]
 GUIDES = (
     "torch", "dcp", "xgboost", "optuna", "sklearn", "fsspec", "lightning", "transformers",
-    "accelerate", "ignite", "keras",
+    "accelerate", "ignite", "keras", "lightgbm",
 )  # fmt: skip
 HOMES = {"dcp": "torch"}
 """Module and extra of adapters that are not called like it."""
@@ -61,7 +61,7 @@ def check_guide(guide, tmp_path, command):
 
 @pytest.mark.parametrize(
     "name",
-    [*GUIDES, "lightgbm"],
+    GUIDES,
 )
 def test_a_framework_that_is_missing_is_named_with_its_extra(name):
     module = HOMES.get(name, name)
