@@ -151,9 +151,17 @@ def take_store_lock(path: Path, *, readonly: bool) -> tuple[int, bool]:
     lock = path / layout.LOCK_FILE
     try:
         descriptor = files.open_file(lock, os.O_RDWR)
-    except (FileNotFoundError, PermissionRefused):
+    except PermissionRefused:
         if not readonly:
             raise
+        return -1, False
+    except FileNotFoundError as exc:
+        if not readonly:
+            raise Corrupt(
+                f"the store at {path} has no {layout.LOCK_FILE}",
+                "the file that keeps its users apart was removed",
+                f"once nobody uses the store, make it anew: touch {lock}",
+            ) from exc
         return -1, False
     try:
         if files.try_lock(descriptor, exclusive=True):

@@ -61,6 +61,8 @@ class Session:
         self._leases: list[Lease] = []
         self._taking = 0
         temporary = self._folder / (self.uuid.hex() + ".new")
+        if not self._folder.is_dir():
+            files.make_folder(self._folder, exist_ok=True)
         # ORDER: locked before it has its name, so that nobody takes it for a dead session's
         self._descriptor = files.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
@@ -148,7 +150,8 @@ def list_sessions(store: Path) -> list[SessionInfo]:
     """
     found = []
     folder = store / layout.SESSIONS_FOLDER
-    for path in sorted(folder.iterdir()):
+    # A folder that was removed holds nobody.
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         name = path.name.removesuffix(".new")
         try:
             uuid = bytes.fromhex(name)

@@ -522,6 +522,14 @@ for _levels in (2, 5, 8):
     _add(f"lists of lists, {_levels} levels", functools.partial(_list_bomb, _levels))
 
 
+def _missing(name: str) -> Callable[[Target], None]:
+    return lambda target: target.clear(name) and None
+
+
+for _name in (*_FILES, "index.0/lock.mdb", "index.0/clean", "packs", "sessions", "index.0"):
+    _add(f"no {_name}", _missing(_name))
+
+
 # ---- many
 
 

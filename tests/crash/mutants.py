@@ -93,7 +93,10 @@ def flush_again_after_failure() -> None:
         try:
             real(descriptor)
         except OSError:
-            real(descriptor)
+            try:
+                real(descriptor)
+            except OSError as exc:
+                raise files.translate(exc, f"cannot fdatasync {path}") from exc
 
     _replace(files, "sync_data", sync_data)
 

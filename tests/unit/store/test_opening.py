@@ -73,6 +73,15 @@ def test_a_format_file_that_does_not_decode_is_no_store(path, text):
         Repository.open(path)
 
 
+def test_a_store_without_its_lock_is_read_and_not_written(path):
+    (path / "lock").unlink()
+    Repository.open(path, "r").close()
+    with pytest.raises(Corrupt, match="lock"):
+        Repository.open(path)
+    (path / "lock").touch()
+    Repository.open(path).close()
+
+
 @pytest.mark.parametrize("folder", ["packs", "sessions"])
 def test_a_file_where_a_folder_belongs_is_refused(path, folder):
     (path / folder).rename(path.with_name("elsewhere"))
