@@ -29,7 +29,8 @@ def test_generators_that_did_not_move_are_stored_once(store, name):
     # 625 words are 2.5 KB, which nothing makes smaller; numpy's may be in the store already.
     assert stored[0] > 2500
     assert max(*stored[1:], moved) < 1500
-    assert 2500 < twisted < 5500
+    # At a full chain all of it is stored anew, numpy's words too.
+    assert 2500 < twisted < 9000
     extra = read_extra(store, store.get(f"{name}@6"))
     version, captured, gauss = extra.streams["python"]
     assert (version, tuple(captured), gauss) == words
