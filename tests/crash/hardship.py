@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from casckpt.errors import Busy
-from casckpt.store import index_writer
+from casckpt.errors import Busy, Corrupt
+from casckpt.store import index_writer, opening
 from tests.crash import oracle, scale, shim
 from tests.crash.acks import AckLog, Expected
 from tests.crash.job import Job
@@ -93,12 +93,16 @@ def _stop(lab: Lab, workload: str, at: int) -> str:
 
     def beside() -> None:
         scale.walk_here()
-        vars(index_writer)["_GIVE_UP_AFTER_S"] = 2.0  # a minute for users, with a warning before
+        # A minute for users, with a warning before.
+        vars(index_writer)["_GIVE_UP_AFTER_S"] = vars(opening)["_LOCK_WAIT_S"] = 2.0
         try:
             with open_store(lab.place) as store:
                 store.save("beside", state(70), 0)
         except Busy:
             return
+        except Corrupt:
+            if not WORKLOADS[workload].repair:
+                raise
 
     child = oracle.start(run, lab.folder / "said-stopped")
     _, status = os.waitpid(child, os.WUNTRACED)
