@@ -1,8 +1,8 @@
 """A Store and a dict are driven by the same random calls and must agree after each.
 
 Steps: save (new content, same content, replaced), delete, undelete, tag, gc with and without grace,
-compaction, loss of the index, closing and opening again. After each, every checkpoint that the dict knows
-restores to what was saved, and nothing else is listed.
+compaction, loss of the index, closing and opening again. After each, every checkpoint that the
+dict knows restores to what was saved, and nothing else is listed.
 """
 
 from __future__ import annotations
