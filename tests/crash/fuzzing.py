@@ -65,7 +65,12 @@ def row(job: Job) -> None:
         corpus = _BUILD / f"corpus-{name}"
         corpus.mkdir(exist_ok=True)
         command = [str(programs[name]), f"-runs={runs}", f"-seed={seed + 1}", "-max_len=8192"]
-        command += ["-len_control=20", f"-artifact_prefix={_BUILD}/{name}-", str(corpus)]
+        command += [
+            "-max_total_time=20",
+            "-len_control=20",
+            f"-artifact_prefix={_BUILD}/{name}-",
+            str(corpus),
+        ]
         done = subprocess.run(command, capture_output=True, check=False)
         numbers = [int(a or b) for a, b in _DONE.findall(done.stderr)]
         job.count(max(numbers, default=0))
