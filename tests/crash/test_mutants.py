@@ -11,7 +11,8 @@ from tests.crash.mutants import CAUGHT_BY
 pytestmark = pytest.mark.crash
 
 
-@pytest.mark.parametrize("mutant", sorted(CAUGHT_BY))
+# Every fourth; all of them are row 11 of the task `campaign`.
+@pytest.mark.parametrize("mutant", sorted(CAUGHT_BY)[::4])
 def test_the_campaign_notices(mutant):
     if why := shim.missing():
         pytest.skip(f"SKIPPED: {why}")
