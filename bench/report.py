@@ -25,7 +25,7 @@ def read(path: Path) -> Document:
 def read_all(folder: Path) -> list[Document]:
     """Return every result file of the runner in a folder, by name."""
     documents = [read(path) for path in sorted(folder.glob("*.json"))]
-    return [document for document in documents if "question" in document]
+    return [document for document in documents if "machine" in document]
 
 
 def as_text(document: Document) -> str:
