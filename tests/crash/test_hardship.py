@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytestmark = pytest.mark.crash
 
 
-@pytest.mark.xfail(
-    reason="stop:first_save:54: an opener waits for LMDB's mutex while its holder is stopped",
-    strict=False,
-)
 def test_hardship_loses_nothing_acknowledged(row):
-    row("hardship")
+    try:
+        row("hardship")
+    except AssertionError as failure:
+        found = re.findall(r"--replay (\S+)", str(failure))
+        # Known (docs/reliability.md): whoever opens a store waits for LMDB's mutex while its holder
+        # is stopped. All else that the row finds fails the test.
+        if found and all(point.startswith("stop:") for point in found):
+            pytest.xfail(f"an opener waits for a process that is stopped: {', '.join(found)}")
+        raise
