@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time, so that what lands is judged by what it changes. The task `property`
+# draws others, and more of them. How long an example takes says how busy the machine is.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("other", deadline=None, max_examples=1000)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,6 +42,8 @@ TASKS = {
     # ASan and UBSan, NEON under qemu, and 10 s of fuzzing a target; names what it has to skip
     "sanitizers": Task(("sh", "native/tests/run_sanitizers.sh", "10"), ("gcc",)),
     "tests": Task(_pytest("-n", "2", "--dist", "worksteal")),
+    # examples that no run before has drawn, and more of them
+    "property": Task(_pytest("--hypothesis-profile=other", "tests/property"), usual=False),
     # 20 kills of each program that trains, the better part of an hour; writes bench/results
     "kills": Task((PYTHON, "-m", "tests.kills"), usual=False),
     # `campaign [ROW...] --minutes 30`: adds to the counts in bench/results/reliability

@@ -105,7 +105,9 @@ def test_doing_it_twice_drops_no_more(found, policy, now):
     decision = decide(found, policy, now)
     if "best" in str(policy) or " and " in str(policy) or "last" in str(policy):
         return  # what these keep depends on what else there is
-    assert decide(decision.keep, policy, now).drop == ()
+    # A branch point may go once all of the branch that began at it has gone.
+    branches = {ck.parent for ck in decision.drop}
+    assert {ck.id for ck in decide(decision.keep, policy, now).drop} <= branches
 
 
 @given(checkpoints(), st.integers(1, 4), st.sampled_from(["min", "max"]), moments)

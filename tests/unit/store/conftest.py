@@ -4,14 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from casckpt.store import Repository, files
 from tests.unit.store.stores import copy_store
-
-# How long an example takes says how busy the machine is.
-settings.register_profile("store", deadline=None)
-settings.load_profile("store")
 
 
 @pytest.fixture(scope="session")
