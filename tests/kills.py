@@ -1,7 +1,8 @@
 """All programs that are killed at random moments, 20 times each: `python -m tests.tasks kills`.
 
 Writes bench/results/kills.json: per framework the kills that landed while a program was at work,
-and after which it still made, bit for bit, what it makes when nobody kills it.
+and after which it still made, bit for bit, what it makes when nobody kills it. A program that is
+not run this time keeps the line of the last time, with the commit that it was for.
 
     python -m tests.kills [KILLS] [--only EXPRESSION] [--jobs N]
 """
@@ -28,6 +29,7 @@ PROGRAMS = (
     "tests/e2e/test_stage_kill.py::test_nothing_that_is_done_is_called_again[2-2-3]",
     f"tests/adapters/test_xgboost.py::{_KILLED}_makes_the_same_booster",
     f"tests/adapters/test_lightgbm.py::{_KILLED}_makes_the_same_booster",
+    f"tests/adapters/test_lightgbm.py::{_KILLED}_the_callback_makes_the_same_booster",
     f"tests/adapters/test_sklearn.py::{_KILLED}_makes_the_same_estimator",
     f"tests/adapters/test_optuna.py::{_KILLED}_makes_the_same_study",
     f"tests/adapters/test_lightning.py::{_KILLED}_ends_with_the_same_bits[0.01-0]",
@@ -64,22 +66,32 @@ def main(arguments: list[str] | None = None) -> int:
             check=False,
         ).returncode  # fmt: skip
         lines = journal.read_text().splitlines() if journal.exists() else []
-    programs = [json.loads(line) for line in lines]
+    about = {
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kills_per_program": options.kills,
+        "seconds": round(time.monotonic() - began_s),
+    }
+    programs = [{**json.loads(line), "made": about} for line in lines]
     if status == 0:
+        every = _with_those_before(programs)
         document = {
-            "schema": 1,
+            "schema": 2,
             "question": "kills",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "kills_per_program": options.kills,
-            "seconds": round(time.monotonic() - began_s),
-            "landed": _by_framework(programs),
-            "programs": programs,
+            "landed": _by_framework(every),
+            "programs": every,
         }
         RESULT.write_text(json.dumps(document, indent=1) + "\n")
     for framework, kills in _by_framework(programs).items():
         sys.stdout.write(f"{framework}: {kills} kills landed\n")
     return status
+
+
+def _with_those_before(programs: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the new lines in the place of the old ones of the same programs, by framework."""
+    before = json.loads(RESULT.read_text())["programs"] if RESULT.exists() else []
+    lines = {(one["framework"], one["program"]): one for one in [*before, *programs]}
+    return [lines[key] for key in sorted(lines)]
 
 
 def _by_framework(programs: list[dict[str, object]]) -> dict[str, int]:

@@ -153,6 +153,41 @@ def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
     check(program, tmp_path, framework="lightgbm")
 
 
+CALLBACK_PROGRAM = """
+import sys
+import numpy as np, lightgbm
+import casckpt, casckpt.lightgbm
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(3000, 10))
+y = X[:, 0] * X[:, 1] + rng.normal(size=3000)
+train = lightgbm.Dataset(X[:2000], y[:2000], free_raw_data=False)
+test = lightgbm.Dataset(X[2000:], y[2000:], reference=train)
+with casckpt.open(sys.argv[1]) as store, store.run("kill/lightgbm") as run:
+    print("begin", flush=True)
+    saves = casckpt.lightgbm.Callback(run, every=10)
+    booster = casckpt.lightgbm.model(run)
+    if casckpt.lightgbm.rounds(run) < 300:
+        booster = lightgbm.train(
+            {"num_threads": 1, "verbosity": -1, "deterministic": True, "learning_rate": 0.02},
+            train, 300 - casckpt.lightgbm.rounds(run), valid_sets=[test], valid_names=["test"],
+            init_model=booster, callbacks=[saves],
+        )
+        saves.finish(booster)
+trees = booster.model_to_string(num_iteration=-1).partition("end of trees")[0]
+with casckpt.open(sys.argv[1]) as store:
+    open(sys.argv[2], "w").write(trees + repr(store.history("kill/lightgbm")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_killed_at_random_moments_the_callback_makes_the_same_booster(tmp_path):
+    program = tmp_path / "lightgbm_callback.py"
+    program.write_text(CALLBACK_PROGRAM)
+    check(program, tmp_path, framework="lightgbm, callback")
+
+
 def train_by_hand(store, name, total, at=None, every=5):
     def interrupt(env):
         if env.iteration + 1 == at:
