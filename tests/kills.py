@@ -29,7 +29,7 @@ PROGRAMS = (
     "tests/e2e/test_stage_kill.py::test_nothing_that_is_done_is_called_again[2-2-3]",
     f"tests/adapters/test_xgboost.py::{_KILLED}_makes_the_same_booster",
     f"tests/adapters/test_lightgbm.py::{_KILLED}_makes_the_same_booster",
-    f"tests/adapters/test_lightgbm.py::{_KILLED}_the_callback_makes_the_same_booster",
+    f"tests/adapters/test_lightgbm.py::{_KILLED}_makes_the_same_booster_by_the_callback",
     f"tests/adapters/test_sklearn.py::{_KILLED}_makes_the_same_estimator",
     f"tests/adapters/test_optuna.py::{_KILLED}_makes_the_same_study",
     f"tests/adapters/test_lightning.py::{_KILLED}_ends_with_the_same_bits[0.01-0]",

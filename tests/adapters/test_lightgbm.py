@@ -182,7 +182,7 @@ with casckpt.open(sys.argv[1]) as store:
 
 @pytest.mark.slow
 @pytest.mark.crash
-def test_killed_at_random_moments_the_callback_makes_the_same_booster(tmp_path):
+def test_killed_at_random_moments_it_makes_the_same_booster_by_the_callback(tmp_path):
     program = tmp_path / "lightgbm_callback.py"
     program.write_text(CALLBACK_PROGRAM)
     check(program, tmp_path, framework="lightgbm, callback")
