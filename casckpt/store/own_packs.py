@@ -191,7 +191,8 @@ class OwnPacks:
 
     def release_reserved(self) -> None:
         """Give back the space reserved past the end of the open pack."""
-        pack = self._usable()
+        with self._lock:
+            pack = self._current
         if pack is not None:
             with contextlib.suppress(CasckptError):
                 pack.release_reserved()

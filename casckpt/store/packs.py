@@ -50,6 +50,7 @@ class PackWriter:
         self.failed = False
         self.sealed = False
         self._reserved = 0
+        self._released = 0
         self._begun = 0
         self._writing = 0
         self._flushing = 0
@@ -129,8 +130,9 @@ class PackWriter:
     def _reserve(self, end: int) -> None:
         if end <= self._reserved:
             return
-        # Grow by doubling up to 16 MiB, so that a save of a few bytes reserves little.
-        step = min(_RESERVE_BYTES, max(_TAIL_BYTES, end))
+        # Grow by doubling up to 16 MiB, anew after each save: a save of a few bytes, or a fact
+        # after it, reserves little however long the pack is.
+        step = min(_RESERVE_BYTES, max(_TAIL_BYTES, end - self._released))
         target = end + step
         try:
             try:
@@ -152,7 +154,7 @@ class PackWriter:
                 self._changed.wait()
             if self._reserved > self.end and not self.failed and not self.sealed:
                 files.truncate(self._descriptor, self.end, self.path)
-            self._reserved = self.end
+            self._reserved = self._released = self.end
 
     def sync(self) -> int:
         """Make every record appended before the call durable; return the synced length."""

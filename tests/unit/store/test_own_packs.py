@@ -27,6 +27,14 @@ def test_records_of_a_session_go_to_one_pack_until_it_is_full(repository, monkey
     assert second.synced == second.end
 
 
+def test_a_full_pack_gives_back_what_it_reserved(repository, monkeypatch):
+    own = repository._shared().own
+    pack, _ = put(own, bytes(1 << 20))
+    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 1)
+    own.release_reserved()
+    assert files.allocated_bytes(pack.path) <= (1 << 20) + (64 << 10)
+
+
 def test_a_failed_pack_is_left_and_the_next_record_opens_another(repository):
     own = repository._shared().own
     first, _ = put(own, b"a")

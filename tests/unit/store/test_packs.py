@@ -134,6 +134,14 @@ def test_reserved_space_is_given_back(pack):
     assert len(scan(pack)) == 2
 
 
+def test_a_fact_after_a_large_save_reserves_little(pack):
+    append(pack, bytes(4 << 20))
+    pack.release_reserved()
+    append(pack, b"fact" * 100)
+    pack.sync()
+    assert files.allocated_bytes(pack.path) <= (4 << 20) + (256 << 10)
+
+
 def test_a_sealed_pack_takes_nothing_and_a_full_one_says_so(pack, monkeypatch):
     monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 1000)
     assert not pack.full
