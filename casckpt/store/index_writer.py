@@ -7,10 +7,7 @@ changes only. Changes to anything but objects and packs take the next seq and be
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import random
 import threading
 import time
 from collections import deque
@@ -21,13 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from casckpt.errors import CasckptError, OperationFailed, StoreBusy
-from casckpt.store import files, layout, opening, rows
+from casckpt.store import layout, opening, rows, writer_lock
 from casckpt.store.environment import Environment, Transaction, is_engine_error
+from casckpt.store.writer_lock import WriterLock
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger("casckpt")
-_REPORT_AFTER_S = 10.0
-_GIVE_UP_AFTER_S = 600.0
 _FACT_SYNC_S = 1.0
 
 
@@ -68,13 +64,12 @@ class IndexWriter:
     def __init__(self, environment: Environment, store: Path, sink: FactSink) -> None:
         self._store = store
         self.environment = environment
-        self._path = store / layout.WRITER_FILE
         self._sink = sink
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._dirty_since: float | None = None
-        self._descriptor = -1
+        self._lock = WriterLock(store)
         self._thread: threading.Thread | None = None
         self.before_first_write: Callable[[], None] | None = None
 
@@ -171,15 +166,15 @@ class IndexWriter:
         while True:
             # A fact needs a pack whose row is there, and that row a transaction of its own.
             number = self._sink.fact_pack() if any(job.facts for job in batch) else None
-            self._take_writer_lock()
             try:
-                self._check_current()
-                outcome = self.environment.write(partial(self._run_all, batch=batch, number=number))
+                with self._lock.held("cannot write the index", writer_lock.WRITE_WAIT_S):
+                    self._check_current()
+                    outcome = self.environment.write(
+                        partial(self._run_all, batch=batch, number=number)
+                    )
                 break
             except _PackGone:
                 self._sink.pack_gone()
-            finally:
-                self._release_writer_lock()
         if outcome is not None:
             self._sink.append_fact(*outcome)
             self._dirty_since = self._dirty_since or time.monotonic()
@@ -226,36 +221,6 @@ class IndexWriter:
                 "close the store and open it again; nothing was committed",
             )
 
-    # ---- the `writer` lock: waited for outside the gate, so that a fork never hangs on it
-
-    def _take_writer_lock(self) -> None:
-        if self._descriptor < 0:
-            self._descriptor = files.open_file(self._path, os.O_RDWR | os.O_CREAT)
-        began = time.monotonic()
-        reported = False
-        while not files.try_lock(self._descriptor, exclusive=True):
-            waited = time.monotonic() - began
-            if waited > _REPORT_AFTER_S and not reported:
-                reported = True
-                _log.warning("waiting for the index: %s writes to it", self._holder())
-            if waited > _GIVE_UP_AFTER_S:
-                raise StoreBusy(
-                    "cannot write the index",
-                    f"{self._holder()} has held it for {waited:.0f} s",
-                    "end that process if it is stopped; nothing of yours was lost",
-                )
-            time.sleep(random.uniform(0.0002, 0.002))
-        # Only a name for whoever waits: on a full disk the transaction itself may still find room.
-        with contextlib.suppress(CasckptError):
-            files.write_at(self._descriptor, f"{os.getpid()}\n".ljust(24).encode(), 0, self._path)
-
-    def _holder(self) -> str:
-        text = files.read_at(self._descriptor, 24, 0, self._path).decode("ascii", "replace").strip()
-        return f"process {text}" if text else "another process"
-
-    def _release_writer_lock(self) -> None:
-        files.release_lock(self._descriptor)
-
     def close(self) -> None:
         """Run what waits, then stop the thread."""
         with self._wake:
@@ -263,14 +228,11 @@ class IndexWriter:
             self._wake.notify_all()
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()
-        if self._descriptor >= 0:
-            files.close_file(self._descriptor)
-            self._descriptor = -1
+        self._lock.close()
 
     def abandon(self) -> None:
         """Forget everything without unlocking: in the child of a fork."""
-        if self._descriptor >= 0:
-            files.close_file(self._descriptor)
+        self._lock.close()
 
 
 class _PackGone(OperationFailed):

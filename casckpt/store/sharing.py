@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from casckpt.errors import CasckptError, NoSpace
-from casckpt.store import aside, creation, environment, files, layout, opening
+from casckpt.store import aside, creation, environment, files, layout, opening, writer_lock
 from casckpt.store.environment import Environment
 from casckpt.store.packs import PackFiles
+from casckpt.store.writer_lock import WriterLock
 
 if TYPE_CHECKING:
     from casckpt.store.index_writer import IndexWriter
@@ -97,7 +98,7 @@ class SharedStore:
             walked = False
         else:
             walked = alone and not fits and opening.walk_index(self.index)
-            self.environment = Environment(self.index, readonly=not self.writable)
+            self.environment = self._open_environment()
         try:
             creation.check_index(self.environment, self.format.uuid)
             # Those already in may be readers, whom an old index does no harm.
@@ -110,6 +111,17 @@ class SharedStore:
             raise
         if alone:
             opening.share_lock(self._lock)
+
+    def _open_environment(self) -> Environment:
+        if not self.writable:
+            return Environment(self.index, readonly=True)
+        # LMDB takes its mutex of writers to open an index for writing.
+        lock = WriterLock(self.path)
+        try:
+            with lock.held(f"cannot open the store at {self.path}", writer_lock.OPEN_WAIT_S):
+                return Environment(self.index, readonly=False)
+        finally:
+            lock.close()
 
     def _stamp_walked(self) -> None:
         """Spare the next opener the walk: we are alone, and the index is as it was walked.
@@ -137,6 +149,8 @@ class SharedStore:
         except BaseException:
             self.writable = False
             self.environment = Environment(self.index, readonly=True)
+            if alone:
+                opening.share_lock(self._lock)
             raise
         self._prepare_to_write()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from casckpt.errors import Busy, Corrupt
-from casckpt.store import index_writer, opening
+from casckpt.store import opening, writer_lock
 from tests.crash import oracle, scale, shim
 from tests.crash.acks import AckLog, Expected
 from tests.crash.job import Job
@@ -94,7 +94,8 @@ def _stop(lab: Lab, workload: str, at: int) -> str:
     def beside() -> None:
         scale.walk_here()
         # A minute for users, with a warning before.
-        vars(index_writer)["_GIVE_UP_AFTER_S"] = vars(opening)["_LOCK_WAIT_S"] = 2.0
+        vars(opening)["_LOCK_WAIT_S"] = 2.0
+        vars(writer_lock)["WRITE_WAIT_S"] = vars(writer_lock)["OPEN_WAIT_S"] = 2.0
         try:
             with open_store(lab.place) as store:
                 store.save("beside", state(70), 0)

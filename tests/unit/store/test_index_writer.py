@@ -221,9 +221,9 @@ def test_the_roots_checksum_follows_every_change(writer):
 
 
 def test_who_holds_the_index_too_long_is_named(writer, path, monkeypatch):
-    from casckpt.store import index_writer
+    from casckpt.store import writer_lock
 
-    monkeypatch.setattr(index_writer, "_GIVE_UP_AFTER_S", 0.05)
+    monkeypatch.setattr(writer_lock, "WRITE_WAIT_S", 0.05)
     import os
 
     other = files.open_file(path / "writer", os.O_RDWR)

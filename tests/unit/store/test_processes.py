@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from casckpt.store import Repository
+from casckpt.errors import StoreBusy
+from casckpt.store import Repository, writer_lock
 from tests.unit.store.stores import check, save
 
 SAVER = """
@@ -141,3 +142,37 @@ def test_a_collector_beside_savers_of_other_processes(path, rounds):
         report = repository.verify("bytes")
         assert report.damaged == ()
         assert len(report.whole) == 31
+
+
+INSIDE = """
+import sys
+from casckpt.store import Repository
+with Repository.open(sys.argv[1]) as repository:
+    def stay(tx):
+        print("inside", flush=True)
+        sys.stdin.readline()
+    repository._shared().writer.run(stay, facts=False)
+"""
+
+
+def test_nobody_waits_without_end_for_a_process_that_stands_still(path, monkeypatch):
+    with Repository.open(path) as repository:
+        saved = save(repository, [b"before"])
+    command = [sys.executable, "-c", INSIDE, str(path)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "inside\n"
+        child.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(writer_lock, "OPEN_WAIT_S", 0.1)
+        with pytest.raises(StoreBusy, match=f"process {child.pid} has held"):
+            Repository.open(path)
+        with Repository.open(path, mode="r") as reader:
+            check(reader, saved)
+            with pytest.raises(StoreBusy):
+                Repository.open(path)
+            check(reader, saved)
+    finally:
+        child.kill()
+        child.communicate()
+    with Repository.open(path) as repository:
+        check(repository, save(repository, [b"after"], step=2))
