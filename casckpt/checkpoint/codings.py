@@ -1,15 +1,19 @@
-"""How each leaf of a checkpoint is stored: predictor, layout, coder, ratio, depth."""
+"""How the leaves of a checkpoint are stored, and the chunks of many: predictor, layout, coder."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from casckpt.errors import Corrupt, Deleted, NewerFormat
+
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Entry
+    from casckpt.checkpoint.queries import Catalog
+    from casckpt.checkpoint.records import Checkpoint
     from casckpt.store import Repository
     from casckpt.store.codings import ChunkCoding
 
@@ -42,6 +46,87 @@ class Coding:
         return self.stored_bytes / self.logical_bytes if self.logical_bytes else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class CodingStats:
+    """The chunks of some checkpoints that are stored in one way, each counted once.
+
+    Attributes:
+        type: numpy's code of the dtype of the numbers in them, or the kind of leaf, such as
+            "bytes"; "several" for small leaves that share a blob.
+        predictor: plain, sub, xor or dictionary.
+        layout: "planes" of bytes of equal weight, or "bytes" as they are.
+        coder: of each plane, as in `Coding`.
+        chunk_count: how many chunks.
+        logical_bytes: what they hold.
+        stored_bytes: what they take on disk, headers included.
+        depth: links of the longest chain of bases below one.
+    """
+
+    type: str
+    predictor: str
+    layout: str
+    coder: str
+    chunk_count: int
+    logical_bytes: int
+    stored_bytes: int
+    depth: int
+
+    @property
+    def ratio(self) -> float:
+        """Stored / logical; 1 for nothing."""
+        return self.stored_bytes / self.logical_bytes if self.logical_bytes else 1.0
+
+
+def coding_stats(
+    repository: Repository, catalog: Catalog, checkpoints: Iterable[Checkpoint]
+) -> tuple[CodingStats, ...]:
+    """Return how the chunks of checkpoints are stored, what takes most first.
+
+    Reads each manifest and a few bytes of each chunk. Bases that no checkpoint holds are left out,
+    and so is a checkpoint whose manifest cannot be read.
+    """
+    types: dict[bytes, str] = {}
+    for checkpoint in checkpoints:
+        try:
+            manifest, refs = catalog.manifest_and_refs(checkpoint)
+        except (Corrupt, Deleted, NewerFormat):
+            continue
+        named: dict[int, str] = {}
+        for entry in manifest.entries:
+            if entry.blob is not None and entry.alias is None:
+                known = named.setdefault(entry.blob, _type(entry))
+                named[entry.blob] = known if known == _type(entry) else "several"
+        for index, blob in enumerate(refs):
+            # What no entry names is kept beside the state: generators, positions.
+            types.setdefault(blob, named.get(index, "beside"))
+    seen: set[bytes] = set()
+    found: dict[tuple[str, str, str, str], CodingStats] = {}
+    for blob, type_ in types.items():
+        for chunk in repository.codings(blob):
+            if chunk.id not in seen:
+                seen.add(chunk.id)
+                key = (type_, chunk.predictor, _layout(chunk), _joined(chunk.coders))
+                total = found.get(key) or CodingStats(*key, 0, 0, 0, 0)
+                found[key] = replace(
+                    total,
+                    chunk_count=total.chunk_count + 1,
+                    logical_bytes=total.logical_bytes + chunk.logical_bytes,
+                    stored_bytes=total.stored_bytes + chunk.stored_bytes,
+                    depth=max(total.depth, chunk.depth),
+                )
+    return tuple(sorted(found.values(), key=lambda each: (-each.stored_bytes, each.type)))
+
+
+def _type(entry: Entry) -> str:
+    from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY
+
+    return TORCH_TO_NUMPY.get(entry.dtype, entry.dtype) or entry.kind
+
+
+def _layout(chunk: ChunkCoding) -> str:
+    return "planes" if chunk.planes > 1 else "bytes"
+
+
 def codings_of(
     repository: Repository, entries: Sequence[Entry], refs: Sequence[bytes]
 ) -> dict[str, Coding]:
@@ -61,7 +146,7 @@ def _coding(chunks: Sequence[ChunkCoding]) -> Coding:
     coders: Counter[str] = Counter()
     for chunk in chunks:
         predictors[chunk.predictor] += chunk.logical_bytes
-        layouts["planes" if chunk.planes > 1 else "bytes"] += chunk.logical_bytes
+        layouts[_layout(chunk)] += chunk.logical_bytes
         coders[_joined(chunk.coders)] += chunk.logical_bytes
     return Coding(
         sum(chunk.logical_bytes for chunk in chunks),

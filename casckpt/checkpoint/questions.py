@@ -139,16 +139,18 @@ class Questions(StoreHandle):
         manifest, refs = store._catalog.manifest_and_refs(checkpoint)
         return codings_of(store._repository, manifest.entries, refs)
 
-    def stats(self, run: str = "*") -> Stats:
+    def stats(self, run: str = "*", *, codings: bool = False) -> Stats:
         """Return logical, unique, stored and saved bytes of the store, or of some runs.
 
         Args:
             run: a run or a glob over runs.
+            codings: also tell how their chunks are stored (`Stats.codings`); reads a few bytes of
+                each chunk.
         """
         from casckpt.checkpoint.stats import stats_of
 
         self._ready()
-        return stats_of(self._repository, self._catalog, run)
+        return stats_of(self._repository, self._catalog, run, codings=codings)
 
     def verify(
         self,

@@ -18,6 +18,7 @@ from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.codings import CodingStats
     from casckpt.store import Repository
 
 
@@ -58,6 +59,8 @@ class Stats:
         stored_bytes: for all runs, what the store takes on disk (allocated blocks of every file
             but the ballast); for some, stored bytes of every object that they reach.
         runs: per run, by name.
+        codings: how the chunks of these checkpoints are stored, what takes most first; empty
+            unless asked for.
     """
 
     checkpoint_count: int
@@ -66,6 +69,7 @@ class Stats:
     unique_bytes: int
     stored_bytes: int
     runs: tuple[RunStats, ...]
+    codings: tuple[CodingStats, ...] = ()
 
     @property
     def saved(self) -> float:
@@ -78,7 +82,9 @@ def saved(logical_bytes: int, stored_bytes: int) -> float:
     return 1.0 - stored_bytes / logical_bytes if logical_bytes else 0.0
 
 
-def stats_of(repository: Repository, catalog: Catalog, run: str = "*") -> Stats:
+def stats_of(
+    repository: Repository, catalog: Catalog, run: str = "*", *, codings: bool = False
+) -> Stats:
     """Return the sizes of the runs that match, and of all of them together.
 
     Reads the references of every manifest; takes seconds per million chunks.
@@ -87,7 +93,10 @@ def stats_of(repository: Repository, catalog: Catalog, run: str = "*") -> Stats:
         repository: the store.
         catalog: its rows.
         run: a run or a glob over runs.
+        codings: also tell how the chunks are stored; reads a few bytes of each.
     """
+    from casckpt.checkpoint.codings import coding_stats
+
     everything = catalog.matching()
     trash = catalog.matching(trash=True)
     chosen = everything if run == "*" else catalog.matching(run.removesuffix("~*"))
@@ -128,6 +137,7 @@ def stats_of(repository: Repository, catalog: Catalog, run: str = "*") -> Stats:
         unique_bytes=sum(size for id_, size in stored.items() if id_ not in outer),
         stored_bytes=repository.sizes().stored_bytes if whole else sum(stored.values()),
         runs=per_run,
+        codings=coding_stats(repository, catalog, chosen) if codings else (),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.codings import CodingStats
     from casckpt.checkpoint.stats import Stats
 
 _HELP = """Show where the bytes are, of RUN or of all runs, and what was saved.
@@ -18,22 +20,28 @@ _HELP = """Show where the bytes are, of RUN or of all runs, and what was saved.
     LOGICAL is what restoring everything would write. UNIQUE is what only that run holds: bytes on
     disk that no other run shares. STORED is what is on disk: of the store all its files, of a run
     all it reaches, so runs that share do not add up. SAVED is 1 - stored/logical.
+
+    --codings tells how the chunks are stored: what is coded (the numbers, or their difference to
+    another checkpoint: sub, xor, dictionary), and the coder of each byte plane.
     """
 
-_EXAMPLES = ("casckpt du", "casckpt du 'bpm/*' --json")
+_EXAMPLES = ("casckpt du", "casckpt du 'bpm/*' --json", "casckpt stats bpm/nn --codings")
 
 
-def _show(output: Output, run: str | None) -> None:
+def _show(output: Output, run: str | None, codings: bool) -> None:
     name = str(click.get_current_context().info_name)
     pattern = stores.split(output.settings, run)[0] if run else "*"
     with stores.opened(output.settings) as store:
-        found = store.stats(pattern)
+        found = store.stats(pattern, codings=codings)
     if output.json:
-        output.document(name, **_record(found))
+        more = {"codings": [_coding_record(each) for each in found.codings]} if codings else {}
+        output.document(name, **_record(found), **more)
     elif output.quiet:
         output.lines(each.run for each in found.runs)
     else:
         _table(output, found, whole=run is None)
+        if codings:
+            _codings(output, found.codings)
 
 
 def _record(found: Stats) -> dict[str, Any]:
@@ -97,13 +105,56 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
         output.note(f"{trash} in the trash still take space; `casckpt gc --now` frees it.")
 
 
+def _coding_record(each: CodingStats) -> dict[str, Any]:
+    """Return the chunks that are stored in one way as JSON holds them."""
+    return {
+        "type": each.type,
+        "predictor": each.predictor,
+        "layout": each.layout,
+        "coder": each.coder,
+        "chunk_count": each.chunk_count,
+        "logical_bytes": each.logical_bytes,
+        "stored_bytes": each.stored_bytes,
+        "ratio": round(each.ratio, 4),
+        "depth": each.depth,
+    }
+
+
+def _codings(output: Output, codings: Sequence[CodingStats]) -> None:
+    """Write one line per way in which chunks are stored."""
+    columns = [
+        Column("TYPE"),
+        Column("STORED AS"),
+        Column("CHUNKS", right=True, rank=1),
+        Column("LOGICAL", right=True),
+        Column("STORED", right=True),
+        Column("RATIO", right=True, color="green"),
+        Column("DEPTH", right=True, rank=2),
+    ]
+    rows = [
+        (
+            formatting.dtype_name(each.type),
+            f"{each.predictor}, {each.layout}: {each.coder}",
+            f"{each.chunk_count:,}",
+            formatting.size(each.logical_bytes),
+            formatting.size(each.stored_bytes),
+            f"{each.ratio:.3f}",
+            str(each.depth),
+        )
+        for each in codings
+    ]
+    output.line()
+    output.table(columns, rows)
+
+
 def _make(name: str) -> Any:
-    def show(output: Output, run: str | None) -> None:
-        _show(output, run)
+    def show(output: Output, run: str | None, codings: bool) -> None:
+        _show(output, run, codings)
 
     show.__doc__ = _HELP
     argument = click.argument("run", required=False, shell_complete=completers.runs)
-    return command(name, examples=_EXAMPLES)(argument(show))
+    option = click.option("--codings", is_flag=True, help="Also show how the chunks are stored.")
+    return command(name, examples=_EXAMPLES)(argument(option(show)))
 
 
 du = _make("du")

@@ -23,6 +23,7 @@ class ChunkCoding:
     """How one chunk is stored.
 
     Attributes:
+        id: of the chunk.
         logical_bytes: its length.
         stored_bytes: of its record, header included.
         predictor: what is coded: plain, or the difference to a base as sub, xor or dictionary.
@@ -31,6 +32,7 @@ class ChunkCoding:
         depth: links of the chain of bases below it.
     """
 
+    id: bytes
     logical_bytes: int
     stored_bytes: int
     predictor: str
@@ -47,12 +49,15 @@ def codings_of(shared: SharedStore, pool: ThreadPoolExecutor, blob: bytes) -> li
         return []
     with shared.environment.read() as tx:
         chains = [tx.chain(identity) for identity, _ in chunks]
-    return [_coding(shared, chain, size) for (_, size), chain in zip(chunks, chains, strict=True)]
+    return [
+        _coding(shared, chain, identity, size)
+        for (identity, size), chain in zip(chunks, chains, strict=True)
+    ]
 
 
-def _coding(shared: SharedStore, chain: Chain | None, length: int) -> ChunkCoding:
+def _coding(shared: SharedStore, chain: Chain | None, identity: bytes, length: int) -> ChunkCoding:
     if not chain:
-        return ChunkCoding(length, 0, UNKNOWN, 1, (UNKNOWN,), 0)
+        return ChunkCoding(identity, length, 0, UNKNOWN, 1, (UNKNOWN,), 0)
     _, row, pack = chain[0]
     stored, depth = row.total_bytes, len(chain) - 1
     if row.encoding == layout.ENCODING_PLANES:
@@ -60,14 +65,14 @@ def _coding(shared: SharedStore, chain: Chain | None, length: int) -> ChunkCodin
             predictor, coders = _planes(shared, row, pack)
         except (CasckptError, FileNotFoundError, IndexError, struct.error):
             predictor, coders = UNKNOWN, (UNKNOWN,)
-        return ChunkCoding(length, stored, predictor, len(coders), coders, depth)
+        return ChunkCoding(identity, length, stored, predictor, len(coders), coders, depth)
     named = {
         layout.ENCODING_RAW: ("plain", "raw"),
         layout.ENCODING_ZSTD: ("plain", "zstd"),
         layout.ENCODING_DICTIONARY: ("dictionary", "zstd"),
     }
     predictor, coder = named.get(row.encoding, (UNKNOWN, UNKNOWN))
-    return ChunkCoding(length, stored, predictor, 1, (coder,), depth)
+    return ChunkCoding(identity, length, stored, predictor, 1, (coder,), depth)
 
 
 def _planes(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 import casckpt
 from casckpt.cli import formatting
+from casckpt.cli.root import run
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,42 @@ def test_sizes_are_those_of_the_blobs_and_the_first_save_has_no_chain(saved):
     assert found["noise"].ratio > 1
     assert all(one.depth == 0 for one in store.codings("run@0").values())
     assert store.codings("run@0")["weight"].predictor == "plain"
+
+
+def test_the_store_adds_up_how_its_chunks_are_stored(saved):
+    store, state = saved
+    found = store.stats(codings=True).codings
+    assert store.stats().codings == ()
+    weights = [one for one in found if one.type == "<f4"]
+    assert {one.predictor for one in weights} == {"plain", "sub"}
+    # Each of the three versions is another: every chunk of each counts, and shared ones once.
+    assert sum(one.logical_bytes for one in weights) == 3 * state["weight"].nbytes
+    assert sum(one.chunk_count for one in weights) == 3 * 2
+    assert max(one.depth for one in weights) == 2
+    (zeros,) = (one for one in found if one.type == "<i8" and one.coder == "constant*8")
+    assert (zeros.chunk_count, zeros.logical_bytes) == (1, state["zeros"].nbytes)
+    assert "several" not in {one.type for one in weights}
+    assert [one.stored_bytes for one in found] == sorted(o.stored_bytes for o in found)[::-1]
+    # Nothing but lists, manifests and facts is stored besides.
+    chunks = sum(one.stored_bytes for one in found)
+    assert chunks < store.stats("run").stored_bytes < chunks + 20_000
+    assert store.stats("other", codings=True).codings == ()
+
+
+def test_stats_shows_the_codings(saved, capsys):
+    store, _ = saved
+
+    def shown(*words: str) -> str:
+        assert run(["--store", str(store.path), *words]) == 0
+        return capsys.readouterr().out
+
+    table = shown("stats", "run", "--codings")
+    assert "float32" in table
+    assert "sub, planes: " in table
+    first = json.loads(shown("du", "--codings", "--json"))["codings"][0]
+    assert (first["type"], first["predictor"]) == ("<f4", "plain")
+    assert first["ratio"] == round(first["stored_bytes"] / first["logical_bytes"], 4)
+    assert "codings" not in json.loads(shown("du", "--json"))
 
 
 @pytest.mark.parametrize(
