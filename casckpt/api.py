@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casckpt.checkpoint.compacting import CompactResult
 from casckpt.checkpoint.curation import Curation
 from casckpt.checkpoint.exchange import foreign
 from casckpt.checkpoint.file_saves import FileSaves
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "CompactResult",
     "GcPlan",
     "GcResult",
     "KeepBest",

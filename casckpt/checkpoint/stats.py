@@ -59,6 +59,8 @@ class Stats:
         stored_bytes: for all runs, what the store takes on disk (allocated blocks of every file
             but the ballast); for some, stored bytes of every object that they reach.
         runs: per run, by name.
+        quarantine_bytes: what repair has set aside in the store's `quarantine`, part of what the
+            store takes on disk; it is the user's to remove.
         codings: how the chunks of these checkpoints are stored, what takes most first; empty
             unless asked for.
     """
@@ -69,6 +71,7 @@ class Stats:
     unique_bytes: int
     stored_bytes: int
     runs: tuple[RunStats, ...]
+    quarantine_bytes: int = 0
     codings: tuple[CodingStats, ...] = ()
 
     @property
@@ -130,13 +133,15 @@ def stats_of(
         for name, members in sorted(groups.items())
     )
     whole = run == "*"
+    sizes = repository.sizes()
     return Stats(
         checkpoint_count=len(chosen),
         trash_count=len(trash),
         logical_bytes=sum(ck.logical_bytes for ck in chosen),
         unique_bytes=sum(size for id_, size in stored.items() if id_ not in outer),
-        stored_bytes=repository.sizes().stored_bytes if whole else sum(stored.values()),
+        stored_bytes=sizes.stored_bytes if whole else sum(stored.values()),
         runs=per_run,
+        quarantine_bytes=sizes.quarantine_bytes,
         codings=coding_stats(repository, catalog, chosen) if codings else (),
     )
 

@@ -53,6 +53,7 @@ def _record(found: Stats) -> dict[str, Any]:
         "unique_bytes": found.unique_bytes,
         "stored_bytes": found.stored_bytes,
         "saved": found.saved,
+        "quarantine_bytes": found.quarantine_bytes,
         "runs": [
             {
                 "run": each.run,
@@ -103,6 +104,9 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
     if found.trash_count:
         trash = formatting.count(found.trash_count, "checkpoint")
         output.note(f"{trash} in the trash still take space; `casckpt gc --now` frees it.")
+    if found.quarantine_bytes:
+        aside = size(found.quarantine_bytes)
+        output.note(f"{aside} of damaged packs are in `quarantine`; they are yours to remove.")
 
 
 def _coding_record(each: CodingStats) -> dict[str, Any]:

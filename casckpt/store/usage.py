@@ -14,7 +14,8 @@ from casckpt.store.sharing import SharedStore
 class StoreSizes:
     """Bytes on disk, as allocated (st_blocks x 512).
 
-    `stored_bytes` is all files but the ballast; the others are parts of it.
+    `stored_bytes` is all files but the ballast; the others are parts of it. What repair set aside
+    is in `quarantine_bytes`, and in neither of packs and index.
     """
 
     stored_bytes: int
@@ -22,16 +23,19 @@ class StoreSizes:
     index_bytes: int
     pack_count: int
     object_count: int
+    quarantine_bytes: int
 
 
 def sizes(shared: SharedStore) -> StoreSizes:
     """Return what the store takes on disk now."""
-    pack_bytes = pack_count = index_bytes = other = 0
+    pack_bytes = pack_count = index_bytes = quarantine_bytes = other = 0
     for file in shared.path.rglob("*"):
         if file.is_symlink() or not file.is_file() or file.name == layout.BALLAST_FILE:
             continue
         size = files.allocated_bytes(file)
-        if file.name.endswith(layout.PACK_SUFFIX):
+        if file.parent.name == layout.QUARANTINE_FOLDER:
+            quarantine_bytes += size
+        elif file.name.endswith(layout.PACK_SUFFIX):
             pack_bytes += size
             pack_count += 1
         elif file.parent.name.startswith(layout.INDEX_PREFIX):
@@ -41,7 +45,12 @@ def sizes(shared: SharedStore) -> StoreSizes:
     with shared.environment.read() as tx:
         object_count = tx.count("objects")
     return StoreSizes(
-        pack_bytes + index_bytes + other, pack_bytes, index_bytes, pack_count, object_count
+        pack_bytes + index_bytes + quarantine_bytes + other,
+        pack_bytes,
+        index_bytes,
+        pack_count,
+        object_count,
+        quarantine_bytes,
     )
 
 

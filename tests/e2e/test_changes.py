@@ -162,6 +162,7 @@ def test_repair_puts_back_what_another_store_has(own_cli, tmp_path):
     assert answer.code == 1
     assert "CANNOT BE READ" in answer.out
     assert f"quarantine/{packs[-1].name}" in answer.out
+    assert "in `quarantine`" in own_cli("du").err
     again = json.loads(own_cli("repair", "--from", tmp_path / "backup", "--json").out)
     assert again["refilled_count"] == 1
     assert again["verified"]["lost"] == []

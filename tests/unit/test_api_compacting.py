@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import casckpt
+from casckpt.api import CompactResult
 from casckpt.checkpoint.lineages import TURNED_FROM, lineages
 from casckpt.errors import BadRequest
 
@@ -51,6 +52,7 @@ def whole(store, run, seed, steps=STEPS):
 def test_less_is_stored_and_every_bit_stays(trained):
     planned = trained.plan_compact()
     done = trained.compact()
+    assert isinstance(done, CompactResult)
     (run,) = done.runs
     assert (run.run, run.checkpoint_count) == ("a/b", STEPS)
     assert run.logical_bytes == sum(ck.logical_bytes for ck in trained.checkpoints("a/b"))

@@ -152,6 +152,8 @@ def test_repair_tells_what_is_lost_and_takes_it_from_another_store(tmp_path):
         assert seen[-1][0] == seen[-1][1] > 0
         assert done.refilled_count == 0
         assert len(done.quarantined) == 1
+        aside = next((tmp_path / "s" / "quarantine").iterdir())
+        assert store.stats().quarantine_bytes == aside.stat().st_blocks * 512
         assert done.verified.lost == ("r@1",)
         assert done.verified.tensors == {"r@1": ("a",)}
         assert done.verified.whole == ("r@2", "r@0")
