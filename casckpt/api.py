@@ -123,19 +123,21 @@ class Store(Runs, FileSaves, Questions, Curation):
     ) -> list[Checkpoint]:
         """Save files of others as checkpoints of a run; nothing in a file is ever run.
 
-        Read are safetensors, torch, pickle, npz, npy, JSON, UBJSON, models of LightGBM, and
-        studies of Optuna (pickle, SQLite, journal). Pickles go through a machine that makes
-        tensors, plain values, boosters, estimators of scikit-learn and studies, and refuses
-        everything else. A booster or study becomes a state that the adapter's `train` or
-        `optimize` goes on from. Floats at the top of a state, and its `metrics`, are the
-        checkpoint's metrics.
+        Read are safetensors, torch, pickle, joblib, npz, npy, JSON, UBJSON, models of LightGBM,
+        studies of Optuna (pickle, SQLite, journal), and the checkpoint folders of Hugging Face's
+        Trainer. Pickles go through a machine that makes tensors, plain values, boosters,
+        estimators of scikit-learn and studies, and refuses everything else. A booster or study
+        becomes a state that the adapter's `train` or `optimize` goes on from, and a Trainer's
+        folder files that `casckpt.transformers.resume_dir` gives back. Floats at the top of a
+        state, and its `metrics`, are the checkpoint's metrics.
 
         Args:
             run: name of the run.
-            paths: files, and folders that `export` made with format "tree"; or one folder of an
-                old pile: `model_epoch_5.pth`, `model_best.pth` and so on become one run; what a
-                best or latest one equals is tagged `imported-best`. A pile of several things
-                becomes runs below `run`. Files of no known format are left out.
+            paths: files, folders `checkpoint-500` of a Trainer, and folders that `export` made
+                with format "tree"; or one folder of an old pile: `model_epoch_5.pth`,
+                `model_best.pth` and so on become one run; what a best or latest one equals is
+                tagged `imported-best`. A pile of several things becomes runs below `run`. Files
+                of no known format are left out.
             step: of the first file, the next get the following ones. None takes the numbers in
                 the names, else what the files say themselves, if all do and no two the same;
                 else the run's next steps.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from casckpt.adapters import missing_extra
+from casckpt.checkpoint.exchange.trainers import STATE_NAME, metrics_at
 from casckpt.checkpoint.policies import KeepLast, Policy
 from casckpt.errors import BadRequest
 from casckpt.training.foreign import ForeignLoop, restored_files
@@ -20,8 +21,6 @@ except ModuleNotFoundError as exc:
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
-
-_STATE: Final = "trainer_state.json"
 
 
 def resume_dir(run: Run) -> str | None:
@@ -36,7 +35,7 @@ def resume_dir(run: Run) -> str | None:
     folder = restored_files(run)
     if folder is None:
         return None
-    if not (folder / _STATE).is_file():
+    if not (folder / STATE_NAME).is_file():
         raise BadRequest(
             f"{run.name} holds no training of transformers",
             "the run was used for something else",
@@ -139,7 +138,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         loop.is_over = state.global_step >= state.max_steps or (
             control.should_training_stop and not is_asked
         )
-        row = _row(state)
+        row = metrics_at(state.log_history, state.global_step)
         loop.log(row, loop.done)
         loop.note()
         found = loop.reasons(row, time.monotonic())
@@ -168,18 +167,3 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         last = self._loop.saver.last
         for step in [step for step in self._folders if last is not None and step <= last.step]:
             shutil.rmtree(self._folders.pop(step), ignore_errors=True)
-
-
-def _row(state: Any) -> dict[str, float]:
-    """Return what was logged and evaluated at this step."""
-    row: dict[str, float] = {}
-    for entry in state.log_history:
-        if entry.get("step") == state.global_step:
-            row.update(
-                {
-                    name: float(value)
-                    for name, value in entry.items()
-                    if name not in ("step", "epoch") and isinstance(value, int | float)
-                }
-            )
-    return row

@@ -112,6 +112,7 @@ def _default_name(checkpoint: Checkpoint, format_: str) -> str:
         "casckpt import epoch_*.pt --run bpm/nn   steps from the numbers in the names",
         "casckpt import old/ --run bpm            a folder of model_epoch_5.pth and so on",
         "casckpt import study.db --run search     a study of Optuna, to go on with",
+        "casckpt import out/ --run bart           the checkpoint-500 and so on of a Trainer",
     ),
 )
 @click.argument(

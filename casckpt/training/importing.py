@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint import exchange
 from casckpt.checkpoint.exchange import foreign, piles
+from casckpt.checkpoint.exchange.trainers import TrainerFolder, is_trainer_folder
+from casckpt.checkpoint.filetrees import Files
 from casckpt.errors import BadRequest, MissingExtra, PickleRefused, StepExists
 from casckpt.logs import logger
 
@@ -58,7 +60,7 @@ class Importer:
         """Import files one by one, and folders as piles; see `Store.import_files`."""
         if not paths:
             raise BadRequest("no files to import")
-        if len(paths) == 1 and paths[0].is_dir() and not (paths[0] / "tree.json").is_file():
+        if len(paths) == 1 and _is_pile(paths[0]):
             if step is not None:
                 raise BadRequest(
                     "step= for a folder of many files", "its steps are in the names of the files"
@@ -148,7 +150,7 @@ class Importer:
         """Return the files with the step of each, in the order in which they are saved."""
         if step is not None:
             return [(path, step + at) for at, path in enumerate(paths)]
-        by_name = [piles.step_of(path.stem) for path in paths]
+        by_name = [None if path.is_dir() else piles.step_of(path.stem) for path in paths]
         for steps in (by_name, None):
             known = steps or [self._own_step(path) for path in paths]
             if None not in known and len(set(known)) == len(paths):
@@ -157,6 +159,9 @@ class Importer:
 
     def _read(self, path: Path, run: str, every: int | None) -> Iterator[tuple[str, Found]]:
         """Yield (run, what is to be saved there) of a file: several for a file of studies."""
+        if is_trainer_folder(path):
+            yield run, _trainer(path)
+            return
         value = exchange.read_file(path, tensors=self._tensors)
         if _is_xgboost(value) and find_spec("xgboost") is not None:
             value = foreign.load("xgboost", path.read_bytes(), str(path))
@@ -172,6 +177,22 @@ class Importer:
             yield run, Found(continued[0], continued[1], {})
         else:
             yield run, Found(value, _step_in(value), _metrics_in(value))
+
+
+def _is_pile(path: Path) -> bool:
+    return path.is_dir() and not is_trainer_folder(path) and not (path / "tree.json").is_file()
+
+
+def _trainer(path: Path) -> Found:
+    """Return a Trainer's folder as files, for it is a Trainer that goes on from them.
+
+    Raises:
+        PickleRefused: what going on unpickles would run code.
+    """
+    folder = TrainerFolder.of(path)
+    for one in folder.pickles():
+        exchange.read_file(one)
+    return Found(Files(path), folder.step, folder.metrics)
 
 
 def _tags(piece: Piece) -> tuple[str, ...]:

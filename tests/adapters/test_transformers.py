@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,21 @@ Net, trainer = names["Net"], names["trainer"]
 def store(tmp_path):
     with casckpt.open(tmp_path / "store") as store:
         yield store
+
+
+def test_a_training_goes_on_from_the_folders_of_an_old_one(store, tmp_path):
+    transformers.set_seed(0)
+    whole = Net()
+    trainer(whole, [], tmp_path / "old").train()
+    shutil.rmtree(tmp_path / "old" / "checkpoint-30")
+    made = store.import_files("hf", tmp_path / "old")
+    assert [one.step for one in made] == [4, 8, 12, 16, 20, 24, 28]
+    assert made[2].metrics.keys() >= {"loss", "eval_loss", "learning_rate"}
+    net, _ = fit(store, tmp_path / "new")
+    assert net.batches == 2
+    for name, value in whole.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+    assert [one.step for one in store.checkpoints("hf")][-2:] == [28, 30]
 
 
 def fit(store, folder, **options):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
-from casckpt.checkpoint.exchange import foreign, safetensors
+from casckpt.checkpoint.exchange import compressed, foreign, safetensors
 from casckpt.checkpoint.exchange.atomic import new_file
 from casckpt.checkpoint.exchange.refusals import damaged, unreadable
 from casckpt.checkpoint.exchange.tensors import NumpyTensors, Tensors
@@ -32,7 +33,7 @@ SUFFIXES: Final = {
 """The format a name asks for when `write_file` is given none."""
 
 _READABLE: Final = (
-    "casckpt imports safetensors, torch (.pt .pth .ckpt), pickle, npz, npy, json, ubj, "
+    "casckpt imports safetensors, torch (.pt .pth .ckpt), pickle, joblib, npz, npy, json, ubj, "
     "models of LightGBM, and studies of Optuna in SQLite and journals; "
     "to keep any file as it is, use save_files"
 )
@@ -46,7 +47,8 @@ _FOREIGN: Final = (
 )
 """How files of frameworks begin that have no other format known here."""
 _UBJ_LENGTHS: Final = b"UiIlL"
-_PICKLE_SUFFIXES: Final = (".pkl", ".pickle", ".p", ".pt", ".pth")
+_PICKLE_SUFFIXES: Final = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth")
+_PACKED_SUFFIXES: Final = frozenset((".joblib", ".pkl", ".pickle", ".p"))
 _PICKLE_STARTS: Final = b"(][}){NIJKMLFGSUTVXcC"
 _PICKLE_PROTOCOL_MAX: Final = 5
 
@@ -59,10 +61,10 @@ def read_file(
 ) -> Any:
     """Return the state tree in a file; nothing in it is ever run.
 
-    The format is told by content: safetensors, torch's zip and older files, pickles, .npz, .npy,
-    XGBoost's UBJSON (as bytes), LightGBM's text, Optuna's SQLite and journals, JSON; and a folder
-    that `write_tree` made. Files that casckpt wrote as safetensors, npz and JSON come back
-    exactly.
+    The format is told by content: safetensors, torch's zip and older files, pickles and those of
+    joblib, compressed ones too, .npz, .npy, XGBoost's UBJSON (as bytes), LightGBM's text, Optuna's
+    SQLite and journals, JSON; and a folder that `write_tree` made. Files that casckpt wrote as
+    safetensors, npz and JSON come back exactly.
 
     Args:
         path: a file, or a folder that `write_tree` made.
@@ -124,6 +126,7 @@ def is_known(path: Path) -> bool:
         or head.startswith((_ZIP, _NPY))
         or _is_ubj(head)
         or _is_pickle(head, path)
+        or _is_packed(head, path)
         or _foreign_root(head) is not None
     )
 
@@ -215,6 +218,9 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
     name = str(path)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
+    if _is_packed(head, path):
+        data = compressed.unpack(file, size, name)
+        file, size, head = io.BytesIO(data), len(data), data[:_HEAD_BYTES]
     if safetensors.looks_like(head, size):
         return safetensors_tree.read(file, size, name, tensors, options)
     if head.startswith(_ZIP):
@@ -252,6 +258,13 @@ def _is_pickle(head: bytes, path: Path) -> bool:
         return len(head) > 1 and head[1] <= _PICKLE_PROTOCOL_MAX
     # Protocols 0 and 1 have no mark; only a name says so, and then errors say "pickle".
     return path.suffix.lower() in _PICKLE_SUFFIXES and head[:1] != b"" and head[0] in _PICKLE_STARTS
+
+
+def _is_packed(head: bytes, path: Path) -> bool:
+    # The marks are short, and a log may be compressed too: the name has to say that it is a pickle.
+    return compressed.is_compressed(head) and not _PACKED_SUFFIXES.isdisjoint(
+        suffix.lower() for suffix in path.suffixes
+    )
 
 
 def _whole(file: IO[bytes], size: int, path: str) -> bytearray:

@@ -68,6 +68,7 @@ class Machine:
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._left = allowed_bytes(end)
+        self._is_inner = False
 
     def load(self) -> Any:
         """Read one pickle and return its value, with Nodes still in it.
@@ -91,13 +92,33 @@ class Machine:
             raise self._malformed(exc) from exc
         raise damaged(self._path, f"a pickle of more than {OPERATIONS_MAX} operations")
 
+    def inner(self) -> Any:
+        """Read a pickle that stands here inside this one; for `Node.follow`.
+
+        Raises:
+            ValueError: this one stands inside another itself.
+            PickleRefused, Corrupt: as `load`.
+        """
+        if self._is_inner:
+            raise ValueError("pickles nested too deep")
+        machine = Machine(self._file, self._find, self._end, self._path)
+        machine._is_inner, machine._left = True, self._left
+        value = machine.load()
+        self._left = machine._left
+        return value
+
     def _malformed(self, exc: Exception) -> Corrupt:
         why = str(exc) if isinstance(exc, ValueError) else type(exc).__name__
         return damaged(self._path, f"malformed pickle: {ascii(why)[1:-1][:200]}")
 
     # ---- bytes
 
-    def _take(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
+        """Return the next bytes of the file; also for `Node.follow`.
+
+        Raises:
+            ValueError: there are not so many.
+        """
         if count > _SMALL_READ and count > self._end - self._file.tell():
             raise ValueError(f"{count} bytes claimed beyond the end")
         data = self._file.read(count)
@@ -106,7 +127,7 @@ class Machine:
         return data
 
     def _number(self, form: str) -> Any:
-        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def _line(self) -> bytes:
         line = self._file.readline(_LINE_MAX)
@@ -135,13 +156,13 @@ class Machine:
         count = self._number(form)
         if count < 0:
             raise ValueError("a negative length")
-        self._push(int.from_bytes(self._take(count), "little", signed=True))
+        self._push(int.from_bytes(self.take(count), "little", signed=True))
 
     def _float_line(self) -> None:
         self._push(float(self._line()))
 
     def _text(self, form: str) -> None:
-        self._push(self._take(self._number(form)).decode("utf-8", "surrogatepass"))
+        self._push(self.take(self._number(form)).decode("utf-8", "surrogatepass"))
 
     def _unicode_line(self) -> None:
         self._push(self._line().decode("raw-unicode-escape"))
@@ -156,13 +177,13 @@ class Machine:
         count = self._number(form)
         if count < 0:
             raise ValueError("a negative length")
-        self._push(_python2_text(self._take(count)))
+        self._push(_python2_text(self.take(count)))
 
     def _bytes(self, form: str) -> None:
-        self._push(self._take(self._number(form)))
+        self._push(self.take(self._number(form)))
 
     def _bytearray(self) -> None:
-        data = self._take(self._number("<Q"))
+        data = self.take(self._number("<Q"))
         self._push(self._call("builtins", "bytearray", (data,)))
 
     # ---- containers
@@ -320,6 +341,7 @@ class Machine:
         if isinstance(target, Node):
             self._charge(state if type(state) is tuple else (state,))
             target.build(state)
+            target.follow(self)
         elif type(target) is OrderedDict and type(state) is dict and set(state) <= {"_metadata"}:
             # The one attribute a state dict carries: the versions of its modules.
             target.__dict__.update(state)
@@ -339,7 +361,7 @@ class Machine:
         raise refused(self._path, "an extension code of copyreg")
 
     def _skip(self, count: int) -> None:
-        self._take(count)
+        self.take(count)
 
     _ACTIONS: ClassVar[dict[bytes, Callable[[Machine], None]]] = {
         b"\x80": lambda m: m._skip(1),  # PROTO

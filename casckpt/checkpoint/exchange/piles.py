@@ -2,6 +2,7 @@
 
 model_epoch_5.pth  model_epoch_10.pth  model_latest.pth  model_best.pth      one run, "model"
 xgb_100.json  xgb_200.json  nn_epoch20.pt  study.db                          three runs
+checkpoint-500/  checkpoint-1000/  model.safetensors                         one run, of folders
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
+
+from casckpt.checkpoint.exchange.trainers import TrainerFolder, is_trainer_folder
 
 ROLES: Final = ("best", "latest", "last", "final")
 """Words by which piles name what is not numbered."""
@@ -25,6 +28,14 @@ _NEAR = [
     *(re.compile(rf"(\d+)[-_. ]*{unit}", re.IGNORECASE) for unit in _UNITS),
 ]
 _ROLE = re.compile(rf"(?:^|[-_. ])({'|'.join(ROLES)})(?=$|[-_. ])", re.IGNORECASE)
+_WEIGHTS: Final = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+"""How a Trainer names the weights of a model of one file."""
+
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _COUNTED = re.compile(
     rf"[-_=. ]*(?:{'|'.join(_UNITS)})[a-z]*[-_=. ]*\d+|\d+[-_=. ]*(?:{'|'.join(_UNITS)})s?|\d+",
@@ -34,11 +45,11 @@ _COUNTED = re.compile(
 
 @dataclass(frozen=True)
 class Piece:
-    """One file of a pile.
+    """One file of a pile, or one folder of a Trainer.
 
     Attributes:
         path: the file.
-        step: the number in its name, None if there is none.
+        step: the number in its name, None if there is none; of a folder, what it says itself.
         role: best, latest, last or final; empty for a numbered one.
     """
 
@@ -67,12 +78,20 @@ def by_run(folder: Path, is_known: Callable[[Path], bool]) -> dict[str, list[Pie
     """Return the files below a folder by what they are checkpoints of.
 
     Keys are names of runs below the one imported to; a pile of one thing has the empty key.
-    Hidden files, links and files of no known format are left out.
+    Hidden files, links and files of no known format are left out; and what is beside the folders
+    of a Trainer, but for the weights that it wrote at the end.
     """
     found: dict[str, list[Piece]] = {}
+    trainers = [path for path in sorted(folder.rglob("*")) if is_trainer_folder(path)]
+    homes = {path.parent for path in trainers}
+    for home in sorted(homes):
+        name = "/".join(map(clean, home.relative_to(folder).parts))
+        found[name] = _of_trainer(home, [path for path in trainers if path.parent == home])
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if path.is_symlink() or not path.is_file() or any(part[0] == "." for part in parts):
+            continue
+        if path.parent in homes or any(path.is_relative_to(one) for one in trainers):
             continue
         if not is_known(path):
             continue
@@ -82,6 +101,15 @@ def by_run(folder: Path, is_known: Callable[[Path], bool]) -> dict[str, list[Pie
     if "" in found and len(named) == 1:  # best.pth beside epoch_5.pth
         found[named[0]] += found.pop("")
     return {"": found.popitem()[1]} if len(found) == 1 else found
+
+
+def _of_trainer(home: Path, paths: list[Path]) -> list[Piece]:
+    """Return the checkpoint folders of one Trainer, and the weights that it left at the end."""
+    folders = sorted(map(TrainerFolder.of, paths), key=lambda one: one.step)
+    best = folders[-1].best
+    pieces = [Piece(one.path, one.step, "best" if one.path.name == best else "") for one in folders]
+    final = [Piece(home / name, None, "final") for name in _WEIGHTS if (home / name).is_file()]
+    return pieces + final[:1]
 
 
 def spacing(steps: list[int]) -> int | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.exchange.machine import Machine
 
 MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 """The classes of dict a pickle may make; assigning to their keys runs nothing of the file's."""
@@ -40,6 +43,9 @@ class Node:
         """
         del state
         raise ValueError(f"a {type(self).__name__} takes no state")
+
+    def follow(self, machine: Machine) -> None:
+        """Read what stands in the file behind BUILD; with most values nothing does."""
 
     def finish(self, resolve: Resolve) -> Any:
         """Return the finished value; `resolve` finishes the parts."""

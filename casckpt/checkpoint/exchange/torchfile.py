@@ -21,6 +21,7 @@ from casckpt.checkpoint.exchange import foreign
 from casckpt.checkpoint.exchange.archive import Archive
 from casckpt.checkpoint.exchange.arrays import array_table
 from casckpt.checkpoint.exchange.dtypes import ITEM_BYTES, swap_bytes
+from casckpt.checkpoint.exchange.joblibfile import joblib_table
 from casckpt.checkpoint.exchange.machine import Machine
 from casckpt.checkpoint.exchange.plain import Notes, lookup_key, plain_table
 from casckpt.checkpoint.exchange.refusals import allowed_bytes, damaged, refused, unreadable
@@ -56,7 +57,9 @@ class PickleReader:
         names = TorchNames(path, tensors, self._notes, self._load_nested, allowed_bytes(file_bytes))
         self._has_foreign = False
         arrays = array_table(path, lambda: self._has_foreign)
-        self._table = plain_table(self._notes) | arrays | stream_table() | names.table()
+        self._table = (
+            plain_table(self._notes) | arrays | joblib_table(path) | stream_table() | names.table()
+        )
         self._memories: dict[str, Memory] = {}
         self._views: dict[str, StorageNode] = {}
 

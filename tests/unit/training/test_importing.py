@@ -131,6 +131,65 @@ def test_progress_files_are_plain_values(store, tmp_path):
     assert store.restore("nas") == progress
 
 
+# ---- folders of a Trainer
+
+
+def trainer_folder(home, step, losses, best=None, optimizer=None):
+    torch = pytest.importorskip("torch")
+    folder = home / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    history = [{"step": at, "epoch": at / 10, "loss": loss} for at, loss in losses.items()]
+    history.append({"step": step, "eval_loss": float("inf"), "note": "text"})
+    state = {"global_step": step, "log_history": history, "best_model_checkpoint": best}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    torch.save({"w": torch.full((3,), float(step))}, folder / "pytorch_model.bin")
+    torch.save({"state": {}} if optimizer is None else optimizer, folder / "optimizer.pt")
+    torch.save(Evil(), folder / "training_args.bin")
+    return folder
+
+
+def test_folders_of_a_trainer_are_one_run_of_files(store, tmp_path):
+    out = tmp_path / "out"
+    trainer_folder(out, 500, {500: 2.0}, "out/checkpoint-500")
+    trainer_folder(out, 1000, {500: 2.0, 1000: 2.5}, "/elsewhere/out/checkpoint-500")
+    for name in ("config.json", "trainer_state.json", "training_args.bin"):
+        (out / name).write_bytes((out / "checkpoint-500" / "trainer_state.json").read_bytes())
+    (out / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    made = store.import_files("bart", out)
+    assert [(one.run, one.step) for one in made] == [
+        ("bart", 500),
+        ("bart", 1000),
+        ("bart/final", 0),
+    ]
+    assert store.get("bart@imported-best").step == 500
+    assert store.get("bart").metrics == {"loss": 2.5, "eval_loss": float("inf")}
+    assert store.best("bart", "loss", "min").step == 500
+    store.restore_files("bart@1000", tmp_path / "back")
+    for file in (out / "checkpoint-1000").iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    assert [one.id for one in store.import_files("bart", out)] == [one.id for one in made]
+
+
+def test_folders_of_a_trainer_may_be_named_one_by_one(store, tmp_path):
+    folders = [trainer_folder(tmp_path / name, step, {}) for name, step in (("a", 30), ("b", 4))]
+    made = store.import_files("bart", *folders)
+    assert [one.step for one in made] == [4, 30]
+    renamed = folders[0].rename(tmp_path / "bart-v2")
+    assert store.import_files("other", renamed)[0].step == 30
+
+
+def test_a_trainers_folder_that_would_run_code_or_says_nothing_is_refused(store, tmp_path):
+    folder = trainer_folder(tmp_path / "evil", 5, {}, optimizer={"state": Evil()})
+    with pytest.raises(PickleRefused, match="system"):
+        store.import_files("r", folder)
+    folder = trainer_folder(tmp_path / "broken", 5, {})
+    for text in ("{", "[]", '{"global_step": -1, "log_history": []}', '{"global_step": 5}'):
+        (folder / "trainer_state.json").write_text(text)
+        with pytest.raises(Corrupt, match="no state of a Trainer"):
+            store.import_files("r", folder)
+    assert store.runs() == []
+
+
 # ---- boosters
 
 
@@ -223,15 +282,19 @@ def estimators():
     ]
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 4, 5, "joblib"])
 @pytest.mark.parametrize("at", range(7))
 def test_estimators_come_by_their_arrays(store, tmp_path, at, protocol):
     estimator = estimators()[at]
     labels = np.where(Y > 0, "fast", "slow") if hasattr(estimator, "classes_") or at in (
         2, 4, 5, 6) else Y  # fmt: skip
     estimator.fit(X, labels)
-    dump(tmp_path / "model.pkl", {"model": estimator, "epoch": 4}, protocol)
-    (made,) = store.import_files("fitted", tmp_path / "model.pkl")
+    if protocol == "joblib":
+        path = tmp_path / "model.joblib"
+        pytest.importorskip("joblib").dump({"model": estimator, "epoch": 4}, path, compress=3)
+    else:
+        path = dump(tmp_path / "model.pkl", {"model": estimator, "epoch": 4}, protocol)
+    (made,) = store.import_files("fitted", path)
     assert made.step == 4
     back = store.restore("fitted")["model"]
     assert type(back) is type(estimator)
