@@ -25,6 +25,7 @@ _KILLED = "test_killed_at_random_moments_it"
 PROGRAMS = (
     "tests/adapters/test_torch_kills.py",
     "tests/adapters/test_folds_kills.py",
+    "tests/adapters/test_saves_kills.py",
     "tests/e2e/test_stage_kill.py::test_nothing_that_is_done_is_called_again[1-1-0]",
     "tests/e2e/test_stage_kill.py::test_nothing_that_is_done_is_called_again[2-2-3]",
     f"tests/adapters/test_xgboost.py::{_KILLED}_makes_the_same_booster",

@@ -15,7 +15,7 @@ from casckpt.checkpoint.records import Checkpoint, RunInfo, check_metrics
 from casckpt.checkpoint.refs import Ref, parse_selector, rank, select
 from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
-from casckpt.training import keeping, randomness, series, status
+from casckpt.training import byhand, keeping, randomness, series, status
 from casckpt.training.lines import edit_record
 from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
@@ -86,32 +86,46 @@ class Run(RunLoops, RunWork):
         tags: str | Sequence[str] = (),
         replace: bool = False,
         level: str | None = None,
+        name: str | None = None,
     ) -> Checkpoint:
         """Save a state on this line, durable on return; generators are captured with it.
+
+        A loop saves its own state and goes on from that alone. So in a run with a loop, and with
+        a name, the state goes to a run below: NAME/saves, or NAME/`name`. There a unit that is
+        done again after a kill takes the place of what it saved before.
 
         If several processes train the run, each of them makes this call.
 
         Args:
             state: see `Store.save`, like all others.
-            step: None for the line's last + 1.
+            step: None for the line's last + 1; in a run below for the unit at hand.
             metrics: see `Store.save`.
             tags: see `Store.save`.
             replace: see `Store.save`.
             level: see `Store.save`.
+            name: of a run below.
 
         Raises:
             RunBusy: another live process trains the run.
             StepExists, BadLeaf, BadRequest, NoSpace: see `Store.save`.
         """
         self._begin(None)
-        captured = captured_by_all(self._peers, state, None)
+        below = name or (byhand.DEFAULT_NAME if self._loop is not None else None)
+        captured = captured_by_all(self._peers, state, None) if below is None else None
         made: list[Checkpoint] = []
 
         def lead() -> str:
-            made.append(
-                self._save_captured(captured or [], state, step, metrics, tags, replace, level)
-            )
-            return name_of(self.store, made[0])
+            if below is None:
+                one = self._save_captured(
+                    captured or [], state, step, metrics, tags, replace, level
+                )
+            else:
+                one = byhand.save(
+                    self, below, state, step, metrics=metrics, tags=tags, replace=replace,
+                    level=level,
+                )  # fmt: skip
+            made.append(one)
+            return name_of(self.store, one)
 
         named = self._peers.lead(lead)
         return made[0] if made else self.store.get(named)

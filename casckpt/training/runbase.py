@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.errors import BadRequest, Stopped
+from casckpt.errors import BadRequest, Stopped, TreeMismatch
 from casckpt.logs import logger
 from casckpt.training import guards, keeping, status
 from casckpt.training.lines import Line, read_record, scope
@@ -57,6 +57,7 @@ class RunBase:
         self._parent_id = parent_of(opened.checkpoint, name, opened.line)
         self._loop: Loop | None = None
         self._saved: Checkpoint | None = None
+        self._saved_by_hand: set[str] = set()
         self._row: dict[str, float] | None = None
         self._row_at = opened.checkpoint.step if opened.checkpoint is not None else 0
         self._strict = True
@@ -217,7 +218,15 @@ class RunBase:
 
     def _restore_into(self, checkpoint: Checkpoint, tree: Any) -> None:
         """Fill a loop's state; of a model whose new structure was allowed, what fits."""
-        self.store.restore(checkpoint, into=tree, strict=self._strict)
+        try:
+            self.store.restore(checkpoint, into=tree, strict=self._strict)
+        except TreeMismatch as exc:
+            if not self._position()[1].loop:
+                exc.hint = (
+                    f"no loop saved {checkpoint.ref}: begin anew with resume='never', and save what"
+                    " is no loop's with a name: run.save(state, name='predictions')"
+                )
+            raise
 
     def _restore_from(self, checkpoint: Checkpoint, into: Any, only: Any) -> Any:
         return self.store.restore(
