@@ -81,7 +81,7 @@ class Bases:
         run: str,
         line: int,
         keys: Sequence[int],
-        opaque: Sequence[bool],
+        by_dictionary: Sequence[bool],
         layout: Layout,
         period: int,
     ) -> list[bytes | None]:
@@ -89,11 +89,11 @@ class Bases:
 
         Keyframes are staggered over blobs, so that no save is much larger than the others; the
         first blob's comes when its chain is full. After a restart the turn begins anew: the store
-        bounds the depth of every chain all the same. Opaque blobs always have one: of their chunks
-        a save changes few, so the store looks at each chain by itself.
+        bounds the depth of every chain all the same. Blobs to which a base is a dictionary always
+        have one: at the end of a chain the store finds another, or stores the chunk whole.
         """
         turn = self._turns[run, line] = self._turns.get((run, line), 0) + 1
         return [
-            layout.get(key) if is_opaque or (turn + index) % period else None
-            for index, (key, is_opaque) in enumerate(zip(keys, opaque, strict=True))
+            layout.get(key) if always or (turn + index) % period else None
+            for index, (key, always) in enumerate(zip(keys, by_dictionary, strict=True))
         ]

@@ -239,7 +239,7 @@ class Committing(StoreHandle):
             return [layout.get(key) for key in plan.blob_keys()]
         period = self._repository.options.max_delta_depth + 1
         return self._bases.choose(
-            request.run, place.line, plan.blob_keys(), plan.opaque(), layout, period
+            request.run, place.line, plan.blob_keys(), plan.by_dictionary(), layout, period
         )
 
     def _level(self, request: SaveRequest) -> str:

@@ -65,9 +65,11 @@ class BlobPlan:
             for blob in self._blobs
         ]
 
-    def opaque(self) -> list[bool]:
-        """Return for each blob whether its bytes are no numbers."""
-        return [blob.opaque for blob in self._blobs]
+    def by_dictionary(self) -> list[bool]:
+        """Return for each blob whether a base is a dictionary to it: opaque, or items of 1 byte."""
+        from casckpt.store import codec
+
+        return [blob.opaque or codec.plane_width(blob.item_size) == 1 for blob in self._blobs]
 
     def sources(self, bases: Sequence[bytes | None] = ()) -> Iterator[BlobSource]:
         """Yield what the store is to write; copies, where needed, are made one at a time.
