@@ -1,6 +1,7 @@
 """Chunks at one place of many versions: the columns that compact works on, and who stands on whom.
 
-The floor above knows which blobs are versions of one another. Here they are cut into columns. A
+The floor above knows which blobs are versions of one another. Here they are cut into columns: of
+numbers, the chunks at one place of the grid; of other bytes, those that took each other's place. A
 column has a root, stored whole, and every other chunk is tried as a difference to one nearer to
 the root. Versions are numbered from the far end, from 1, and number i stands on i + s, s being the
 largest power of the step that divides i: most stand on their neighbour, which differs least, and
@@ -30,7 +31,7 @@ class Lineage:
     """Blobs of `length` bytes that are versions of one another, the one to be fastest first.
 
     `item_size` is the bytes per item of the array they come from; 1 for opaque bytes, of which
-    none stands on another.
+    `length` is that of one of them.
     """
 
     blobs: tuple[bytes, ...]
@@ -75,10 +76,14 @@ class Plan:
         for lineage, versions in self._lineages:
             width = ID_BYTES
             if codec.plane_width(lineage.item_size) == 1:
-                alone = {
-                    ids[at : at + width] for ids in versions for at in range(0, len(ids), width)
-                }
-                yield from _alone([one for one in sorted(alone) if claimed.add(one)])
+                alone: list[bytes] = []
+                for thread in _threads(versions):
+                    own = frozenset(one for one in thread if claimed.add(one))
+                    if own and len(thread) > 1:
+                        yield Column(tuple(thread), own, 1, True)
+                    else:
+                        alone += own
+                yield from _alone(alone)
                 continue
             for at in range(0, len(versions[0]), width):
                 ids = tuple(dict.fromkeys(version[at : at + width] for version in versions))
@@ -98,6 +103,37 @@ def _chunks(reader: Reader, lineage: Lineage, blob: bytes) -> bytes:
         if sum(sizes) != lineage.length or any(size != layout.GRID_BYTES for size in sizes[:-1]):
             return b""
     return b"".join(identity for identity, _ in chunks)
+
+
+def _threads(versions: Sequence[bytes]) -> list[list[bytes]]:
+    """Return chunks of opaque bytes, each after the one that stands in its place nearer the root.
+
+    Where two took the place of one, the second begins a thread of its own, after that one again.
+    """
+    threads: list[list[bytes]] = []
+    thread_of: dict[bytes, list[bytes]] = {}
+    nearer: list[bytes] = []
+    for joined in versions:
+        ids = [joined[at : at + ID_BYTES] for at in range(0, len(joined), ID_BYTES)]
+        places = {identity: place for place, identity in enumerate(nearer)}
+        at = 0
+        for index, identity in enumerate(ids):
+            place = index if nearer[index : index + 1] == [identity] else places.get(identity)
+            if place is not None:
+                at = place + 1
+                continue
+            near = nearer[min(at, len(nearer) - 1)] if nearer else b""
+            at += 1
+            if identity in thread_of:
+                continue
+            thread = thread_of.get(near, [])
+            if not thread or thread[-1] != near:
+                thread = [near] if near else []
+                threads.append(thread)
+            thread.append(identity)
+            thread_of[identity] = thread
+        nearer = ids
+    return threads
 
 
 def _alone(ids: list[bytes]) -> Iterator[Column]:

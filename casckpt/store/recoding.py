@@ -43,6 +43,9 @@ _TURNED_SHARE = 0.01
 _WORTH = 0.98
 # Decoded chunks at hand for each worker: the versions of a step, and the digits above.
 _KEPT = 8
+# What of a column is held back until it is known to win: what was written of one that is left takes
+# space until the next run copies the rest.
+_HELD_BYTES = 4 * layout.MIB
 # The least that is written before what it replaces is freed.
 _ROOM_BYTES = layout.PACK_SEAL_BYTES
 _UNREADABLE = (Corrupt, Deleted, NewerFormat)
@@ -63,6 +66,18 @@ class Recoded:
     share: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A chunk coded anew, to be appended in place of what its row names."""
+
+    row: rows.ObjectRow
+    encoding: int
+    identity: bytes
+    logical: int
+    refs: tuple[bytes, ...]
+    payload: bytes
+
+
 @dataclass(slots=True)
 class _Work:
     """A column at work: its rows, its moves so far, and chunks at hand.
@@ -75,6 +90,7 @@ class _Work:
     only_bases: dict[bytes, dict[bytes, int]]
     outcome: Recoded = field(default_factory=Recoded)
     moves: list[Move] = field(default_factory=list)
+    held: list[_Record] = field(default_factory=list)
     freed: dict[bytes, int] = field(default_factory=dict)
     undo: list[tuple[bytes, bytes]] = field(default_factory=list)
     kept: dict[bytes, memoryview | None] = field(default_factory=dict)
@@ -99,7 +115,7 @@ class Recoder:
         *,
         ahead: int = 2,
     ) -> None:
-        """Work with `pool` on up to `ahead` columns at a time: each takes some 12 MiB."""
+        """Work with `pool` on up to `ahead` columns at a time: each takes some 16 MiB."""
         self._shared = shared
         self._ahead = ahead
         self._pool = pool
@@ -200,9 +216,26 @@ class Recoder:
             for identity, base in reversed(work.undo):
                 self._chains.put_back(identity, base)
             work.moves.clear()
+            work.held.clear()
             outcome.recoded_count = outcome.before_bytes = outcome.after_bytes = 0
+        if append is not None:
+            self._append_held(work, append)
         work.kept.clear()
         return work
+
+    @staticmethod
+    def _append_held(work: _Work, append: Append) -> None:
+        for held in work.held:
+            placed = append(
+                layout.TYPE_CHUNK,
+                held.encoding,
+                held.identity,
+                held.logical,
+                held.refs,
+                held.payload,
+            )
+            work.moves.append(Move(held.row, *placed))
+        work.held.clear()
 
     @staticmethod
     def _price(work: _Work) -> float:
@@ -239,15 +272,20 @@ class Recoder:
         if not encoded.uses_base and not row.base and len(encoded.payload) > _WORTH * row.stored:
             return
         used = base if encoded.uses_base else b""
+        refs = (used,) if used else ()
+        after = records.OVERHEAD_BYTES + 32 * len(refs) + len(encoded.payload)
+        if index and row.base and not used and codec.plane_width(work.column.item_size) == 1:
+            # Of opaque bytes nobody knows before whether they resemble what took their place.
+            return
         if not self._chains.move(identity, used):
             return
         work.undo.append((identity, row.base))
-        refs = (used,) if used else ()
-        after = records.OVERHEAD_BYTES + 32 * len(refs) + len(encoded.payload)
         if append is not None:
             self._prove(identity, encoded, view, old)
-            arguments = (encoded.encoding, identity, len(view), refs, encoded.payload)
-            work.moves.append(Move(row, *append(layout.TYPE_CHUNK, *arguments)))
+            payload = bytes(encoded.payload)
+            work.held.append(_Record(row, encoded.encoding, identity, len(view), refs, payload))
+            if sum(len(held.payload) for held in work.held) > _HELD_BYTES:
+                self._append_held(work, append)
         work.outcome.recoded_count += 1
         work.freed |= work.only_bases[identity]
         work.outcome.before_bytes += row.total_bytes
