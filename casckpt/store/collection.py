@@ -118,8 +118,8 @@ def collect(
     """
     opening.require_features(shared.format.collect, layout.COLLECT_FEATURES, "collect")
     with gc_lock(shared):
-        if _disk_is_full(shared):
-            creation.free_ballast(shared.path)
+        if creation.is_nearly_full(shared.path):
+            creation.free_ballast(shared.path, collecting=True)
         try:
             while True:
                 collector = _Collector(shared, now=now, force=force, recode=recode)
@@ -128,10 +128,6 @@ def collect(
                     return report
         finally:
             creation.make_ballast(shared.path)
-
-
-def _disk_is_full(shared: SharedStore) -> bool:
-    return files.free_bytes(shared.path) < layout.BALLAST_MIN_BYTES
 
 
 class _Collector:
@@ -228,7 +224,7 @@ class _Collector:
         if self._recode is not None:
             dead_share = compaction.THOROUGH_DEAD_SHARE
         chosen = compaction.choose(candidates, mark, dead_share)
-        chosen = compaction.fitting(chosen, mark, files.free_bytes(self._shared.path))
+        chosen = compaction.fitting(chosen, mark, compaction.room(self._shared.path))
         if chosen:
             self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
 

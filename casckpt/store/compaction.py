@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from casckpt.errors import Corrupt
 from casckpt.store import files, layout, packs, records, rows
@@ -57,6 +58,12 @@ def choose(
         if row.size < SMALL_BYTES and mark.live_bytes.get(number, 0) > 0
     }
     return chosen | (small if len(small) >= SMALL_COUNT else set())
+
+
+def room(path: Path) -> int:
+    """Return the bytes that may be copied: of what is free, as many as packs can be made for."""
+    inodes = max(files.free_inodes(path) - layout.RESERVE_COLLECT_FILES, 0)
+    return min(files.free_bytes(path), inodes * layout.PACK_SEAL_BYTES)
 
 
 def fitting(chosen: set[int], mark: Mark, free_bytes: int) -> set[int]:

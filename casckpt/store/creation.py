@@ -25,6 +25,7 @@ KNOWN_NAMES = frozenset(
         layout.GC_LOCK_FILE,
         layout.WRITER_FILE,
         layout.BALLAST_FILE,
+        layout.RESERVE_FOLDER,
     }
 )
 
@@ -148,17 +149,22 @@ def set_current(path: Path, number: int) -> None:
 
 
 def make_ballast(path: Path) -> bool:
-    """Reserve the space that freeing works from on a full disk; return whether it is there.
+    """Reserve what freeing works from on a full disk, space and inodes; return whether it is there.
 
-    Min(64 MiB, 1 % of the free space), at least 4 MiB. Left out where even that is not free.
+    Space: min(64 MiB, 1 % of what is free), at least 4 MiB. Files: 16, or the 4 that a collection
+    needs while fewer than 16 more could be made. Left out where even that is not free.
     """
     ballast = path / layout.BALLAST_FILE
-    if ballast.exists():
+    if ballast.exists() and len(_reserve(path)) == layout.RESERVE_FILES:
         return True
-    share = files.free_bytes(path) // 100
-    length = max(layout.BALLAST_MIN_BYTES, min(layout.BALLAST_MAX_BYTES, share))
     temporary = path / (layout.BALLAST_FILE + ".new")
     try:
+        # ORDER: the ballast last, and given back first: where it is, a collection has its inodes
+        _make_reserve(path)
+        if ballast.exists():
+            return True
+        share = files.free_bytes(path) // 100
+        length = max(layout.BALLAST_MIN_BYTES, min(layout.BALLAST_MAX_BYTES, share))
         descriptor = files.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             files.allocate(descriptor, length, temporary)
@@ -172,9 +178,39 @@ def make_ballast(path: Path) -> bool:
     return True
 
 
-def free_ballast(path: Path) -> None:
-    """Give the ballast's space to whoever frees more of it."""
+def _make_reserve(path: Path) -> None:
+    folder = path / layout.RESERVE_FOLDER
+    files.make_folder(folder, exist_ok=True)
+    for number in range(layout.RESERVE_FILES):
+        if number >= layout.RESERVE_COLLECT_FILES:
+            # The next save is to find some too.
+            if files.free_inodes(path) < layout.RESERVE_FILES:
+                return
+        files.close_file(files.open_file(folder / f"{number:02d}", os.O_RDWR | os.O_CREAT))
+
+
+def _reserve(path: Path) -> list[Path]:
+    folder = path / layout.RESERVE_FOLDER
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def is_nearly_full(path: Path) -> bool:
+    """Tell whether a collection needs the ballast."""
+    return (
+        files.free_bytes(path) < layout.BALLAST_MIN_BYTES
+        or files.free_inodes(path) < layout.RESERVE_FILES
+    )
+
+
+def free_ballast(path: Path, *, collecting: bool = False) -> None:
+    """Give what is reserved to whoever frees more of it.
+
+    Of the inodes all to a collection, and two to others: a session's and a pack's.
+    """
     files.unlink(path / layout.BALLAST_FILE, missing_ok=True)
+    spare = _reserve(path)
+    for file in spare if collecting else spare[layout.RESERVE_COLLECT_FILES :][-2:]:
+        files.unlink(file, missing_ok=True)
 
 
 def check_index(environment: Environment, store_uuid: bytes) -> None:

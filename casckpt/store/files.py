@@ -295,6 +295,14 @@ def free_bytes(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def free_inodes(path: Path) -> int:
+    """Return how many files may still be made on the file system of `path`; 2^63 for no limit."""
+    with _operation("statvfs", path):
+        facts = os.statvfs(path)
+    # What has no table of inodes (btrfs, some tmpfs) calls their number 0.
+    return facts.f_favail if facts.f_files else 2**63
+
+
 # ---- locks: open file description locks; they end by close only, whoever dies
 
 

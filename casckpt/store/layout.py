@@ -23,6 +23,7 @@ LOCK_FILE: Final = "lock"
 GC_LOCK_FILE: Final = "gc.lock"
 WRITER_FILE: Final = "writer"
 BALLAST_FILE: Final = "ballast"
+RESERVE_FOLDER: Final = "reserve"
 
 # Version and features (section 3)
 FORMAT_VERSION: Final = 1
@@ -105,3 +106,6 @@ GRACE_S: Final = 3600.0
 # Ballast (section 2)
 BALLAST_MAX_BYTES: Final = 64 * MIB
 BALLAST_MIN_BYTES: Final = 4 * MIB
+RESERVE_FILES: Final = 16
+# What collecting makes: a session, a pack with its folder, and what replaces the clean stamp
+RESERVE_COLLECT_FILES: Final = 4

@@ -117,7 +117,7 @@ def refuse_strangers(path: Path, index: Path) -> None:
         for entry in entries:
             if entry.name in creation.KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX):
                 _refuse_stranger(entry)
-    for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER):
+    for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER, layout.RESERVE_FOLDER):
         if (path / name).exists() and not (path / name).is_dir():
             raise NoStore(f"refused to open {path}", f"its {name} is a file and no folder")
     folders = (path / layout.PACKS_FOLDER, index)

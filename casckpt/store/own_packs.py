@@ -7,7 +7,6 @@ disk overlaps the coding of the next chunks.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ from casckpt.errors import CasckptError
 from casckpt.store import codec, facts, layout, records, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.index_writer import IndexWriter
-from casckpt.store.packs import PackFailed, PackWriter
+from casckpt.store.packs import PackFailed, PackWriter, new_uuid
 from casckpt.store.records import Buffer, Record
 from casckpt.store.sessions import Session
 
@@ -45,7 +44,7 @@ class OwnPacks:
     def _open_pack(self, highest_fact: int = 0) -> PackWriter:
         """Register a new pack, make its file, and return it."""
         assert self.writer is not None
-        uuid = os.urandom(16)
+        uuid = new_uuid(self._store)
         session = self._session().uuid
 
         def register(tx: Transaction) -> int:

@@ -27,6 +27,19 @@ def pack_path(store: Path, uuid: bytes) -> Path:
     return store / layout.PACKS_FOLDER / name[:2] / (name + layout.PACK_SUFFIX)
 
 
+def new_uuid(store: Path) -> bytes:
+    """Return the uuid of a pack to be made.
+
+    Where inodes are short its folder is one that is there: removing takes one inode less then.
+    """
+    uuid = os.urandom(16)
+    if files.free_inodes(store) < layout.RESERVE_FILES:
+        folders = sorted((store / layout.PACKS_FOLDER).glob("[0-9a-f][0-9a-f]"))
+        if folders:
+            return bytes.fromhex(folders[uuid[0] % len(folders)].name) + uuid[1:]
+    return uuid
+
+
 class PackFailed(OperationFailed):
     """An earlier write to this pack failed, in any thread: what is not synced goes elsewhere."""
 

@@ -345,7 +345,8 @@ class Repository:
             for run, seq, payload in checkpoints:
                 bury_checkpoint(tx, run, seq, payload)
 
-        self._shared(write=True).writer.run(remove, row_count=len(checkpoints))
+        shared = self._shared(write=True)
+        shared.with_ballast(lambda: shared.writer.run(remove, row_count=len(checkpoints)))
 
     def untrash(self, run: str, seq: int) -> None:
         """Bring a checkpoint back from the trash; NotFound when it is not there any more."""

@@ -312,7 +312,8 @@ def _require_ballast(shared: SharedStore) -> None:
         if files.try_lock(descriptor, exclusive=True) and not creation.make_ballast(shared.path):
             raise NoSpace(
                 "cannot save: the disk is full",
-                f"{files.free_bytes(shared.path)} bytes are free, not enough even for the ballast",
+                f"{files.free_bytes(shared.path)} bytes are free, and {files.free_inodes(shared.path)} files can be "
+                "made: not enough even for what is kept for removing and collecting",
             )
     finally:
         files.close_file(descriptor)

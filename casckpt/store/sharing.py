@@ -181,9 +181,8 @@ class SharedStore:
         from casckpt.store.sessions import Session
 
         # ORDER: what a reader must know is said before a record needs it
-        self.with_ballast(lambda: opening.name_features(self.path))
-        # Its process may want to free some room.
-        return self.with_ballast(lambda: Session(self.path))
+        opening.name_features(self.path)
+        return Session(self.path)
 
     def with_ballast(self, work: Callable[[], _Result]) -> _Result:
         """Run what makes room; where the disk is too full even for that, in the ballast's space."""

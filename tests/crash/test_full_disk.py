@@ -136,3 +136,25 @@ def test_a_new_store_on_a_nearly_full_disk_is_an_error_or_a_store(small_disk, fr
     assert said["failed"] is None or said["failed"][1] == 16, said
     (small_disk / f"filler-{free_kib * 1024}").unlink()
     assert save(small_disk / "store", 1)["failed"] is None
+
+
+def test_removing_and_collecting_need_no_free_inode(small_disk):
+    subprocess.run(["mount", "-o", "remount,nr_inodes=120", str(small_disk)], check=True)
+    store = small_disk / "store"
+    done = [save(store, 1)["done"][0] for _ in range(9)]
+    filler = small_disk / "filler"
+    filler.mkdir()
+    for number in range(os.statvfs(small_disk).f_ffree):
+        (filler / str(number)).touch()
+    assert os.statvfs(small_disk).f_ffree == 0
+    assert save(store, 1)["failed"][:2] == ["NoSpace", 16]
+    for step in done[:6]:
+        removed = cli(store, "rm", f"run@{step}", "--yes")
+        assert removed.returncode == 0, removed.stderr
+        assert save(store, 1)["failed"][:2] == ["NoSpace", 16]
+    collected = cli(store, "gc", "--now", "--yes")
+    assert collected.returncode == 0, collected.stderr
+    assert_all_there(store, done[6:])
+    again = save(store, 1)
+    assert again["failed"] is None, again
+    assert_all_there(store, [*done[6:], *again["done"]])

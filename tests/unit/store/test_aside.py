@@ -212,7 +212,7 @@ def pack_folder(path: Path) -> Path:
 @pytest.mark.parametrize(
     "place",
     ["format.json", "CURRENT", "lock", "packs", "sessions", "index.0", "index.0/data.mdb",
-     "index.0/lock.mdb", "ballast", "pack folder"],
+     "index.0/lock.mdb", "ballast", "reserve", "pack folder"],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["r", "a"])
 def test_symbolic_links_are_not_followed(stored, tmp_path, place, mode):
