@@ -84,6 +84,7 @@ class Loop:
             run._restore_into(checkpoint, tree_of(state))
             restore_generators(state, extra.held)
             options.monitor.load(extra.loop.get("monitor", {}))
+            self._say_total(extra)
         self.saver = LoopSaver(run, state, options.monitor, options.keep)
         self.saver.since.steps = extra.loop.get("steps", 0)
         run._loop = self
@@ -97,6 +98,15 @@ class Loop:
         if not self.is_over and run._peers.leads:
             forecast.before_training(run, tree_of(state), options, self.done)
         self.note()
+
+    def _say_total(self, extra: Extra) -> None:
+        """Say that there are more units than before: the line at the opening could not know it."""
+        total, before = self._options.total, extra.loop.get("total", self._options.total)
+        if total != before and self._run._peers.leads:
+            where = "all are done" if self.is_over else f"going on at {self.unit} {self.done + 1}"
+            logger.info(
+                "%s: %d %ss in all, before %d; %s", self._run.name, total, self.unit, before, where
+            )
 
     @property
     def middle(self) -> dict[str, Any] | None:

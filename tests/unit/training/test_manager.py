@@ -110,7 +110,18 @@ def test_studies(tmp_path):
 
 
 def test_levels_of_compression(manager):
+    assert manager.compress_checkpoint("fast") == 0
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=100_000).astype("float32")
+    made = []
+    for step in range(6):
+        weights = weights + rng.normal(size=weights.size).astype("float32") * 1e-4
+        made.append(weights)
+        manager.save_checkpoint({"w": weights}, step)
+    before = manager.store.stats("nn").stored_bytes
     manager.compress_checkpoint("small")
-    fill(manager, steps=(1,))
+    assert manager.store.stats("nn").stored_bytes < 0.75 * before
+    for step, value in enumerate(made):
+        assert (manager.load_checkpoint(step)["w"] == value).all()
     with pytest.raises(BadRequest):
         manager.compress_checkpoint("tiny")

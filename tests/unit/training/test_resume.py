@@ -38,6 +38,17 @@ def test_one_line_says_where_it_goes_on(train, caplog, name):
     ]
 
 
+def test_more_epochs_than_before_are_said_as_what_they_are(train, caplog, name):
+    train(2)
+    for total, before, then in ((4, 2, "going on at epoch 3"), (3, 4, "all are done")):
+        caplog.clear()
+        train(total)
+        assert [one.message for one in caplog.records] == [
+            f"{name}: {before} of {before} epochs are done, from {name}@{before}",
+            f"{name}: {total} epochs in all, before {before}; {then}",
+        ]
+
+
 def test_must_needs_something(train, store, name):
     with pytest.raises(NotFound, match="nothing to go on from"):
         train(2, run={"resume": "must"})
