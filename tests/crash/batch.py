@@ -6,19 +6,29 @@ there, and the next child goes on behind that look.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.crash import oracle
+from tests.crash import oracle, threadless
 
 Look = Callable[[], None]
 
 
-def each(looks: Sequence[Look], said: Path, hang_s: float = oracle.HANG_S) -> list[str]:
-    """Carry out every look; return for each "" or what went wrong."""
+def each(
+    looks: Sequence[Look],
+    said: Path,
+    hang_s: float = oracle.HANG_S,
+    before: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Carry out every look; return for each "" or what went wrong.
+
+    `before` each child it puts right what one that died has left.
+    """
     answers: list[str] = []
     while len(answers) < len(looks):
+        before()
         rest = looks[len(answers) :]
         came_back, why = _one_child(rest, said, hang_s)
         answers += [""] * came_back
@@ -31,6 +41,8 @@ def _one_child(looks: Sequence[Look], said: Path, hang_s: float) -> tuple[int, s
     reading, writing = os.pipe()
 
     def work() -> None:
+        gc.freeze()
+        threadless.switch_off()
         for look in looks:
             look()
             os.write(writing, b".")

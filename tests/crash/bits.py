@@ -24,7 +24,7 @@ from tests.crash.workloads import open_store, same
 
 _SECTOR = 512
 _BATCH = 256
-_STEPS = 3
+_STEPS = 2
 _VERIFY_EVERY = 16
 
 
@@ -171,7 +171,7 @@ WAYS = ("bit", "cut", "zero", "swapped", "stale", "misplaced")
 def run(small: SmallStore, way: str, numbers: range) -> Iterator[tuple[str, str]]:
     """Try damages of one way; yield what was found with the point that repeats it."""
     looks = [functools.partial(small.look, way, number, in_a_fork=False) for number in numbers]
-    answers = batch.each(looks, small.lab.folder / "said")
+    answers = batch.each(looks, small.lab.folder / "said", before=small.restore)
     small.restore()
     for number, said in zip(numbers, answers, strict=True):
         if said.startswith("I5: signal"):

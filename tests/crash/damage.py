@@ -154,12 +154,15 @@ def rot(lab: Lab, point: str, *, count: int = 256) -> tuple[list[tuple[str, str]
         finally:
             path.write_bytes(whole[path])
 
-    def carry_out(these: list[int], walk: Callable[[], None]) -> list[str]:
-        looks = [functools.partial(look, number, walk) for number in these]
-        answers = batch.each(looks, lab.folder / "said")
+    def put_back() -> None:
         for path, content in whole.items():
             if path.read_bytes() != content:
                 path.write_bytes(content)
+
+    def carry_out(these: list[int], walk: Callable[[], None]) -> list[str]:
+        looks = [functools.partial(look, number, walk) for number in these]
+        answers = batch.each(looks, lab.folder / "said", before=put_back)
+        put_back()
         return answers
 
     for number, said in zip(numbers, carry_out(numbers, scale.walk_here), strict=True):

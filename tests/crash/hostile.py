@@ -3,12 +3,13 @@
 An attack changes a whole store of three checkpoints. Then a child does to it what a user might:
 list, restore, verify, save, collect, export, rebuild. Each call must give what was saved, or raise
 an error with a class; nothing outside the store may change, no signal, no hang, and memory stays
-within the size of the store, 64 MiB and a few chunks. `hostile:NAME` repeats an attack;
+within the size of the store and 64 MiB. `hostile:NAME` repeats an attack;
 `hostile:NAME:SEED` damages it further first.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import resource
@@ -16,19 +17,29 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from casckpt.api import repair_store
 from casckpt.errors import CasckptError
 from casckpt.store import layout
-from tests.crash import attacks, damage, oracle, scale, shim
+from tests.crash import attacks, batch, damage, oracle, scale, shim
 from tests.crash.job import Job
 from tests.crash.points import Lab
-from tests.crash.workloads import open_store, same, state
+from tests.crash.workloads import open_store, same
+from tests.crash.workloads import state as large_state
 
-# And three chunks of the largest size, which a reader decodes side by side.
-SPARE_BYTES = 64 * layout.MIB + 3 * layout.CHUNK_MAX_BYTES
+SPARE_BYTES = 64 * layout.MIB
 _HANG_S = 60
 _SEEDS = {0: 10, 1: 20, 2: 11}
+_SWEPT = 128
+
+
+def state(seed: int) -> dict[str, Any]:
+    """Return a tenth of the state of a seed: every part of it, in a chunk or two each."""
+    return {
+        name: value[: len(value) // 10] if hasattr(value, "__len__") else value
+        for name, value in large_state(seed).items()
+    }
 
 
 @dataclass
@@ -66,15 +77,12 @@ class Range:
 
     def attack(self, name: str, seed: int | None = None) -> str:
         """Carry out one attack; return "" or what went wrong."""
-        self._fresh()
+        if said := self._make(name):
+            return said
         attack = attacks.ATTACKS[name]
-        said = oracle.in_child(
-            lambda: attack.work(attacks.Target(self.place, self.outside)), self.lab.folder / "said"
-        )
-        if said:
-            return f"cannot make the attack: {said}"
-        if seed is not None:
-            _damage_more(self.place, random.Random(f"{name} {seed}"))
+        if seed is not None and (whole := _damageable(self.place)):
+            path, data = _damaged(whole, name, seed)
+            path.write_bytes(data)
         before = _facts(self.outside)
         said, grown = self._exercise(rewrites=attack.rewrites)
         allowed = _size(self.place) + SPARE_BYTES + self.healthy_bytes
@@ -83,6 +91,54 @@ class Range:
         if not said and grown > allowed:
             return f"memory grew by {grown >> 20} MiB, {allowed >> 20} MiB are allowed"
         return said
+
+    def _make(self, name: str) -> str:
+        """Attack a fresh store; return "" or why that is not possible."""
+        self._fresh()
+        target = attacks.Target(self.place, self.outside)
+        work = attacks.ATTACKS[name].work
+        said = oracle.in_child(lambda: work(target), self.lab.folder / "said")
+        return f"cannot make the attack: {said}" if said else ""
+
+    def sweep(self, name: str, seeds: range) -> list[tuple[int, str]]:
+        """Make one attack and read the store with each damage on top; return what was found.
+
+        What is found is done again alone, and in full, before it counts.
+        """
+        if said := self._make(name):
+            return [(seeds[0], said)]
+        whole = _damageable(self.place)
+        if not whole:
+            return []
+        before = _facts(self.outside)
+        allowed = _size(self.place) + SPARE_BYTES + self.healthy_bytes
+
+        def look(seed: int) -> None:
+            scale.walk_here()
+            path, data = _damaged(whole, name, seed)
+            path.write_bytes(data)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+            began = _peak_bytes()
+            try:
+                _read(self.place, attacks.ATTACKS[name].rewrites)
+            except CasckptError as exc:
+                damage.typed(exc)
+            finally:
+                path.write_bytes(whole[path])
+            if (grown := _peak_bytes() - began) > allowed:
+                raise oracle.Violation(f"memory grew by {grown >> 20} MiB")
+
+        def put_back() -> None:
+            for path, content in whole.items():
+                path.write_bytes(content)
+
+        looks = [functools.partial(look, seed) for seed in seeds]
+        answers = batch.each(looks, self.lab.folder / "said", _HANG_S, put_back)
+        suspects = [seed for seed, said in zip(seeds, answers, strict=True) if said]
+        if _facts(self.outside) != before:
+            suspects = list(seeds)
+        # The product reads an index in a child first: what kills that one is found in time.
+        return [(seed, said) for seed in suspects if (said := self.attack(name, seed))]
 
     def _exercise(self, *, rewrites: bool) -> tuple[str, int]:
         """Use the store at `place` in a child; return what went wrong, and its growth in bytes."""
@@ -122,13 +178,18 @@ def _size(place: Path) -> int:
     return sum(p.lstat().st_blocks * 512 for p in place.rglob("*") if not p.is_symlink())
 
 
-def _damage_more(place: Path, draw: random.Random) -> None:
-    whole = [p for p in damage.targets(place) if not p.is_symlink() and p.stat().st_size < 1 << 24]
-    if whole:
-        path = draw.choice(whole)
-        data = bytearray(path.read_bytes())
-        draw.choice(damage.WAYS)(data, draw)
-        path.write_bytes(data)
+def _damageable(place: Path) -> dict[Path, bytes]:
+    """Return what the files hold that random damage may strike."""
+    whole = (p for p in damage.targets(place) if not p.is_symlink() and p.stat().st_size < 1 << 24)
+    return {path: path.read_bytes() for path in whole}
+
+
+def _damaged(whole: dict[Path, bytes], name: str, seed: int) -> tuple[Path, bytearray]:
+    draw = random.Random(f"{name} {seed}")
+    path = draw.choice(list(whole))
+    data = bytearray(whole[path])
+    draw.choice(damage.WAYS)(data, draw)
+    return path, data
 
 
 # ---- what a user does
@@ -199,15 +260,21 @@ def row(job: Job) -> None:
     target = Range(job.lab)
     names = sorted(attacks.ATTACKS)
     for kind, number in job.turns({"attack": len(names), "fuzz": None}):
+        name, found, count = names[number % len(names)], [], 1
         if kind == "attack":
-            point, said = f"hostile:{names[number]}", target.attack(names[number])
+            found += [(f"hostile:{name}", said)] if (said := target.attack(name)) else []
         else:
-            name = names[number % len(names)]
-            point, said = f"hostile:{name}:{number}", target.attack(name, number)
-        if said:
-            job.found(f"--replay {point}", said)
-        job.count()
-        job.count(name=kind)
+            seeds = range(number // len(names) * _SWEPT, (number // len(names) + 1) * _SWEPT)
+            bad = target.sweep(name, seeds) if job.limit is None else []
+            # One of them in full: it saves, collects, exports and rebuilds as well.
+            alone = seeds[number % _SWEPT]
+            bad += [(alone, said)] if (said := target.attack(name, alone)) else []
+            found += [(f"hostile:{name}:{seed}", said) for seed, said in bad]
+            count = len(seeds) if job.limit is None else 1
+        for point, said in found:
+            job.found(f"--replay '{point}'", said)
+        job.count(count)
+        job.count(count, kind)
 
 
 def replay(lab: Lab, point: str) -> list[tuple[str, str]]:

@@ -35,14 +35,19 @@ class Job:
 
     def turns(self, totals: Mapping[str, int | None]) -> Iterator[tuple[str, int]]:
         """Yield units that are not done, one of each name by turns; None means without end."""
+        for units in self.batches(totals, 1):
+            yield units[0]
+
+    def batches(
+        self, totals: Mapping[str, int | None], size: int
+    ) -> Iterator[list[tuple[str, int]]]:
+        """Yield them as `turns` does, so many at a time; done when the next are due."""
         todo = [self._numbers(name, total) for name, total in totals.items()]
-        for turn in itertools.zip_longest(*todo):
-            for unit in turn:
-                if unit is None:
-                    continue
-                if self.over():
-                    return
-                yield unit
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*todo))
+        due = (unit for unit in turns if unit is not None)
+        while not self.over() and (units := list(itertools.islice(due, size))):
+            yield units
+            for unit in units:
                 self._done(*unit)
 
     def _numbers(self, name: str, total: int | None) -> Iterator[tuple[str, int]]:

@@ -7,6 +7,7 @@ A point is a line of text that repeats it: `kill:gc:17`, `again:gc:17:5`, `error
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casckpt.store import layout
-from tests.crash import interleave, oracle, scale, shim
+from tests.crash import batch, interleave, oracle, scale, shim, threadless
 from tests.crash.acks import AckLog, Expected
 from tests.crash.workloads import WORKLOADS, state
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "EINTR", "EROFS", "EMFILE", "ESTALE")
 _EINTR_TIMES = 40  # Python and LMDB repeat an interrupted call, so "for ever" would be for ever
+_TOGETHER = 16
 Mutant = Callable[[], None]
+Look = Callable[[Path], None]
 
 
 def scratch_folder() -> Path:
@@ -125,56 +128,97 @@ class Lab:
 
     def judge(self, workload: str, *, repair: bool = False) -> str:
         """Return "" if the store at `place` is as it must be, else what is wrong."""
+        look = self._look(workload, repair=repair)
+        return oracle.in_child(lambda: look(self.place), self.folder / "said")
+
+    def _look(self, workload: str, *, repair: bool = False) -> Look:
+        """Return what looks at a store, wherever it is by then, with what the log says now."""
         expected = Expected.read(self.log)
 
-        def look() -> None:
+        def look(place: Path) -> None:
             scale.walk_here()
+            threadless.switch_off()
             scale.repeatable(f"look {workload}")
             if self.mutant is not None:
                 self.mutant()
             must = repair or WORKLOADS[workload].repair
-            oracle.check(self.place, expected, repair=must)
+            oracle.check(place, expected, repair=must)
 
-        return oracle.in_child(look, self.folder / "said")
+        return look
 
     # ---- points
 
     def point(self, text: str) -> str:
         """Carry a point out; return "" or what went wrong."""
+        return self.points([text])[0]
+
+    def points(self, texts: list[str]) -> list[str]:
+        """Carry points out, each in a process of its own, and look at what they left in one.
+
+        A look that ends in a signal or hangs is told from the others, and the rest go on in the
+        next process (`batch.py`).
+        """
+        answers, looks, looked = [], [], []
+        for number, text in enumerate(texts):
+            said, look = self._strike(text)
+            answers.append(said)
+            if look is not None and not said:
+                struck = self.folder / f"struck-{number}"
+                shutil.rmtree(struck, ignore_errors=True)
+                if self.place.exists():
+                    self.place.rename(struck)
+                looks.append(functools.partial(look, struck))
+                looked.append(number)
+        for number, said in zip(looked, batch.each(looks, self.folder / "said"), strict=True):
+            answers[number] = said
+        return answers
+
+    def _strike(self, text: str) -> tuple[str, Look | None]:
+        """Let the fault happen; return what was wrong already, and who looks at what it left."""
         kind, workload, *rest = text.split(":")
         if kind == "beside":
-            return self._beside(workload)
+            return self._beside(workload), None
         self.reset(workload)
         if kind == "lost":
             return self._lose_index(workload, int(rest[0]))
         if kind == "none":
-            return self.run(workload, (shim.COUNT, 1, shim.EVER, 0)) or self.judge(workload)
-        at = int(rest[0])
-        if kind == "kill":
-            return self.run(workload, (shim.KILL, at, at, 0)) or self.judge(workload)
-        if kind == "again":
-            return self._kill_again(workload, at, int(rest[1]))
-        return self.run(workload, _fault(kind, at, rest[1:])) or self.judge(workload)
+            said = self.run(workload, (shim.COUNT, 1, shim.EVER, 0))
+        elif kind == "again":
+            return self._kill_again(workload, int(rest[0]), int(rest[1]))
+        elif kind == "kill":
+            said = self.run(workload, (shim.KILL, int(rest[0]), int(rest[0]), 0))
+        else:
+            said = self.run(workload, _fault(kind, int(rest[0]), rest[1:]))
+        return said, self._look(workload)
 
-    def _kill_again(self, workload: str, first: int, second: int) -> str:
-        """Kill the workload, then kill whoever comes after it (I6), then look."""
+    def _kill_again(self, workload: str, first: int, second: int) -> tuple[str, Look]:
+        """Kill the workload, then kill whoever comes after it (I6)."""
         said = self.run(workload, (shim.KILL, first, first, 0))
-        if said:
-            return said
         expected = Expected.read(self.log)
 
         def recover() -> None:
             scale.repeatable(f"recover {workload}")
+            if self.mutant is not None:
+                self.mutant()
             shim.arm(self.place, shim.KILL, second, second)
-            repair = WORKLOADS[workload].repair
-            oracle.check(self.place, expected, repair=repair)
+            oracle.check(self.place, expected, repair=WORKLOADS[workload].repair)
 
-        said = oracle.in_child(recover, self.folder / "said")
-        if said and said != f"I5: signal {signal.SIGKILL.name}":
-            return said
+        said = said or oracle.in_child(recover, self.folder / "said")
+        if said == f"I5: signal {signal.SIGKILL.name}":
+            said = ""
+        # The recovery that was killed may have saved: then the next one's own save finds it there.
         with self.log.open("a") as log:
             log.write('{"event": "begin", "call": "save", "run": "after", "step": 0, "seed": 70}\n')
-        return self._look_again(workload)
+        return said, self._look(workload)
+
+    def _lose_index(self, workload: str, at: int) -> tuple[str, Look]:
+        """Kill the workload and lose the index too, which is then rebuilt from the packs."""
+        said = self.run(workload, (shim.KILL, at, at, 0))
+        if said or not (self.place / layout.FORMAT_FILE).exists():
+            return said, self._look(workload)
+        for index in self.place.glob(f"{layout.INDEX_PREFIX}*"):
+            shutil.rmtree(index)
+        return "", self._look(workload, repair=True)
 
     def _beside(self, scenario: str) -> str:
         """Run a scenario of `interleave.py`."""
@@ -187,23 +231,6 @@ class Lab:
 
         shutil.rmtree(self.place, ignore_errors=True)
         return oracle.in_child(work, self.folder / "said")
-
-    def _lose_index(self, workload: str, at: int) -> str:
-        """Kill the workload, lose the index too, and rebuild it from the packs."""
-        said = self.run(workload, (shim.KILL, at, at, 0))
-        if said or not (self.place / layout.FORMAT_FILE).exists():
-            return said or self.judge(workload)
-        for index in self.place.glob(f"{layout.INDEX_PREFIX}*"):
-            shutil.rmtree(index)
-        return self.judge(workload, repair=True)
-
-    def _look_again(self, workload: str) -> str:
-        expected = Expected.read(self.log)
-        # The recovery that was killed may have saved: then the oracle's own save finds it there.
-        return oracle.in_child(
-            lambda: oracle.check(self.place, expected, repair=WORKLOADS[workload].repair),
-            self.folder / "said",
-        )
 
 
 def warm(log: Path) -> None:
@@ -278,9 +305,12 @@ def _shuffled(kind: str, lab: Lab) -> list[str]:
 
 
 def _every_point(job: Job, points: dict[str, list[str]]) -> None:
-    for kind, number in job.turns({kind: len(entries) for kind, entries in points.items()}):
-        point = points[kind][number]
-        if said := job.lab.point(point):
-            job.found(f"--replay {point}", said)
-        job.count()
-        job.count(name=kind)
+    totals: dict[str, int | None] = {kind: len(entries) for kind, entries in points.items()}
+    for units in job.batches(totals, _TOGETHER):
+        texts = [points[kind][number] for kind, number in units]
+        for text, said in zip(texts, job.lab.points(texts), strict=True):
+            if said:
+                job.found(f"--replay {text}", said)
+        for kind, _ in units:
+            job.count()
+            job.count(name=kind)

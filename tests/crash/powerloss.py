@@ -22,7 +22,7 @@ from tests.crash.points import Lab, warm
 from tests.crash.replay import FOLDER, Disk, Part, Replay
 from tests.crash.workloads import WORKLOADS
 
-_BATCH = 24
+_BATCH = 96
 # What writes in an order that matters; the rest goes through the same code.
 POWER_WORKLOADS = (
     "init",
@@ -164,8 +164,8 @@ class Looker:
             self.lab.place,
             expected,
             repair=WORKLOADS[self.recording.workload].repair,
-            thorough=number % 6 == 0,
-            verify=number % 3 == 0,
+            thorough=number % 12 == 0,
+            verify=number % 4 == 0,
         )
 
 

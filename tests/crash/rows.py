@@ -164,13 +164,24 @@ ROWS = (
     Row(
         12,
         "model",
-        "the protocol model, and the store against a dict in random histories of 50 steps",
+        "the store against a dict in random histories of 50 steps",
         "histories",
         20,
         3_000,
         20_000,
         "models:row",
-        sources=(*STORE, *CODEC, "tests/model/*.py", "tests/property/test_store_machine.py"),
+        sources=(*STORE, *CODEC, "tests/property/test_store_machine.py"),
+    ),
+    Row(
+        12,
+        "protocol",
+        "the protocol model to its end, and its mutants",
+        "states",
+        1_000,
+        1_000,
+        1_000,
+        "models:protocol",
+        sources=("tests/model/*.py",),
     ),
 )
 

@@ -38,7 +38,9 @@ def state(seed: int) -> dict[str, Any]:
         "weight": weight if seed < 500 else frozen[::-1] + weight * np.float32(1e-5),
         "bias": own.integers(0, 100, 500),
         "text": family.bytes(3000),
-        "log": b"".join(b"%d %d\n" % (line, line * line) for line in range(500 + 50 * seed)),
+        "log": b"".join(
+            b"%d %d\n" % (line, line * line) for line in range(500 + 50 * (seed % 500))
+        ),
         "seed": seed,
     }
 
