@@ -223,6 +223,21 @@ def test_bodies_round_trip(body):
             codec.decode_body(encoded.encoding, encoded.payload, len(data) + 1)
 
 
+def test_pieces_tell_whether_zstd_may_win():
+    draw = np.random.default_rng(3)
+    independent = memoryview(np.minimum(draw.geometric(0.7, 500_000), 255).astype(np.uint8))
+    rows = np.repeat(draw.geometric(0.7, (2000, 25)).astype(np.uint8), 10, axis=0)
+    repeated = memoryview(rows.reshape(-1))
+    for plane, wins in ((independent, False), (repeated, True)):
+        counts = np.bincount(plane) / len(plane)
+        entropy = -sum(share * np.log2(share) for share in counts if share) / 8
+        packed = codec._compressor("plane").compress(plane)
+        assert (len(packed) < entropy * len(plane)) == wins
+        assert codec._may_win(plane, entropy) == wins
+        # Too short for pieces to take less time than the whole.
+        assert codec._may_win(plane[: 60 << 10], entropy)
+
+
 def test_a_body_that_swells_beyond_measure_is_refused_and_never_written():
     bomb = bytes(64 * layout.MIB)
     assert codec.encode_body(bomb).encoding == layout.ENCODING_RAW
