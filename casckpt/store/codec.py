@@ -41,6 +41,7 @@ _TRIAL_PIECE_BYTES = 4 * layout.KIB
 _TRIAL_BELOW = 1.15
 _PLANE = struct.Struct("<BI")
 _PLANES_HEAD_BYTES = 2
+_LARGE_BYTES = 2 * layout.MIB
 
 _local = threading.local()
 
@@ -100,8 +101,19 @@ def _dictionary(base: Buffer) -> zstandard.ZstdCompressionDict:
     return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
+def is_large(length: int) -> bool:
+    """Tell whether a chunk is longer than this program cuts all but a few.
+
+    The memory of such a one is not kept, and one at a time is decoded: a store of chunks that swell
+    to the longest must not take a worker's eight buffers times the number of workers.
+    """
+    return length > _LARGE_BYTES
+
+
 def scratch(name: str, length: int) -> memoryview:
-    """Return a per-thread buffer of `length` bytes, reused from chunk to chunk."""
+    """Return a per-thread buffer of `length` bytes, reused from chunk to chunk unless large."""
+    if is_large(length):
+        return memoryview(bytearray(length))
     table: dict[str, bytearray] = _local.__dict__.setdefault("scratch", {})
     buffer = table.get(name)
     if buffer is None or len(buffer) < length:
@@ -310,12 +322,16 @@ def _decode_planes(payload: Buffer, destination: memoryview, base: Buffer | None
             raise Corrupt("damaged record", "its base is missing or has another length")
         view = memoryview(payload)
         count = len(destination) // len(infos)
-        unpacked = {
-            index: _decompress(view[info.offset : info.offset + info.length], count)
-            for index, info in enumerate(infos)
-            if info.method == native.PLANE_ZSTD
-        }
         planes = scratch("planes", len(destination))
+        unpacked: dict[int, Buffer] = {}
+        for index, info in enumerate(infos):
+            if info.method == native.PLANE_ZSTD:
+                plane = _decompress(view[info.offset : info.offset + info.length], count)
+                unpacked[index] = plane
+                if is_large(len(destination)):
+                    # To where the plane would be if it were no zstd: one at a time is there twice.
+                    unpacked[index] = planes[index * count : (index + 1) * count]
+                    native.copy(unpacked[index], plane)
         native.decode_planes(payload, base, destination, planes, unpacked)
     except native.UnknownLayout as exc:
         raise NewerFormat("planes in a way this version does not know", str(exc)) from exc

@@ -182,10 +182,10 @@ def _make_reserve(path: Path) -> None:
     folder = path / layout.RESERVE_FOLDER
     files.make_folder(folder, exist_ok=True)
     for number in range(layout.RESERVE_FILES):
-        if number >= layout.RESERVE_COLLECT_FILES:
-            # The next save is to find some too.
-            if files.free_inodes(path) < layout.RESERVE_FILES:
-                return
+        last = number < layout.RESERVE_COLLECT_FILES
+        # The next save is to find some too.
+        if not last and files.free_inodes(path) < layout.RESERVE_FILES:
+            return
         files.close_file(files.open_file(folder / f"{number:02d}", os.O_RDWR | os.O_CREAT))
 
 

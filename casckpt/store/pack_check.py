@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -234,10 +235,12 @@ class PackCheck:
             except CasckptError:
                 # The base is its own finding, and what needs both is found by the closure.
                 return
-        decoded = codec.scratch("verified", record.logical)
-        codec.decode_chunk(record.encoding, payload, decoded, base)
-        if records.chunk_context().hash(decoded) != record.id:
-            raise Corrupt("damaged record", "its bytes have another id")
+        large = codec.is_large(max(record.logical, 0 if base is None else len(base)))
+        with self._shared.large_chunk if large else contextlib.nullcontext():
+            decoded = codec.scratch("verified", record.logical)
+            codec.decode_chunk(record.encoding, payload, decoded, base)
+            if records.chunk_context().hash(decoded) != record.id:
+                raise Corrupt("damaged record", "its bytes have another id")
 
     # ---- rows
 

@@ -334,6 +334,13 @@ class Reader:
             raise self._as_corrupt(exc, identity) from exc
 
     def _read_chunk(self, chain: Chain, identity: bytes, dest: memoryview, verify: bool) -> None:
+        if any(codec.is_large(max(row.logical, row.stored)) for _, row, _ in chain):
+            with self._shared.large_chunk:
+                self._decode_chain(chain, identity, dest, verify)
+        else:
+            self._decode_chain(chain, identity, dest, verify)
+
+    def _decode_chain(self, chain: Chain, identity: bytes, dest: memoryview, verify: bool) -> None:
         """Decode a chunk and the chain below it into `dest`, keyframe first."""
         base: memoryview | None = None
         for at, (link, row, pack) in enumerate(reversed(chain)):

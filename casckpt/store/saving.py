@@ -310,10 +310,12 @@ def _require_ballast(shared: SharedStore) -> None:
     descriptor = files.open_file(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
     try:
         if files.try_lock(descriptor, exclusive=True) and not creation.make_ballast(shared.path):
+            inodes = files.free_inodes(shared.path)
+            few = inodes < layout.RESERVE_FILES
+            free = f"{inodes} inodes" if few else f"{files.free_bytes(shared.path)} bytes"
             raise NoSpace(
                 "cannot save: the disk is full",
-                f"{files.free_bytes(shared.path)} bytes are free, and {files.free_inodes(shared.path)} files can be "
-                "made: not enough even for what is kept for removing and collecting",
+                f"{free} are free, not enough even for the ballast, which removing needs",
             )
     finally:
         files.close_file(descriptor)

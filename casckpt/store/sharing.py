@@ -62,12 +62,16 @@ class SharedStore:
             files.close_file(self._lock)
             raise
         self.packs = PackFiles(path, self.format.uuid)
+        self.large_chunk = threading.RLock()
         if writable:
             self._prepare_to_write()
         _all.add(self)
 
     is_copy: bool
     """Whether what is read is a copy of the index, which knows nothing of what came later."""
+
+    large_chunk: threading.RLock
+    """Held while a chunk is decoded that `codec.is_large`."""
 
     own: OwnPacks
     """The packs of this process; only there if the store is open for writing."""

@@ -244,3 +244,14 @@ def test_a_body_that_swells_beyond_measure_is_refused_and_never_written():
     packed = zstandard.compress(bomb)
     with pytest.raises(Corrupt, match="swell"):
         codec.decode_body(layout.ENCODING_ZSTD, packed, len(bomb))
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_chunks_longer_than_any_that_is_cut_come_back(with_base):
+    draw = np.random.default_rng(1)
+    steps = np.repeat(draw.normal(0, 1, 800).astype("<f4"), 1000)
+    base = (steps + np.float32(1e-3)).tobytes() if with_base else None
+    assert codec.is_large(steps.nbytes)
+    encoded = round_trip(steps.tobytes(), 4, "small", base)
+    _, infos = native.parse_planes(encoded.payload, steps.nbytes)
+    assert any(info.method == native.PLANE_ZSTD for info in infos)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import random
+import time
 
 import pytest
 
 from casckpt.errors import CasckptError, Corrupt, Deleted
-from casckpt.store import BlobRead, Repository, files, layout, packs
+from casckpt.store import BlobRead, Repository, StoreOptions, codec, files, layout, packs
 from tests.unit.store.stores import MIB, check, find, flip, pack_files, read, save
 
 
@@ -263,3 +264,25 @@ def test_reading_needs_no_file_but_index_and_packs(path):
         files.set_crash_hook(lambda name, where: opened.append(where) if name == "open" else None)
         check(repository, saved)
         assert {name.rsplit(".", 1)[1] for name in opened} == {"pack"}
+
+
+def test_large_chunks_are_decoded_one_at_a_time_in_memory_that_is_not_kept(path, monkeypatch):
+    monkeypatch.setattr(layout, "GRID_BYTES", 3 * MIB)
+    data = [os.urandom(3 * MIB) for _ in range(4)]
+    inside, most, decode = [], [], codec.decode_chunk
+
+    def watched(*arguments) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        decode(*arguments)
+        inside.pop()
+
+    with Repository.open(path, options=StoreOptions(level="fast", workers=4)) as repository:
+        save(repository, data)
+        monkeypatch.setattr(codec, "decode_chunk", watched)
+        assert repository.verify("bytes").damaged == ()
+    assert len(most) == len(data)
+    assert max(most) == 1
+    one = codec.scratch("test", 3 * MIB)
+    assert codec.scratch("test", 3 * MIB).obj is not one.obj
