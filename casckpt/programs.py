@@ -1,4 +1,4 @@
-"""How a module of this package is started as a process of its own, and what it keeps on a host.
+"""How a module of this package is started as a process of its own.
 
 The folder that a user works in is no part of it: a `random.py` there, or a checkout without the
 built C core, must not take the place of what this process has imported.
@@ -16,12 +16,6 @@ _HOME = str(Path(__file__).resolve().parent.parent)
 def command_of(module: str, *arguments: str) -> list[str]:
     """Return the command line that runs `python -m module`, deaf to the working folder."""
     return [sys.executable, "-P", "-m", module, *arguments]
-
-
-def state_folder(kind: str) -> Path:
-    """Return where this user's programs keep notes of a kind that are no part of any store."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "casckpt" / kind
 
 
 def environment_of(**extra: str) -> dict[str, str]:

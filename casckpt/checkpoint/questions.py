@@ -11,7 +11,7 @@ from casckpt.checkpoint.queries import with_monitor
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import Selector, check_mode, parse_ref, rank
 from casckpt.errors import BadRef, BadRequest, NotFound
-from casckpt.programs import state_folder
+from casckpt.hostnotes import state_folder
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.checks import VerifyResult

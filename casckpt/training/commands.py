@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt import native
 from casckpt.errors import CasckptError, NotFound, PermissionRefused
+from casckpt.hostnotes import state_folder
 from casckpt.logs import logger
-from casckpt.programs import state_folder
 from casckpt.training.lines import now_text
 
 if TYPE_CHECKING:

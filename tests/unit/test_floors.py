@@ -25,6 +25,7 @@ LINES_MAX = 450
 FLOORS = {
     "casckpt.errors": 0,
     "casckpt.ids": 0,
+    "casckpt.hostnotes": 0,
     "casckpt.logs": 0,
     "casckpt.programs": 0,
     "casckpt.native": 1,
