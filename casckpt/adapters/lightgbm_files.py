@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from casckpt.adapters import missing_extra
-from casckpt.checkpoint.exchange.foreign import try_in_child
-from casckpt.checkpoint.exchange.refusals import damaged
+from casckpt.checkpoint.exchange.boosters import ModelNode, load_tried, parts_of
 from casckpt.checkpoint.exchange.symbols import Node, Resolve, Symbol
 
 try:
@@ -40,31 +39,6 @@ class BoosterNode(Node):
         return booster
 
 
-class ModelNode(Node):
-    """A model of LightGBM's interface for scikit-learn: its booster and plain parameters."""
-
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
-
-    def build(self, state: Any) -> None:
-        """Take the attributes."""
-        if type(state) is not dict:
-            raise ValueError("the state of a model is no dict")
-        self._state = state
-
-    def finish(self, resolve: Resolve) -> Any:
-        """Return {"booster", "params"}."""
-        if not isinstance(self._state.get("_Booster"), BoosterNode):
-            raise ValueError("a model that was never fitted")
-        params = {
-            name: resolve(value)
-            for name, value in self._state.items()
-            if isinstance(name, str) and not name.startswith("_")
-            if isinstance(value, int | float | str | bool)
-        }
-        return {"booster": resolve(self._state["_Booster"]), "params": params}
-
-
 def symbol(module: str, name: str, path: str) -> Symbol | None:
     """Return what a name of LightGBM in a pickle means."""
     if (module, name) == ("lightgbm.basic", "Booster"):
@@ -80,18 +54,14 @@ def load(data: bytes, path: str) -> lightgbm.Booster:
     Raises:
         Corrupt: LightGBM cannot read it.
     """
-    try_in_child(__name__, data, path)
-    try:
-        return lightgbm.Booster(model_str=data.decode())
-    except (ValueError, TypeError, lightgbm.basic.LightGBMError) as exc:
-        raise damaged(path, f"LightGBM refuses it: {str(exc)[:200]!a}") from exc
+    return load_tried(__name__, data, path, _load, lightgbm.basic.LightGBMError)
 
 
 def trial(data: bytes) -> None:
     """Load a booster and use it once, in a process that may die of it."""
     import numpy as np
 
-    booster = lightgbm.Booster(model_str=data.decode())
+    booster = _load(data)
     booster.model_to_string(num_iteration=-1)
     for fill in (0.0, 1e30, -1e30):
         booster.predict(np.full((1, booster.num_feature()), fill))
@@ -104,10 +74,13 @@ def raw(value: Any) -> bytes | None:
 
 def run_state(value: Any, every: int | None) -> tuple[Any, int] | None:
     """Return what `casckpt.lightgbm.train` goes on from."""
-    found = value if type(value) is dict else {"booster": value}
-    booster = found.get("booster")
-    if not isinstance(booster, lightgbm.Booster) or not set(found) <= {"booster", "params"}:
+    found = parts_of(value, lightgbm.Booster)
+    if found is None:
         return None
-    rounds = int(booster.current_iteration())
+    rounds = int(found["booster"].current_iteration())
     state = {**found, "rounds": rounds, "segment": every or 100, "history": {}, "stopping": None}
     return state, rounds
+
+
+def _load(data: bytes) -> lightgbm.Booster:
+    return lightgbm.Booster(model_str=data.decode())

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from casckpt.adapters import missing_extra
-from casckpt.checkpoint.exchange.foreign import try_in_child
-from casckpt.checkpoint.exchange.refusals import damaged
+from casckpt.checkpoint.exchange.boosters import ModelNode, load_tried, parts_of
 from casckpt.checkpoint.exchange.symbols import Node, Resolve, Symbol
 
 try:
@@ -40,31 +39,6 @@ class BoosterNode(Node):
         return load(bytes(raw), self._path)
 
 
-class ModelNode(Node):
-    """A model of xgboost's interface for scikit-learn: its booster and plain parameters."""
-
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
-
-    def build(self, state: Any) -> None:
-        """Take the attributes."""
-        if type(state) is not dict:
-            raise ValueError("the state of a model is no dict")
-        self._state = state
-
-    def finish(self, resolve: Resolve) -> Any:
-        """Return {"booster", "params"}."""
-        if "_Booster" not in self._state:
-            raise ValueError("a model that was never fitted")
-        params = {
-            name: resolve(value)
-            for name, value in self._state.items()
-            if isinstance(name, str) and name != "_Booster"
-            if isinstance(value, int | float | str | bool | dict | list | tuple)
-        }
-        return {"booster": resolve(self._state["_Booster"]), "params": params}
-
-
 def symbol(module: str, name: str, path: str) -> Symbol | None:
     """Return what a name of xgboost in a pickle means."""
     if (module, name) == ("xgboost.core", "Booster"):
@@ -80,11 +54,7 @@ def load(data: bytes, path: str) -> xgboost.Booster:
     Raises:
         Corrupt: xgboost cannot read it.
     """
-    try_in_child(__name__, data, path)
-    try:
-        return _load(data)
-    except (ValueError, TypeError, xgboost.core.XGBoostError) as exc:
-        raise damaged(path, f"xgboost refuses it: {str(exc)[:200]!a}") from exc
+    return load_tried(__name__, data, path, _load, xgboost.core.XGBoostError)
 
 
 def trial(data: bytes) -> None:
@@ -105,14 +75,13 @@ def raw(value: Any) -> bytes | None:
 
 def run_state(value: Any, every: int | None) -> tuple[Any, int] | None:
     """Return what `casckpt.xgboost.train` goes on from."""
-    found = value if type(value) is dict else {"booster": value}
-    booster = found.get("booster")
-    if not isinstance(booster, xgboost.Booster) or not set(found) <= {"booster", "params"}:
+    found = parts_of(value, xgboost.Booster)
+    if found is None:
         return None
+    booster = found["booster"]
     rounds = int(booster.num_boosted_rounds())
     segment = every or 100
-    marked: Any = booster
-    marked.casckpt_every = segment
+    booster.casckpt_every = segment
     return {**found, "rounds": rounds, "segment": segment, "history": {}, "tuned": {}}, rounds
 
 
