@@ -7,6 +7,7 @@ keep garbage a little longer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from casckpt.store.environment import Transaction
 from casckpt.store.index_writer import read_roots
 from casckpt.store.sharing import SharedStore
 
+_Found = tuple[bytes, rows.ObjectRow, rows.PackRow]
 _BATCH = 2000
 # A scan gives the gate back after this many rows, so that saves in this process go on.
 _SCAN_ROWS = 20_000
@@ -85,27 +87,62 @@ def mark(shared: SharedStore, *, without: Collection[tuple[str, int]] = frozense
 
 
 def extend(shared: SharedStore, result: Mark, ids: Iterable[bytes]) -> None:
-    """Add what `ids` reach to `result.reached` (not to its bytes)."""
-    frontier = list(ids)
-    while frontier:
-        batch = [identity for identity in frontier[-_BATCH:] if result.reached.add(identity)]
-        del frontier[-_BATCH:]
-        with shared.environment.read() as tx:
-            found = [(identity, tx.object(identity)) for identity in batch]
-            uuids = {row.pack: tx.pack(row.pack) for _, row in found if row is not None}
-        for identity, row in found:
-            if row is not None and row.pack == layout.LOST:
-                continue  # a leaf: what it named, if it was no chunk, nobody can say
-            pack = None if row is None else uuids[row.pack]
-            if row is None or pack is None or pack.state == rows.DROPPED:
-                raise Corrupt(
-                    f"object {identity.hex()[:10]} is missing",
-                    "a checkpoint needs it; nothing is freed",
-                )
-            if row.base:
-                frontier.append(row.base)
-            if row.kind != layout.TYPE_CHUNK:
-                frontier.extend(_refs(shared, identity, row, pack))
+    """Add what `ids` reach to `result.reached` (not to its bytes).
+
+    Depth first, in batches: what waits at each level is one batch of rows, so that memory grows
+    with the depth of lists and chains, and with no number of checkpoints or chunks.
+    """
+    levels = [_batches(ids)]
+    while levels:
+        batch = next(levels[-1], None)
+        if batch is None:
+            levels.pop()
+        elif further := _look_up(shared, result, batch):
+            levels.append(_batches(_names(shared, further)))
+
+
+def _batches(ids: Iterable[bytes]) -> Iterator[list[bytes]]:
+    source = iter(ids)
+    while batch := list(itertools.islice(source, _BATCH)):
+        yield batch
+
+
+def _names(shared: SharedStore, found: list[_Found]) -> Iterator[bytes]:
+    """Yield the ids that objects name: bases and refs."""
+    while found:
+        identity, row, pack = found.pop()
+        if row.base:
+            yield row.base
+        if row.kind != layout.TYPE_CHUNK:
+            yield from _refs(shared, identity, row, pack)
+
+
+def _look_up(shared: SharedStore, result: Mark, batch: list[bytes]) -> list[_Found]:
+    """Add a batch to what is reached; return what of it was new and names further objects."""
+    flags = result.reached.contains_many(b"".join(batch))
+    fresh = [
+        identity
+        for identity, known in zip(batch, flags, strict=True)
+        if not known and result.reached.add(identity)
+    ]
+    if not fresh:
+        return []
+    with shared.environment.read() as tx:
+        rows_found = [(identity, tx.object(identity)) for identity in fresh]
+        uuids = {row.pack: tx.pack(row.pack) for _, row in rows_found if row is not None}
+    further: list[_Found] = []
+    for identity, row in rows_found:
+        if row is not None and row.pack == layout.LOST:
+            continue  # a leaf: what it named, if it was no chunk, nobody can say
+        pack = None if row is None else uuids[row.pack]
+        if row is None or pack is None or pack.state == rows.DROPPED:
+            raise Corrupt(
+                f"object {identity.hex()[:10]} is missing",
+                "a checkpoint needs it; nothing is freed",
+            )
+        if row.base or row.kind != layout.TYPE_CHUNK:
+            further.append((identity, row, pack))
+    return further
 
 
 def _refs(
