@@ -61,7 +61,9 @@ class Expected:
         self.errors: list[str] = []
         self.error_codes: set[int] = set()
         self.operations: int | None = None
+        self.begun: set[str] = set()
         self.done: list[str] = []
+        self.results: set[int] = set()
         self.rebuilt = False
         self._deleted: dict[Place, set[int | None]] = {}
         for line in lines:
@@ -83,8 +85,11 @@ class Expected:
         elif event == "finish":
             self.operations = line["operations"]
         else:
+            self.begun.add(name)
             if event == "done":
                 self.done.append(name)
+                if name == "result":
+                    self.results.add(line["key"])
             self.rebuilt |= name == "rebuild"
             self._effect(name, line, sure=event == "done")
 

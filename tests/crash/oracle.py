@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from casckpt.api import Store, repair_store
+import numpy as np
+
+from casckpt.api import Store
 from casckpt.errors import CasckptError
 from casckpt.store import layout, rows
 from tests.crash import shim
 from tests.crash.acks import Expected
-from tests.crash.workloads import open_store, same, state
+from tests.crash.workloads import EPOCHS, ITEMS, Repair, open_store, result_of, same, state
 
 HANG_S = 60
 
@@ -30,13 +32,13 @@ def check(
     place: Path,
     expected: Expected,
     *,
-    repair: bool = False,
+    repair: Repair | None = None,
     thorough: bool = True,
     verify: bool = True,
 ) -> None:
     """Raise Violation, or whatever the store raised, unless all is well.
 
-    `repair`: the index was lost before the workload began, so it is rebuilt first. `verify` reads
+    `repair` comes first where the store was broken before the workload began. `verify` reads
     what nobody was promised, too. `thorough` goes on to work in the store: it saves, collects, and
     looks at everything again.
     """
@@ -46,13 +48,14 @@ def check(
         _fresh(place, expected)
         return
     if repair:
-        repair_store(place, rebuild_index=True)
+        repair(place)
     with open_store(place) as store:
         _all_there(store, expected)
         if verify:
             _clean(store, "after recovery")
         if not thorough:
             return
+        _carried_on(store, expected)
         store.save("after", state(70), 0)
         if repair or expected.rebuilt:
             store._repository.accept_rebuild()
@@ -61,7 +64,7 @@ def check(
         _same_state(store.restore("after@0"), 70, "the save after recovery")
         _clean(store, "after the next save and gc")
     # A file without a whole header belongs to nobody after a rebuild: reported, and kept.
-    _accounted(place, strangers=repair or expected.rebuilt)
+    _accounted(place, strangers=repair is not None or expected.rebuilt)
     with open_store(place, "r") as store:
         _all_there(store, expected)
 
@@ -102,6 +105,32 @@ def _all_there(store: Store, expected: Expected) -> None:
         store.restore(checkpoint)  # I3: whatever is listed can be read
 
 
+def _carried_on(store: Store, expected: Expected) -> None:
+    """Do what is left of a stage and of a training: what was acknowledged is not done again."""
+    if "result" in expected.begun:
+        with store.run("job") as run:
+            stage = run.stage("items", ITEMS)
+            for key, item in stage:
+                if key in expected.results:
+                    raise Violation(f"I1: the result of item {key} was acknowledged and is gone")
+                stage.done(key, result_of(item))
+            for item, result in zip(ITEMS, stage.results(), strict=True):
+                if not np.array_equal(result, result_of(item)):
+                    raise Violation(f"I7: the result of item {item} came back changed")
+    if "train" in expected.begun:
+        if "train" in expected.done and len(store.history("job").get("loss", [])) != EPOCHS:
+            raise Violation("I1: rows of the log were acknowledged and are gone")
+        kept: dict[str, list[int]] = {"epochs": []}
+        with store.run("job") as run:
+            for epoch in run.epochs(EPOCHS, kept, save_every=1):
+                kept["epochs"].append(epoch)
+                run.log(loss=epoch / 2)
+        epochs = list(range(1, EPOCHS + 1))
+        found = [(step, value) for step, value in store.history("job")["loss"]]
+        if found != [(epoch, epoch / 2) for epoch in epochs] or kept["epochs"] != epochs:
+            raise Violation(f"I7: the training went on with {found}, {kept['epochs']}")
+
+
 def _same_state(restored: object, seed: int, what: str) -> None:
     if not same(restored, state(seed)):
         raise Violation(f"I7: {what} came back changed")
@@ -124,7 +153,9 @@ def _accounted(place: Path, *, strangers: bool) -> None:
         for row in packs:
             if row.state != rows.LIVE:
                 raise Violation(f"I4: pack {row.uuid.hex()} is left in state {row.state}")
-    left = [path.name for path in (place / layout.SESSIONS_FOLDER).iterdir()]
+    # The lock of a run stays: who removes it may remove another's.
+    names = (path.name for path in (place / layout.SESSIONS_FOLDER).iterdir())
+    left = [name for name in names if not name.startswith("run-")]
     if left:
         raise Violation(f"I4: sessions are left: {left}")
 

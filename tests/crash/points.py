@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from casckpt.store import layout
 from tests.crash import batch, interleave, oracle, scale, shim, threadless
 from tests.crash.acks import AckLog, Expected
-from tests.crash.workloads import WORKLOADS, state
+from tests.crash.workloads import WORKLOADS, Repair, rebuild, state
 
 if TYPE_CHECKING:
     from tests.crash.job import Job
@@ -126,12 +126,12 @@ class Lab:
             self._kinds[workload] = kinds
         return self._kinds[workload]
 
-    def judge(self, workload: str, *, repair: bool = False) -> str:
+    def judge(self, workload: str, *, repair: Repair | None = None) -> str:
         """Return "" if the store at `place` is as it must be, else what is wrong."""
         look = self._look(workload, repair=repair)
         return oracle.in_child(lambda: look(self.place), self.folder / "said")
 
-    def _look(self, workload: str, *, repair: bool = False) -> Look:
+    def _look(self, workload: str, *, repair: Repair | None = None) -> Look:
         """Return what looks at a store, wherever it is by then, with what the log says now."""
         expected = Expected.read(self.log)
 
@@ -218,7 +218,14 @@ class Lab:
             return said, self._look(workload)
         for index in self.place.glob(f"{layout.INDEX_PREFIX}*"):
             shutil.rmtree(index)
-        return "", self._look(workload, repair=True)
+        after = WORKLOADS[workload].repair
+
+        def repair(place: Path) -> None:
+            rebuild(place)
+            if after is not None:
+                after(place)
+
+        return "", self._look(workload, repair=repair)
 
     def _beside(self, scenario: str) -> str:
         """Run a scenario of `interleave.py`."""

@@ -21,6 +21,9 @@ from tests.crash.acks import AckLog
 
 ONE_WORKER = casckpt.Options(workers=1)
 EXPORTED = "exported.npz"
+HEALTHY = "healthy"
+ITEMS = range(4)
+EPOCHS = 2
 
 
 @functools.cache
@@ -114,6 +117,7 @@ class User:
 
 
 Session = Callable[[User], None]
+Repair = Callable[[Path], None]
 
 
 def _session(place: Path, log: AckLog, body: Session) -> None:
@@ -137,7 +141,7 @@ class Workload:
 
     prepare: Callable[[Path, AckLog], None]
     run: Callable[[Path, AckLog], None]
-    repair: bool = False
+    repair: Repair | None = None
 
 
 def _nothing(place: Path, log: AckLog) -> None:
@@ -214,6 +218,55 @@ def _lose_index(place: Path, log: AckLog) -> None:
         shutil.rmtree(place / "index.0")
 
 
+def _damage_packs(place: Path, log: AckLog) -> None:
+    """Keep a whole copy beside the store, then harm every pack."""
+    _three(place, log)
+    shutil.copytree(place, place.with_name(HEALTHY))
+    for number, pack in enumerate(sorted(place.glob("packs/*/*.pack"))):
+        data = bytearray(pack.read_bytes())
+        data[len(data) // 3 + 40 * number] ^= 4
+        pack.write_bytes(data)
+
+
+def _repair(place: Path, log: AckLog) -> None:
+    with log.call("repair"):
+        repair(place)
+
+
+def rebuild(place: Path) -> None:
+    """Make the index anew."""
+    repair_store(place, rebuild_index=True)
+
+
+def repair(place: Path) -> None:
+    """Put back what is damaged from the whole copy."""
+    repair_store(place, source=place.with_name(HEALTHY))
+
+
+def result_of(item: int) -> Any:
+    """Return the result of an item: some lie in a row, some have a manifest."""
+    return np.full(4000 * item, item, dtype=np.int32) if item % 2 else item * 7
+
+
+def _stage(user: User) -> None:
+    assert user.store is not None
+    with user.log.call("run"), user.store.run("job") as run:
+        stage = run.stage("items", ITEMS)
+        for key, item in stage:
+            with user.log.call("result", key=key):
+                stage.done(key, result_of(item))
+
+
+def _train(user: User) -> None:
+    assert user.store is not None
+    kept = {"epochs": []}
+    with user.log.call("train"), user.store.run("job") as run:
+        for epoch in run.epochs(EPOCHS, kept, save_every=1):
+            kept["epochs"].append(epoch)
+            run.log(loss=epoch / 2)
+            run.log(step=epoch * 10, rate=epoch)
+
+
 def _saving(*seeds: int) -> Session:
     def body(user: User) -> None:
         for step, seed in enumerate(seeds):
@@ -262,7 +315,11 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "save_and_gc": Workload(_whole_packs, _sessions(_save_and_gc)),
     "rebuild": Workload(_three, _rebuild),
-    "rebuild_lost": Workload(_lose_index, _rebuild, repair=True),
+    "rebuild_lost": Workload(_lose_index, _rebuild, repair=rebuild),
+    "repair": Workload(_damage_packs, _repair, repair=repair),
+    "delta_save": Workload(_sessions(_step(0, 500)), _sessions(_saving(500, 501, 502))),
+    "stage": Workload(_one, _sessions(_stage)),
+    "train": Workload(_one, _sessions(_train)),
     "exchange": Workload(_sessions(_arrays), _sessions(_exchange)),
     "reopen": Workload(_one, _sessions(_step(1, 11), lambda user: None, _step(2, 20))),
 }
