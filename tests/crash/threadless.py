@@ -14,6 +14,8 @@ from typing import Any
 from casckpt.store import own_packs
 from casckpt.store.index_writer import IndexWriter
 
+_execute = IndexWriter._execute
+
 
 class Here(concurrent.futures.Executor):
     """Carries out what it is given before `submit` returns."""
@@ -36,8 +38,12 @@ def switch_off() -> None:
     vars(concurrent.futures)["ThreadPoolExecutor"] = Here
     vars(own_packs)["ThreadPoolExecutor"] = Here
     # Whoever asks is the writer's thread, so jobs are never handed over.
-    setattr(  # noqa: B010
-        IndexWriter,
-        "_thread",
-        property(lambda writer: threading.current_thread(), lambda writer, thread: None),
-    )
+    asking = property(lambda writer: threading.current_thread(), lambda writer, thread: None)
+    one_at_a_time = threading.RLock()  # a training has a thread that saves, all the same
+
+    def execute(writer: IndexWriter, batch: Any) -> None:
+        with one_at_a_time:
+            _execute(writer, batch)
+
+    for name, value in (("_thread", asking), ("_execute", execute)):
+        setattr(IndexWriter, name, value)
