@@ -19,7 +19,7 @@ from pathlib import Path
 import casckpt
 
 PACKAGE_HOME = Path(casckpt.__file__).parents[1]
-KILLS = int(os.environ.get("CASCKPT_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("CASCKPT_TEST_KILLS", "2"))
 """Kills per program: few by default, 20 in `python -m tests.tasks kills`."""
 
 JOURNAL = os.environ.get("CASCKPT_TEST_KILLS_JOURNAL")

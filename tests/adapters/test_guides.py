@@ -51,7 +51,7 @@ def check_guide(guide, tmp_path, command):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -74,6 +74,6 @@ def test_a_framework_that_is_missing_is_named_with_its_extra(name):
         "    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     assert f"casckpt[{module}]" in done.stdout, done.stderr
