@@ -1,7 +1,8 @@
-"""Make a golden store: `python -m tests.golden.make FOLDER`, once per format version.
+"""Make a golden store: `python -m tests.golden.make FOLDER`, for each change of what is written.
 
 A golden store is never edited or made again: it is what an older casckpt wrote, and every later one
-must read it. A format change gets a folder of its own beside it.
+must read it. `v1-planes` is from before the entropy coder, `v1` from before dictionaries,
+`v1-turned` has both, and chains that `compact` has turned round.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 import casckpt
 from casckpt.store import layout
-from tests.golden.states import STEPS, state
+from tests.golden.states import GROWN_STEPS, STEPS, grown, state
 
 
 def main(target: Path) -> None:
@@ -41,6 +42,10 @@ def main(target: Path) -> None:
             store.save("golden/trash", {"gone": np.arange(9)})
             store.delete("golden/trash")
             store.save("golden/big", {"blob": np.arange(3_000_000, dtype=np.int32) % 7})
+            for step in range(GROWN_STEPS):
+                if step == GROWN_STEPS - 2:
+                    store.compact()
+                store.save("golden/grown", grown(step), step)
         document = {"format": layout.FORMAT_VERSION, "checkpoints": expected}
         (target / "expected.json").write_text(json.dumps(document, indent=1) + "\n")
         with tarfile.open(target / "store.tar.xz", "w:xz") as archive:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 STEPS = 3
+GROWN_STEPS = 7
 
 
 def state(step: int) -> dict[str, Any]:
@@ -29,3 +30,12 @@ def state(step: int) -> dict[str, Any]:
         1: [1, True, None, -0.0, float("inf"), 2**100, 3 + 4j],
         (1, "x"): ("tuple", {"nested": {}}),
     }
+
+
+def grown(step: int) -> dict[str, Any]:
+    """Return a state of opaque bytes that grow, and of a table of bytes of which rows change."""
+    generator = np.random.default_rng(8)
+    lines = [b"%024d\n" % number for number in generator.integers(0, 10**18, 3000 + 50 * step)]
+    table = generator.integers(-128, 127, (300, 256), np.int8)
+    table[: 2 * step] += np.int8(step)
+    return {"log": b"".join(lines), "table": table, "step": step}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import casckpt
-from tests.golden.states import STEPS, state
+from tests.golden.states import STEPS, grown, state
 
 VERSIONS = sorted(path for path in Path(__file__).parent.glob("v*") if path.is_dir())
 
@@ -44,6 +44,8 @@ def _check(store: casckpt.Store, expected: dict[str, str]) -> None:
         assert np.isnan(checkpoint.metrics["nan"])
         assert checkpoint.pinned == (checkpoint.step == 2)
         assert checkpoint.tags == (("t1",) if checkpoint.step == 1 else ())
+    for checkpoint in store.checkpoints("golden/grown"):
+        assert _same(store.restore(checkpoint), grown(checkpoint.step))
     assert np.array_equal(
         store.restore("golden/big")["blob"], np.arange(3_000_000, dtype=np.int32) % 7
     )
@@ -54,6 +56,18 @@ def test_it_is_read(golden: tuple[Path, dict[str, str]]) -> None:
     with casckpt.open(path, mode="r") as store:
         _check(store, expected)
         assert not store.verify().damaged
+
+
+def test_each_holds_what_it_was_made_for(golden: tuple[Path, dict[str, str]]) -> None:
+    path, _ = golden
+    with casckpt.open(path, mode="r") as store:
+        coders = {one.coder for one in store.stats(codings=True).codings}
+        predictors = {one.predictor for one in store.stats(codings=True).codings}
+        grown_steps = [checkpoint.step for checkpoint in store.checkpoints("golden/grown")]
+    features = set(json.loads((path / "format.json").read_text())["read"])
+    assert "sub" in predictors
+    assert any("entropy" in coder for coder in coders) == ("entropy-1" in features)
+    assert ("dictionary" in predictors) == ("dictionary-1" in features) == bool(grown_steps)
 
 
 def test_it_is_written_and_collected(golden: tuple[Path, dict[str, str]]) -> None:
