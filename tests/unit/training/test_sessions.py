@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
 import casckpt
+from casckpt.checkpoint import saves
 from casckpt.errors import BadRequest, OperationFailed, RunBusy, Stopped
-from casckpt.training import runlock, stops
+from casckpt.training import keeping, lines, runlock, stops
 from casckpt.training.progress import Progress
 
 
@@ -154,6 +158,35 @@ def test_a_full_disk_does_not_end_training(train, store, name, monkeypatch, capl
     assert train.steps == [5]
 
 
+def test_a_clock_that_jumps_changes_nothing(train, store, name, monkeypatch):
+    years = [0]
+
+    class Jumping(datetime.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime.datetime.now(zone) + datetime.timedelta(days=365 * years[0])
+
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 365 * 86400 * years[0])
+    for module in (saves, lines, keeping):
+        monkeypatch.setattr(module, "datetime", Jumping)
+
+    def loss(epoch):
+        years[0] = {1: 20, 2: -20, 3: 5, 4: -5}.get(epoch, 0)
+        return float(epoch)
+
+    keep = casckpt.KeepLast(2) | casckpt.KeepNewerThan("7d")
+    train.until(6, stop_at=4, loss=loss, save_every=1, keep=keep)
+    assert store.latest(name).step == 3
+    assert train(6, loss=loss, save_every=1, keep=keep)["epochs"] == [1, 2, 3, 4, 5, 6]
+    assert train.seen == [4, 5, 6]
+    assert store.history(name)["loss"] == [(at, float(at)) for at in range(1, 7)]
+    info = store.run(name).info
+    assert (info.status, info.last.step) == ("finished", 6)
+    assert 0 < info.elapsed_s < 600
+    assert {5, 6} <= set(train.steps)
+
+
 def test_finish_with_metrics_and_keep(train, store, name):
     train(6, save_every=2, monitor="loss", mode="max", loss=lambda epoch: -abs(epoch - 2))
     run = store.run(name)
@@ -220,6 +253,30 @@ def test_a_signal_saves_and_leaves(store, name):
     assert store.latest(name).reasons == ("stop",)
     info = store.run(name).info
     assert (info.status, info.reason) == ("stopped", "SIGTERM")
+    assert body(store, name, lambda epoch: None)["n"] == 5
+
+
+def test_a_stop_while_a_save_is_in_flight_loses_neither(store, name, monkeypatch):
+    asked, order = threading.Event(), []
+    commit = casckpt.Store._commit
+
+    def slow(self, request, *rest):
+        assert asked.wait(60)
+        made = commit(self, request, *rest)
+        order.append(made.step)
+        return made
+
+    def on_epoch(epoch):
+        if epoch == 2:
+            assert order == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            asked.set()
+
+    monkeypatch.setattr(casckpt.Store, "_commit", slow)
+    with pytest.raises(Stopped):
+        body(store, name, on_epoch)
+    assert order == [1, 2]
+    assert store.latest(name).step == 2
     assert body(store, name, lambda epoch: None)["n"] == 5
 
 
