@@ -35,7 +35,7 @@ PROGRAMS = (
     f"tests/adapters/test_optuna.py::{_KILLED}_makes_the_same_study",
     f"tests/adapters/test_lightning.py::{_KILLED}_ends_with_the_same_bits[0.01-0]",
     f"tests/adapters/test_transformers.py::{_KILLED}_ends_with_the_same_bits",
-    "tests/e2e/test_ddp.py::test_killed_and_run_again_both_processes_end_with_the_same_bits",
+    "tests/e2e/test_ddp.py::test_killed_and_run_again_all_processes_end_with_the_same_bits",
     f"tests/adapters/test_dcp.py::{_KILLED}_ends_with_the_same_bits",
     f"tests/adapters/test_accelerate.py::{_KILLED}_ends_with_the_same_bits[0.0-False]",
     f"tests/adapters/test_ignite.py::{_KILLED}_ends_with_the_same_bits[0.0]",

@@ -1,4 +1,4 @@
-"""Two processes that train one run: any of them killed, or their launcher, to the bit."""
+"""Processes that train one run: any of them killed, or their launcher, to the bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.crash]
 
 SCRIPT = Path(__file__).with_name("train_ddp.py")
 KILLS = int(os.environ.get("CASCKPT_TEST_KILLS", "3"))
-MODES = ("middle", "epoch", "steps") if JOURNAL else ("middle",)
+MODES = [("middle", 2), ("middle", 4), ("accelerate", 2)]
+if JOURNAL:
+    MODES += [("epoch", 2), ("steps", 2), ("epoch", 3), ("steps", 4), ("accelerate", 3)]
 
 
 class Launch:
@@ -61,39 +63,43 @@ class Launch:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return a function: mode to the states of both processes when nobody kills them."""
-    made: dict[str, tuple[list[dict], float]] = {}
+    """Return a function: mode to the states of all processes when nobody kills them."""
+    made: dict[tuple[str, int], tuple[list[dict], float]] = {}
 
-    def make(mode: str) -> tuple[list[dict], float]:
-        if mode not in made:
+    def make(mode: str, count: int = 2) -> tuple[list[dict], float]:
+        if (mode, count) not in made:
             folder = tmp_path_factory.mktemp(mode)
-            launch = Launch(folder / "store", folder / "out", mode)
+            launch = Launch(folder / "store", folder / "out", mode, count=count)
             assert launch.wait_for_work()
             began_s = time.monotonic()
             errors = launch.end()
             assert launch.process.returncode == 0, errors
-            made[mode] = states(folder / "out"), time.monotonic() - began_s
-        return made[mode]
+            made[mode, count] = states(folder / "out", count), time.monotonic() - began_s
+        return made[mode, count]
 
     return make
 
 
-def states(out: Path) -> list[dict]:
-    return [torch.load(f"{out}.{rank}") for rank in (0, 1)]
+def states(out: Path, count: int = 2) -> list[dict]:
+    return [torch.load(f"{out}.{rank}") for rank in range(count)]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_killed_and_run_again_both_processes_end_with_the_same_bits(mode, whole, tmp_path):
-    expected, work_s = whole(mode)
+@pytest.mark.parametrize(("mode", "count"), MODES)
+def test_killed_and_run_again_all_processes_end_with_the_same_bits(mode, count, whole, tmp_path):
+    if mode == "accelerate":
+        pytest.importorskip("accelerate")
+    kills = KILLS if JOURNAL or (mode, count) == MODES[0] else 1
+    expected, work_s = whole(mode, count)
     dice = random.Random(len(mode))
     landed = starts = place = 0
     said = ""
     while True:
-        launch = Launch(tmp_path / f"store-{place}", tmp_path / f"out-{place}", mode, 0.01)
+        store, out = tmp_path / f"store-{place}", tmp_path / f"out-{place}"
+        launch = Launch(store, out, mode, 0.01, count)
         starts += 1
-        if landed < KILLS and launch.wait_for_work():
-            # One after the other: the first process, the second, the launcher.
-            target = [*launch.pids, launch.process.pid][landed % 3]
+        if landed < kills and launch.wait_for_work():
+            # One after the other: each process, and the launcher.
+            target = [*launch.pids, launch.process.pid][landed % (count + 1)]
             time.sleep(dice.uniform(0.0, work_s / 2 + 0.3))
             try:
                 os.kill(target, signal.SIGKILL)
@@ -106,13 +112,14 @@ def test_killed_and_run_again_both_processes_end_with_the_same_bits(mode, whole,
         else:
             said += launch.end()
         assert launch.process.returncode == 0, said
-        assert equal(expected, states(tmp_path / f"out-{place}")) == [], said
-        if landed >= KILLS:
+        assert equal(expected, states(out, count)) == [], said
+        if landed >= kills:
             break
         place += 1
-    if mode == "middle":
+    if (mode, count) == MODES[0]:
         assert "after batch" in said
-    note("torch, DistributedDataParallel", mode, landed, starts)
+    kind = "accelerate, processes" if mode == "accelerate" else "torch, DistributedDataParallel"
+    note(kind, f"{mode}, {count} processes", landed, starts)
 
 
 def test_all_leave_at_the_same_batch_and_nobody_else_gets_in(whole, tmp_path):

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 train_ddp.py STORE OUT MODE [PACE_S]
 
-MODE is "epoch" (saves at boundaries), "middle" (and inside epochs) or "steps"; "early" ends by
-patience, "alone" lets the second process end the training. The first process says "begin" and the
+MODE is "epoch" (saves at boundaries), "middle" (and inside epochs) or "steps"; "accelerate" is
+"middle" with an Accelerator; "early" ends by patience, "alone" lets the second process end the
+training. Each epoch saves a note by hand too. The first process says "begin" and the
 pids of all before the first batch. At its end each writes its state to OUT.RANK.
 """
 
@@ -39,6 +40,8 @@ class Noisy(Dataset):
 
 
 class Task:
+    """A model, its data and its state, wrapped by torch itself."""
+
     def __init__(self) -> None:
         self.rank = distributed.get_rank()
         torch.set_num_threads(1)
@@ -67,25 +70,63 @@ class Task:
         noise = torch.randn(batch[0].shape, generator=self.state.own) * random.random()
         loss = ((self.model(batch[0] + 0.01 * noise) - batch[1]) ** 2).mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        self.backward(loss)
         self.optimizer.step()
         shared = loss.detach().clone()
         distributed.all_reduce(shared)
         self.state.sum += shared.item()
 
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+
+class AcceleratedTask(Task):
+    """The same, prepared by an Accelerator, which cuts a plain loader among the processes."""
+
+    def __init__(self) -> None:
+        import accelerate
+
+        import casckpt.accelerate
+
+        super().__init__()
+        self.one = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        torch.manual_seed(5)  # of all: the order of a plain loader comes from it
+        self.module = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 1))
+        loader = DataLoader(Noisy(), batch_size=8, shuffle=True)
+        optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-2)
+        self.model, self.optimizer, self.loader = self.one.prepare(self.module, optimizer, loader)
+        torch.manual_seed(self.rank)
+        own = torch.Generator().manual_seed(100 + self.rank)
+        self.state = casckpt.accelerate.State(self.one, own=own, losses=[], sum=0.0)
+
+    def step(self, batch: list[torch.Tensor]) -> None:
+        with self.one.accumulate(self.model):
+            super().step(batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.one.backward(loss)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Its loader counts its passes itself."""
+
 
 def train_epochs(run: casckpt.Run, task: Task, mode: str, pace_s: float) -> None:
-    every_s = 0.0 if mode == "middle" else 600.0
+    every_s = 0.0 if mode in ("middle", "accelerate") else 600.0
+    accumulate = 2 if mode == "accelerate" else 1
     patience = 2 if mode == "early" else None
     epochs = run.epochs(
         EPOCHS, task.state, save_every=2, monitor="loss", mode="min", patience=patience,
         at_end="best" if mode == "early" else "last",
     )  # fmt: skip
     for epoch in epochs:
-        task.sampler.set_epoch(epoch)
-        for batch in run.batches(task.loader, save_every_s=every_s):
+        task.begin_epoch(epoch)
+        for batch in run.batches(task.loader, accumulate=accumulate, save_every_s=every_s):
             task.step(batch)
             time.sleep(pace_s)
+        run.save({"rank": task.rank, "sum": task.state.sum}, name="notes")
         task.state.losses.append(task.state.sum)
         task.state.sum = 0.0
         # Each process logs another value; the first one's count.
@@ -97,7 +138,7 @@ def train_epochs(run: casckpt.Run, task: Task, mode: str, pace_s: float) -> None
 
 def main(path: str, out: str, mode: str, pace_s: str = "0") -> None:
     distributed.init_process_group("gloo")
-    task = Task()
+    task = AcceleratedTask() if mode == "accelerate" else Task()
     with casckpt.open(path) as store:
         with store.run("net", config={"mode": mode}) as run:
             if mode == "steps":
@@ -114,6 +155,7 @@ def main(path: str, out: str, mode: str, pace_s: str = "0") -> None:
             "torch": torch.get_rng_state(),
             "python": random.random(),
             "history": store.history("net"),
+            "notes": [store.restore(one) for one in store.checkpoints("net/notes")],
         }
     torch.save(result, f"{out}.{task.rank}")
     distributed.destroy_process_group()
