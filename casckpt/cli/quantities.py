@@ -14,6 +14,8 @@ import click
 if TYPE_CHECKING:
     from casckpt.checkpoint.refs import Mode
 
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])\Z", re.IGNORECASE)
+_AGE_S = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
 
 
@@ -45,6 +47,16 @@ def rate(context: click.Context, parameter: click.Parameter, text: str | None) -
     if not value:
         raise _refused(context, parameter, f"{text!r} is no rate\nwrite 50MB/s, 800K/s, 1.5G/s")
     return value
+
+
+def age(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Return seconds, as in `30d`, `12h`, `2w` or `90m`; above 0."""
+    if text is None:
+        return None
+    match = _AGE.match(text)
+    if match is None or not float(match[1]):
+        raise _refused(context, parameter, f"{text!r} is no age\nwrite 30d, 12h, 2w or 90m")
+    return float(match[1]) * _AGE_S[match[2].lower()]
 
 
 def share(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from casckpt.cli import formatting, quantities, stores
+from casckpt.cli import formatting, quantities, scrub, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
 from casckpt.cli.progress import progress
+from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.checks import VerifyResult
@@ -26,6 +27,7 @@ SHOWN = 8
         "casckpt verify --max-rate 50MB/s        slowly, beside a training",
         "casckpt verify --resume                 go on where the last one was stopped",
         "casckpt verify --sample 5%              a twentieth of the records, at random",
+        "casckpt verify --older-than 30d         what was not read for long: for a daily timer",
     ),
 )
 @click.option(
@@ -48,32 +50,48 @@ SHOWN = 8
     help="Read this share of the records, chosen at random, as in 5%.",
 )
 @click.option("--resume", is_flag=True, help="Go on where your last verify was stopped.")
+@click.option(
+    "--older-than",
+    metavar="AGE",
+    callback=quantities.age,
+    help="Read what your verifies with this option have not read for so long, as in 30d.",
+)
 def verify(
     output: Output,
     level: Literal["structure", "refs", "bytes"],
     max_rate: int | None,
     sample: float | None,
     resume: bool,
+    older_than: float | None,
 ) -> int:
     """Check that everything stored is whole; change nothing.
 
     Exit code 0: all is whole. 1: something is damaged; the checkpoints it belongs to and those
     that are still whole are listed, newest first.
     """
-    with stores.opened(output.settings) as store, progress(output, "verifying") as report:
-        found = store.verify(
-            level=level,
-            sample=1.0 if sample is None else sample,
-            max_rate=max_rate,
-            resume=resume,
-            progress=report,
+    if older_than is not None and (level != "bytes" or sample is not None or resume):
+        raise BadRequest(
+            "--older-than chooses what is read",
+            "--level, --sample and --resume choose otherwise",
+            "give --older-than, and --max-rate if you like",
         )
+    with stores.opened(output.settings) as store, progress(output, "verifying") as report:
+        if older_than is not None:
+            found = scrub.verify(store, older_than, max_rate, report)
+        else:
+            found = store.verify(
+                level=level,
+                sample=1.0 if sample is None else sample,
+                max_rate=max_rate,
+                resume=resume,
+                progress=report,
+            )
     if output.json:
         output.document("verify", **record_of(found))
     elif output.quiet:
         output.lines(found.lost)
     else:
-        show(output, found)
+        show(output, found, in_turns=older_than is not None)
         if not found.ok:
             output.note("Nothing was changed. `casckpt repair` puts back what has another copy.")
     return 0 if found.ok else FINDINGS
@@ -101,11 +119,13 @@ def record_of(found: VerifyResult) -> dict[str, Any]:
     }
 
 
-def show(output: Output, found: VerifyResult) -> None:
+def show(output: Output, found: VerifyResult, *, in_turns: bool = False) -> None:
     """Write what is damaged, and whom it concerns, or that nothing is."""
     checked = (
         f"{formatting.size(found.checked_bytes)} checked" if found.checked_bytes else found.level
     )
+    if in_turns:
+        checked = f"{formatting.size(found.checked_bytes)} were due and checked"
     whole = formatting.count(len(found.whole), "checkpoint")
     if found.ok:
         output.line(output.style(f"whole: {whole}, {checked}", fg="green"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -176,6 +177,38 @@ def test_verify_goes_slowly_by_samples_and_goes_on(own_cli):
     assert own_cli("verify", "--sample", "0%").code == 2
     assert own_cli("verify", "--max-rate", "fast").code == 2
     assert own_cli("verify", "--level", "refs", "--resume").code == 2
+
+
+def test_verify_reads_in_turns_what_was_not_read_for_long(own_cli):
+    def read(age: str) -> int:
+        answer = own_cli("verify", "--older-than", age, "--max-rate", "1GB/s", "--json")
+        assert answer.code == 0
+        return json.loads(answer.out)["checked_bytes"]
+
+    everything = read("30d")
+    assert everything == json.loads(own_cli("verify", "--json").out)["checked_bytes"]
+    assert read("30d") == 0
+    (file,) = own_cli.folder.glob(".local/state/casckpt/verify/*.turns.json")
+    turns = json.loads(file.read_text())
+    name, (end, at_s) = max(turns["read"].items(), key=lambda item: item[1][0])
+    turns["read"][name] = (end, at_s - 31 * 86400)
+    file.write_text(json.dumps(turns))
+    assert read("30d") == everything
+    assert own_cli("tag", "bpm/nn@30", "new").code == 0
+    assert 0 < read("30d") < everything // 10
+    (pack,) = own_cli.store.glob(f"packs/*/{name}.pack")
+    data = bytearray(pack.read_bytes())
+    data[60_000] ^= 1
+    pack.write_bytes(data)
+    assert own_cli("verify", "--older-than", "30d").code == 0
+    time.sleep(0.7)
+    damaged = own_cli("verify", "--older-than", "0.01m")
+    assert damaged.code == 1
+    assert name in damaged.out
+    # What is damaged stays due.
+    assert own_cli("verify", "--older-than", "30d").code == 1
+    assert own_cli("verify", "--older-than", "30d", "--resume").code == 2
+    assert own_cli("verify", "--older-than", "soon").code == 2
 
 
 def test_a_lost_index_is_rebuilt_from_the_packs(own_cli):

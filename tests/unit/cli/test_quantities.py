@@ -27,6 +27,19 @@ def test_sizes(text, byte_count):
     assert quantities.size(CONTEXT, PARAMETER, text) == byte_count
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * 86400), ("12h", 43200), ("1.5W", 907_200), ("90m", 5400)]
+)
+def test_ages(text, seconds):
+    assert quantities.age(CONTEXT, PARAMETER, text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "30", "0d", "-1d", "30y"])
+def test_what_is_no_age(text):
+    with pytest.raises(click.BadParameter):
+        quantities.age(CONTEXT, PARAMETER, text)
+
+
 @pytest.mark.parametrize("text", ["", "G", "-1", "5X", "1e9", "5 G B"])
 def test_what_is_no_size(text):
     with pytest.raises(click.BadParameter):
