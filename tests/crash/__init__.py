@@ -8,10 +8,11 @@ process while a *fault* strikes, and let the *oracle* look at what is left.
     acks.py           what the workload was told, and so what must be there
     workloads.py      init, saves, delete, gc, rebuild, ... as children run them
     oracle.py         the invariants I1 to I8 of docs/format.md, checked after each fault
-    batch.py          many looks in one child
+    batch.py          many looks in one child; threadless.py spares it threads of the store
     points.py         one fault at one operation: kill, kill again, errno, short write, lying flush
     replay.py         the disk that a log of operations allows after the power failed
     powerloss.py      which of those states are looked at
+    blockdevice.py    a disk with a log of its writes; blocklog.py mounts what may be left
     damage.py         flipped bits and cut files
     bits.py           every bit, cut and sector of a small store
     attacks.py        stores made to harm; hostile.py uses them as a user would

@@ -95,10 +95,12 @@ class _Campaign:
         return 1 if self.bad else 0
 
     def _one(self, kind: str, point: str) -> None:
-        from tests.crash import bits, damage, full, hardship, hostile, powerloss, swarm
+        from tests.crash import bits, blocklog, damage, full, hardship, hostile, powerloss, swarm
 
         if kind == "power":
             found, states = powerloss.run(self.lab, point, self.deadline, first=self.options.first)
+        elif kind == "blocks":
+            found, states = blocklog.replay(self.lab, point)
         elif kind == "flip":
             found, states = damage.run(self.lab, point, self.deadline, first=self.options.first)
         elif kind == "rot":

@@ -10,7 +10,7 @@ from tests.crash.job import Job
 from tests.crash.ledger import ROOT
 from tests.crash.mutants import CAUGHT_BY
 
-_MINUTES = "4"
+_MINUTES = "15"
 
 
 def catch(mutant: str) -> tuple[bool, str]:

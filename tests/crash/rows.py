@@ -81,6 +81,16 @@ ROWS = (
         "powerloss:row",
     ),
     Row(
+        3,
+        "blocks",
+        "power loss replayed from the block log of ext4, XFS and btrfs",
+        "states",
+        100,
+        5_400,
+        22_000,
+        "blocklog:row",
+    ),
+    Row(
         4,
         "errors",
         "every operation with every error, short writes, flushes that lose data",
