@@ -14,7 +14,7 @@ from bench import plots, report
 from bench.harness import RESULTS, Context, default_cache, machine_facts
 
 QUESTIONS = ("native", "size", "others", "save", "restore", "unchanged", "stall", "gc", "compact",
-             "cli", "scale", "stage", "training", "booster")  # fmt: skip
+             "cli", "scale", "stage", "training", "booster", "coders")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
