@@ -3,8 +3,7 @@
 A booster grows by ten rounds from save to save; all saves are kept. It is given to casckpt in every
 way there is: by `casckpt.xgboost.train` and `casckpt.lightgbm.train` as checkpoints of a run, and
 by a plain `store.save` as the bytes or text that the frameworks write. What is stored is compared
-with zstd of the final model alone. The limit is that of the trees: each save's new ones packed by
-themselves, in the same form.
+with zstd of the final model alone, as saved and after `compact`.
 """
 
 from __future__ import annotations
@@ -78,6 +77,9 @@ def _measure(context: Context, data: Any, rounds: int, make: Make) -> dict[str, 
             saves = len(store.checkpoints("booster"))
         parts = _parts(base / "store")
         disk = disk_bytes(base) - empty
+        with casckpt.open(base / "store") as store:
+            store.compact()
+        compacted = sum(_parts(base / "store").values())
     packed = len(zstandard.compress(final, 3))
     stored = sum(parts.values())
     return {
@@ -88,6 +90,7 @@ def _measure(context: Context, data: Any, rounds: int, make: Make) -> dict[str, 
         "disk_bytes": disk,
         "ratio": stored / packed,
         "disk_ratio": disk / packed,
+        "compacted_ratio": compacted / packed,
         "parts": dict(parts),
     }
 

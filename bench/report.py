@@ -12,7 +12,7 @@ from bench import plots
 from bench.harness import RESULTS
 
 Document = dict[str, Any]
-HIDDEN = frozenset({"disk", "seconds", "min_s", "max_s", "disk_bytes"})
+HIDDEN = frozenset({"disk", "seconds", "min_s", "max_s", "disk_bytes", "parts"})
 START, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 

@@ -31,6 +31,8 @@ def all_inputs() -> dict[str, Callable[[bool], States]]:
         "int8 weights": int8,
         "random bytes": random_bytes,
         "zeros": zeros,
+        "100,000 tensors": many,
+        "one state of 4 GB": large,
     }
 
 
@@ -170,6 +172,24 @@ def zeros(quick: bool) -> States:
     """A state that was allocated and not touched."""
     for step in range(CHECKPOINTS):
         yield step, {"empty": torch.zeros((1 << 20) if quick else (16 << 20)), "step": step}
+
+
+def many(quick: bool) -> States:
+    """So many small tensors that what is said about each weighs as much as its bytes."""
+    generator = torch.Generator().manual_seed(7)
+    count = 1_000 if quick else 100_000
+    tensors = list(torch.randn(count, 64, generator=generator))
+    for step in range(2):
+        yield step, {f"layer.{number}.bias": tensor for number, tensor in enumerate(tensors)}
+        tensors = [tensor * 1.000001 for tensor in tensors]
+
+
+def large(quick: bool) -> States:
+    """Weights and a moment of each: one checkpoint, since it is the size that is looked at."""
+    generator = torch.Generator().manual_seed(8)
+    count = 1 if quick else 128
+    weights = [0.02 * torch.randn(4 << 20, generator=generator) for _ in range(count)]
+    yield 0, {"weights": weights, "moments": [weight * weight for weight in weights]}
 
 
 def _trained(
