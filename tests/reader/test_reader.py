@@ -316,6 +316,16 @@ def test_a_manifest_that_no_fact_names_is_found(tmp_path: pathlib.Path) -> None:
     assert_read(tree.restore(opened, found.id), {"n": np.arange(3)})
 
 
+def test_the_streams_beside_the_document_decode() -> None:
+    vectors = json.loads((GOLDEN[0].parents[1] / "vectors" / "entropy.json").read_text())
+    for case in vectors["cases"]:
+        data = bytes.fromhex(case["data"]) * case["repeat"]
+        stream = bytes.fromhex(case["stream"])
+        assert codec._entropy(stream, len(data)) == data, case["name"]
+        with pytest.raises(codec.Refused):
+            codec._entropy(stream + b"\0\0", len(data))
+
+
 def test_the_reader_knows_nothing_of_casckpt() -> None:
     for module in (codec, store, tree):
         source = pathlib.Path(module.__file__ or "").read_text()
