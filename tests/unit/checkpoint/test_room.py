@@ -67,7 +67,7 @@ def test_a_full_disk_says_how_much_is_missing_and_what_gc_would_free(tmp_path, m
         store.gc(now=True)
         files.set_crash_hook(Full())
         # Nothing but the block of what this process has noted itself.
-        with pytest.raises(NoSpace, match="would free (nothing|4 KiB)"):
+        with pytest.raises(NoSpace, match=r"would free (nothing|4 KiB)"):
             store.save("r", {"a": large()}, 2)
         files.set_crash_hook(None)
         assert store.save("r", {"a": large()}, 2).step == 2
