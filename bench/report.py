@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench import plots
+from bench import distance, plots
 from bench.harness import RESULTS
 
 Document = dict[str, Any]
@@ -17,8 +17,10 @@ START, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def read(path: Path) -> Document:
-    """Return one result file."""
+    """Return one result file, with the distance of its rows to their limits."""
     document: Document = json.loads(path.read_text())
+    if "machine" in document:
+        distance.add(document, path.parent)
     return document
 
 
