@@ -14,7 +14,8 @@ from bench import plots, report
 from bench.harness import RESULTS, Context, default_cache, machine_facts
 
 QUESTIONS = ("native", "size", "others", "save", "restore", "unchanged", "stall", "gc", "compact",
-             "cli", "scale", "stage", "training", "booster", "coders")  # fmt: skip
+             "cli", "scale", "objects", "stage", "training", "booster",
+             "coders")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
