@@ -14,10 +14,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from casckpt.checkpoint.lines import LineView, read_view, visible, with_inherited
+from casckpt.checkpoint.lines import PLAIN, LineView, read_view, visible, with_inherited
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import ALL_LINES, Ref, check_mode, parse_ref, select
+from casckpt.checkpoint.refs import ALL_LINES, Ref, Selector, check_mode, parse_ref, select
 from casckpt.errors import Ambiguous, BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ class Catalog:
         if ref.id_prefix:
             return self._by_id(ref)
         view = self.view(ref.run)
+        if (ref.selector or Selector()).kind == "latest" and not ref.line:
+            found = self._last_of_one_line(ref.run, view)
+            if found is not None:
+                return found
         return select(with_monitor(ref, view), visible(self._of_run(ref.run), ref.line, view))
 
     def resolve_trash(self, ref: Ref) -> Checkpoint:
@@ -119,8 +123,12 @@ class Catalog:
 
     def newest(self, run: str, line: int | None = None) -> Checkpoint | None:
         """Return the last checkpoint that a run's name sees, or None."""
-        rows = self._repository.checkpoint_rows(run)
-        members = visible(self._decode(rows), line, self.view(run))
+        view = self.view(run)
+        if not line:
+            found = self._last_of_one_line(run, view)
+            if found is not None:
+                return found
+        members = visible(self._decode(self._repository.checkpoint_rows(run)), line, view)
         return members[-1] if members else None
 
     def view(self, run: str) -> LineView:
@@ -163,7 +171,8 @@ class Catalog:
 
     def has_run(self, run: str) -> bool:
         """Return whether a run has live checkpoints."""
-        return bool(self._repository.checkpoint_rows(run))
+        found = self._last_of_one_line(run, PLAIN)
+        return found is not None or bool(self._repository.checkpoint_rows(run))
 
     def check_tags_free(self, run: str, tags: Sequence[str], holder: Checkpoint | None) -> None:
         """Raise BadRequest if another checkpoint of a run has one of the tags."""
@@ -227,6 +236,18 @@ class Catalog:
         if not rows:
             raise self._no_run(run, trash=trash)
         return self._decode(rows)
+
+    def _last_of_one_line(self, run: str, view: LineView) -> Checkpoint | None:
+        """Return the newest of a run without reading its other rows, which may be thousands.
+
+        None where that is not enough: a run with more lines than one, or whose last commit is not
+        live any more.
+        """
+        seq = None if view.current else self._repository.head(run, None)
+        row = None if seq is None else self._repository.checkpoint_row(run, seq)
+        if row is None or row.line or row.state != "live":
+            return None
+        return decode_row(row, source=self)
 
     def _maybe(self, row: CheckpointRow | None) -> Checkpoint | None:
         return None if row is None else decode_row(row, source=self)

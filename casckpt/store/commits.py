@@ -89,9 +89,9 @@ def revive(tx: Transaction, ids: Iterable[bytes]) -> set[bytes]:
     return {identity for identity in ids if not keep_usable(tx, identity)}
 
 
-def line_head(tx: Transaction, run: str, line: int) -> int | None:
-    """Return the commit seq at the largest (step, batch) of a line, or None."""
-    last = tx.last("steps", rows.line_prefix(run, line))
+def line_head(tx: Transaction, run: str, line: int | None) -> int | None:
+    """Return the commit seq at the largest (step, batch) of a line, or of the last line."""
+    last = tx.last("steps", rows.run_prefix(run) if line is None else rows.line_prefix(run, line))
     return None if last is None else rows.read_u64(last[1])
 
 

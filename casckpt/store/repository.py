@@ -210,8 +210,8 @@ class Repository:
             if row.manifest_id.hex().startswith(hex_prefix.lower())
         ]
 
-    def head(self, run: str, line: int) -> int | None:
-        """Return the commit seq at the largest step of a line, or None."""
+    def head(self, run: str, line: int | None) -> int | None:
+        """Return the commit seq at the largest step of a line, None for the last one, or None."""
         from casckpt.store.commits import line_head
 
         with self._shared().environment.read() as tx:

@@ -25,6 +25,13 @@ class Rows:
     def run_row(self, run):
         return None
 
+    def head(self, run, line):
+        places = {(row.line, row.step, row.batch, row.seq) for row in self.rows if row.run == run}
+        return max((place for place in places if line in (None, place[0])), default=(None,))[-1]
+
+    def checkpoint_row(self, run, seq):
+        return next(row for row in self.rows if (row.run, row.seq) == (run, seq))
+
 
 def a_row(run, seq, step, line=0, batch=0, state="live", parent=None, tags=(), **metrics):
     facts = RowFacts(seq * 1_000_000, metrics, tags, (), parent, 10, 1, 1, 0.0, 0.0)
@@ -119,6 +126,27 @@ def test_around_a_step(branched):
 
 
 @pytest.mark.bench
+def test_the_newest_of_one_line_is_found_without_the_others():
+    class OneRow(Rows):
+        def checkpoint_rows(self, run=None, *, states=("live",)):
+            raise AssertionError("all rows were read")
+
+    catalog = Catalog(OneRow([a_row("long", seq, step=seq) for seq in range(50)]))
+    assert catalog.resolve(parse_ref("long")) == catalog.resolve(parse_ref("long@latest"))
+    assert catalog.newest("long").step == 49
+    assert catalog.newest("long", 0).ref == "long@49"
+    assert catalog.has_run("long")
+
+
+def test_the_newest_is_found_where_the_last_commit_is_in_the_trash():
+    rows = [
+        a_row("long", seq, step=seq, state="trash" if seq > 40 else "live") for seq in range(50)
+    ]
+    assert Catalog(Rows(rows)).newest("long").step == 40
+    assert Catalog(Rows(rows)).resolve(parse_ref("long")).step == 40
+    assert not Catalog(Rows(rows[41:])).has_run("long")
+
+
 def test_ten_thousand_rows_are_listed_quickly():
     catalog = Catalog(Rows([a_row("r", i, i, loss=1.0 / (i + 1), acc=0.5) for i in range(10_000)]))
     began_s = time.process_time()
