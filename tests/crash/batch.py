@@ -52,7 +52,7 @@ def _one_child(looks: Sequence[Look], said: Path, hang_s: float) -> tuple[int, s
     os.close(writing)
     came_back, hangs = 0, False
     while not hangs:
-        hangs = not oracle.readable(reading, hang_s)
+        hangs = not oracle.readable(reading, hang_s, child)
         news = b"" if hangs else os.read(reading, 4096)
         if not news:
             break

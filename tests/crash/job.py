@@ -30,6 +30,7 @@ class Job:
     deadline: float | None = None
     limit: int | None = None
     keep: bool = True
+    enough: int | None = None
     bad: int = 0
     _saved: float = 0.0
 
@@ -77,8 +78,9 @@ class Job:
             yield from range(low, high)
 
     def over(self) -> bool:
-        """Tell whether the time is over, or the figure of a short run reached."""
-        if self.limit is not None and self.ledger.counts.get(self.unit, 0) >= self.limit:
+        """Tell whether the time is over, or the figure reached."""
+        limits = [limit for limit in (self.limit, self.enough) if limit is not None]
+        if any(self.ledger.counts.get(self.unit, 0) >= limit for limit in limits):
             return True
         return self.deadline is not None and time.monotonic() > self.deadline
 

@@ -22,6 +22,7 @@ from tests.crash.acks import Expected
 from tests.crash.workloads import EPOCHS, ITEMS, Repair, open_store, result_of, same, state
 
 HANG_S = 60
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Violation(Exception):
@@ -212,20 +213,46 @@ def _words(exc: BaseException) -> str:
 def waits(child: int, hang_s: float) -> bool:
     """Wait until a child can be reaped; return whether it came to its end in time."""
     with _pidfd(child) as descriptor:
-        return readable(descriptor, hang_s)
+        return readable(descriptor, hang_s, child)
 
 
-def readable(descriptor: int, hang_s: float) -> bool:
-    """Wait for a descriptor, a second at a time: a pause of the whole machine counts as one."""
+def readable(descriptor: int, hang_s: float, child: int) -> bool:
+    """Wait for a descriptor until a child has stood still, or computed, for so long.
+
+    On a busy machine time alone says nothing: while a thread of it is ready to run and is not let,
+    only the time that it does get counts. A pause of the whole machine counts as a second.
+    """
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
-    return any(poller.poll(min(hang_s, 1) * 1000) for _ in range(max(round(hang_s), 1)))
+    counted, cpu_s = 0.0, 0.0
+    while counted < max(hang_s, 1):
+        if poller.poll(min(hang_s, 1) * 1000):
+            return True
+        ready, now_s = _at_work(child)
+        counted += now_s - cpu_s if ready else 1.0
+        cpu_s = now_s
+    return False
+
+
+def _at_work(process: int) -> tuple[bool, float]:
+    """Tell whether a process, or a child of it, is ready to run, and what CPU time it had."""
+    ready, ticks = False, 0
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            facts = (thread / "stat").read_text().rpartition(") ")[2].split()
+            ready |= facts[0] == "R"
+            ticks += int(facts[11]) + int(facts[12])
+            for other in (thread / "children").read_text().split():
+                below, cpu_s = _at_work(int(other))
+                ready |= below
+                ticks += round(cpu_s * _TICKS)
+    return ready, ticks / _TICKS
 
 
 def hung(child: int, said: Path, hang_s: float) -> str:
     """Kill a child that hangs, and say where its threads were."""
     os.kill(child, signal.SIGUSR1)
-    waits(child, 2)
+    waits(child, 5)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     stack = said.with_suffix(".stack").read_text()

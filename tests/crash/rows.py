@@ -4,6 +4,8 @@
     --short             the form for continuous integration: its figure, and nothing is kept
     --seed-range A:B    only these seeds, or these places in the fixed order of points
     --minutes M         stop when the time is over, shared evenly between the rows
+    --jobs N            so many rows side by side, each in a process of its own
+    --until-now         stop a row when it has reached the figure that is to be reached now
     --results DIR       where the counts accumulate (bench/results/reliability)
     --list              the rows with what was reached
 
@@ -16,9 +18,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,6 +215,8 @@ def main(arguments: list[str]) -> int:
         os.chdir(ROOT)
         command = [sys.executable, "-m", "tests.crash.rows", *arguments]
         os.execve(sys.executable, command, shim.environment())
+    if options.jobs > 1:
+        return _side_by_side(rows, options)
     bad = 0
     for left, row in zip(range(len(rows), 0, -1), rows, strict=True):
         minutes = options.minutes / left if options.minutes else 0.0
@@ -229,8 +235,26 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed-range", default="")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--until-now", action="store_true")
     parser.add_argument("--list", action="store_true")
     return parser.parse_args(arguments)
+
+
+def _side_by_side(rows: list[Row], options: argparse.Namespace) -> int:
+    """Run rows in processes, each for its share of the time; return 1 if something was found."""
+    minutes = options.minutes * options.jobs / len(rows)
+
+    def run(row: Row) -> int:
+        command = [sys.executable, "-m", "tests.crash.rows", row.name]
+        command += ["--minutes", f"{minutes:.2f}", "--results", str(options.results)]
+        command += ["--seed-range", options.seed_range] if options.seed_range else []
+        command += ["--short"] if options.short else []
+        command += ["--until-now"] if options.until_now else []
+        return subprocess.run(command, check=False).returncode
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        return max(pool.map(run, rows))
 
 
 def _run(row: Row, options: argparse.Namespace, minutes: float) -> int:
@@ -253,6 +277,7 @@ def _run(row: Row, options: argparse.Namespace, minutes: float) -> int:
         deadline=time.monotonic() + minutes * 60 if minutes else None,
         limit=row.short if options.short else None,
         keep=not options.short,
+        enough=row.now if options.until_now else None,
     )
     began = time.monotonic()
     try:
