@@ -265,6 +265,8 @@ def points_of(kind: str, lab: Lab, workload: str) -> list[str]:
     calls = lab.operations(workload)
     every = range(1, len(calls) + 1)
     if kind == "lost":
+        if WORKLOADS[workload].harmed:
+            return []
         # One past the end: nothing was killed, and the index is lost all the same.
         return [f"lost:{workload}:{at}" for at in (*every, len(every) + 50)]
     if kind == "kill":

@@ -137,11 +137,15 @@ def _sessions(*bodies: Session) -> Callable[[Path, AckLog], None]:
 
 @dataclass(frozen=True)
 class Workload:
-    """Operations to be interrupted; `repair` is what a person would run before opening again."""
+    """Operations to be interrupted; `repair` is what a person would run before opening again.
+
+    `harmed` packs may be those that would give a lost index back: it is not taken from them too.
+    """
 
     prepare: Callable[[Path, AckLog], None]
     run: Callable[[Path, AckLog], None]
     repair: Repair | None = None
+    harmed: bool = False
 
 
 def _nothing(place: Path, log: AckLog) -> None:
@@ -316,7 +320,7 @@ WORKLOADS: dict[str, Workload] = {
     "save_and_gc": Workload(_whole_packs, _sessions(_save_and_gc)),
     "rebuild": Workload(_three, _rebuild),
     "rebuild_lost": Workload(_lose_index, _rebuild, repair=rebuild),
-    "repair": Workload(_damage_packs, _repair, repair=repair),
+    "repair": Workload(_damage_packs, _repair, repair=repair, harmed=True),
     "delta_save": Workload(_sessions(_step(0, 500)), _sessions(_saving(500, 501, 502))),
     "stage": Workload(_one, _sessions(_stage)),
     "train": Workload(_one, _sessions(_train)),
