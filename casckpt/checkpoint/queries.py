@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from casckpt.store.rows import RowState
 
 _GLOB = frozenset("*?[")
+_LATEST: Final = Selector()
 _LIVE: Final[tuple[RowState, ...]] = ("live",)
 _TRASH: Final[tuple[RowState, ...]] = ("trash",)
 
@@ -103,8 +104,9 @@ class Catalog:
         if ref.id_prefix:
             return self._by_id(ref)
         view = self.view(ref.run)
-        if (ref.selector or Selector()).kind == "latest" and not ref.line:
-            found = self._last_of_one_line(ref.run, view)
+        selector = ref.selector or _LATEST
+        if selector.kind in ("latest", "step") and not ref.line:
+            found = self._of_one_line(ref.run, view, selector)
             if found is not None:
                 return found
         return select(with_monitor(ref, view), visible(self._of_run(ref.run), ref.line, view))
@@ -125,7 +127,7 @@ class Catalog:
         """Return the last checkpoint that a run's name sees, or None."""
         view = self.view(run)
         if not line:
-            found = self._last_of_one_line(run, view)
+            found = self._of_one_line(run, view)
             if found is not None:
                 return found
         members = visible(self._decode(self._repository.checkpoint_rows(run)), line, view)
@@ -171,7 +173,7 @@ class Catalog:
 
     def has_run(self, run: str) -> bool:
         """Return whether a run has live checkpoints."""
-        found = self._last_of_one_line(run, PLAIN)
+        found = self._of_one_line(run, PLAIN)
         return found is not None or bool(self._repository.checkpoint_rows(run))
 
     def check_tags_free(self, run: str, tags: Sequence[str], holder: Checkpoint | None) -> None:
@@ -237,17 +239,22 @@ class Catalog:
             raise self._no_run(run, trash=trash)
         return self._decode(rows)
 
-    def _last_of_one_line(self, run: str, view: LineView) -> Checkpoint | None:
-        """Return the newest of a run without reading its other rows, which may be thousands.
+    def _of_one_line(
+        self, run: str, view: LineView, selector: Selector = _LATEST
+    ) -> Checkpoint | None:
+        """Return the newest of a run, or the one at a step, without reading thousands of rows.
 
-        None where that is not enough: a run with more lines than one, or whose last commit is not
-        live any more.
+        None where that is not enough: a run with more lines than one, or whose last commit there is
+        not live any more.
         """
         seq = None if view.current else self._repository.head(run, None)
         row = None if seq is None else self._repository.checkpoint_row(run, seq)
-        if row is None or row.line or row.state != "live":
+        if row is None or row.line:
             return None
-        return decode_row(row, source=self)
+        if selector.kind == "step":
+            seq = self._repository.commit_at(run, 0, selector.step, selector.batch)
+            row = None if seq is None else self._repository.checkpoint_row(run, seq)
+        return None if row is None or row.state != "live" else decode_row(row, source=self)
 
     def _maybe(self, row: CheckpointRow | None) -> Checkpoint | None:
         return None if row is None else decode_row(row, source=self)

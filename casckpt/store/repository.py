@@ -217,6 +217,12 @@ class Repository:
         with self._shared().environment.read() as tx:
             return line_head(tx, run, line)
 
+    def commit_at(self, run: str, line: int, step: int, batch: int) -> int | None:
+        """Return the seq of the last commit at a place, or None."""
+        with self._shared().environment.read() as tx:
+            value = tx.get("steps", rows.step_key(run, line, step, batch))
+        return None if value is None else rows.read_u64(value)
+
     def edit_checkpoint(self, run: str, seq: int, edit: Callable[[bytes], bytes]) -> bytes:
         """Replace the payload of a checkpoint by `edit` of it; durable when this returns.
 

@@ -29,6 +29,10 @@ class Rows:
         places = {(row.line, row.step, row.batch, row.seq) for row in self.rows if row.run == run}
         return max((place for place in places if line in (None, place[0])), default=(None,))[-1]
 
+    def commit_at(self, run, *place):
+        rows = [row for row in self.rows if row.run == run]
+        return max((r.seq for r in rows if (r.line, r.step, r.batch) == place), default=None)
+
     def checkpoint_row(self, run, seq):
         return next(row for row in self.rows if (row.run, row.seq) == (run, seq))
 
@@ -136,6 +140,7 @@ def test_the_newest_of_one_line_is_found_without_the_others():
     assert catalog.newest("long").step == 49
     assert catalog.newest("long", 0).ref == "long@49"
     assert catalog.has_run("long")
+    assert catalog.resolve(parse_ref("long@7")).step == 7
 
 
 def test_the_newest_is_found_where_the_last_commit_is_in_the_trash():
@@ -144,6 +149,9 @@ def test_the_newest_is_found_where_the_last_commit_is_in_the_trash():
     ]
     assert Catalog(Rows(rows)).newest("long").step == 40
     assert Catalog(Rows(rows)).resolve(parse_ref("long")).step == 40
+    assert Catalog(Rows(rows)).resolve(parse_ref("long@7")).step == 7
+    with pytest.raises(NotFound, match="long@45"):
+        Catalog(Rows(rows)).resolve(parse_ref("long@45"))
     assert not Catalog(Rows(rows[41:])).has_run("long")
 
 
