@@ -103,7 +103,8 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
     output.table(columns, rows, bold_rows=frozenset({len(rows) - 1}))
     if found.trash_count:
         trash = formatting.count(found.trash_count, "checkpoint")
-        output.note(f"{trash} in the trash still take space; `casckpt gc --now` frees it.")
+        take = "takes" if found.trash_count == 1 else "take"
+        output.note(f"{trash} in the trash still {take} space; `casckpt gc --now` frees it.")
     if found.quarantine_bytes:
         aside = size(found.quarantine_bytes)
         output.note(f"{aside} of damaged packs are in `quarantine`; they are yours to remove.")

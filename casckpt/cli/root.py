@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -95,6 +96,7 @@ def run(words: list[str]) -> int:
         words: what follows the program's name.
     """
     settings = Settings()
+    _prepare_streams()
     if _COMPLETE in os.environ:
         casckpt.main(words, prog_name="casckpt", complete_var=_COMPLETE)
     try:
@@ -119,3 +121,21 @@ def run(words: list[str]) -> int:
     except Exception as error:
         return errors.show(error, as_json=settings.json, debug=settings.debug, color=settings.color)
     return code if isinstance(code, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Give each standard stream a place, and let no character stop a command.
+
+    A program that is started with a stream closed would open its next file under that number, and
+    whoever writes to the stream would write into that file: here, one of the store.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every terminal has the strokes of a plot, nor every file a name in this encoding.
+        sys.stdout.reconfigure(errors="replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +72,33 @@ def test_a_reader_that_leaves_gets_no_complaint(cli):
     _, errors = run.communicate(timeout=60)
     assert errors == b""
     assert run.returncode == 141
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_stream_that_is_closed_is_no_file_of_the_store(cli, stream):
+    program = (
+        "import os\n"
+        "from casckpt.cli.root import run\n"
+        f"code = run(['ls', '--store', {str(cli.store)!r}])\n"
+        f"assert os.readlink('/proc/self/fd/{stream}') == os.devnull\n"
+        "os._exit(code)\n"
+    )
+    words = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", sys.executable, "-c", program]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert bool(run.stdout) == (stream != 1)
+
+
+def test_what_a_terminal_has_no_characters_for_is_replaced(cli):
+    run = subprocess.run(
+        [sys.executable, "-m", "casckpt", "history", "bpm/nn", "--plot", "--store", str(cli.store)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"val_loss" in run.stdout
+    assert b"?" in run.stdout
 
 
 def test_ctrl_c_is_130_without_a_traceback(tmp_path):
