@@ -9,17 +9,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bench import behind
 from bench.contenders import Casckpt, Contender, split_missing
 from bench.harness import Context, Goal, Result, disk_bytes
 from bench.inputs import others
 from bench.peers import Borg, Restic, TorchSave, ZipNn, ZstdFile
 from bench.trees import assert_equal, logical_bytes
 
-OURS = "casckpt balanced"
-REASONS = {
-    "random bytes": "the index, some 100 KB of which are pages that LMDB keeps free",
-    "zeros": "manifests, facts and the index, some 10 KB a save; there is nothing else to store",
-}
 # What bookkeeping may cost on bytes that do not compress (codec goal).
 INCOMPRESSIBLE = 1.001
 
@@ -48,15 +44,15 @@ def run(context: Context) -> Result:
         result.rows += rows
         ratios = {row["name"]: row["ratio"] for row in rows}
         best = min((one for one in ratios if not one.startswith("casckpt")), key=ratios.__getitem__)
-        if ratios[OURS] > ratios[best]:
-            why = REASONS.get(name, "no reason is known")
+        if ratios[behind.OURS] > ratios[best]:
+            why = behind.REASONS.get(name, "no reason is known")
             result.notes.append(
-                f"larger than a peer: {name}: {OURS} {ratios[OURS]:.4f}, {best} "
+                f"larger than a peer: {name}: {behind.OURS} {ratios[behind.OURS]:.4f}, {best} "
                 f"{ratios[best]:.4f}: {why}"
             )
         if name == "random bytes":
             goal = "stored / logical of random bytes"
-            result.goals.append(Goal(goal, INCOMPRESSIBLE, ratios[OURS], "", True))
+            result.goals.append(Goal(goal, INCOMPRESSIBLE, ratios[behind.OURS], "", True))
     return result
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench import distance, plots
+from bench import behind, distance, plots
 from bench.harness import RESULTS
 
 Document = dict[str, Any]
@@ -137,8 +137,11 @@ def update_docs(page: Path, folder: Path) -> None:
     """Replace the part of a page between the two markers by the current results."""
     before, rest = page.read_text().split(START)
     _, after = rest.split(END)
-    sections = "\n".join(as_markdown(document) for document in read_all(folder))
-    page.write_text(f"{before}{START}\n\n{sections}\n{END}{after}")
+    documents = read_all(folder)
+    sections = "\n".join(as_markdown(document) for document in documents)
+    ahead = "\n".join(f"- {line}" for line in behind.lines(documents))
+    listed = f"### Where a peer is smaller or faster\n\n{ahead}\n\n"
+    page.write_text(f"{before}{START}\n\n{listed}{sections}\n{END}{after}")
 
 
 def main() -> None:
