@@ -8,6 +8,7 @@ since reading raw is faster.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 from dataclasses import dataclass
@@ -113,7 +114,11 @@ def is_large(length: int) -> bool:
 def scratch(name: str, length: int) -> memoryview:
     """Return a per-thread buffer of `length` bytes, reused from chunk to chunk unless large."""
     if is_large(length):
-        return memoryview(bytearray(length))
+        # Pages of its own: the allocator would keep what it gave out once.
+        try:
+            return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        except OSError as exc:
+            raise MemoryError(f"no {length} bytes for a chunk") from exc
     table: dict[str, bytearray] = _local.__dict__.setdefault("scratch", {})
     buffer = table.get(name)
     if buffer is None or len(buffer) < length:
