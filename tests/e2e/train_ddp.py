@@ -48,7 +48,9 @@ class Task:
         torch.manual_seed(self.rank)
         random.seed(self.rank)
         self.module = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 1))
-        self.model = nn.parallel.DistributedDataParallel(self.module)
+        # Of more than two the order of a sum counts: the buckets of the first pass have to stay.
+        stays = distributed.get_world_size() > 2
+        self.model = nn.parallel.DistributedDataParallel(self.module, find_unused_parameters=stays)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         data = Noisy()
         self.sampler = DistributedSampler(data, shuffle=True, seed=7)
@@ -92,7 +94,12 @@ class AcceleratedTask(Task):
         import casckpt.accelerate
 
         super().__init__()
-        self.one = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        options = accelerate.DistributedDataParallelKwargs(
+            find_unused_parameters=distributed.get_world_size() > 2
+        )
+        self.one = accelerate.Accelerator(
+            cpu=True, gradient_accumulation_steps=2, kwargs_handlers=[options]
+        )
         torch.manual_seed(5)  # of all: the order of a plain loader comes from it
         self.module = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 1))
         loader = DataLoader(Noisy(), batch_size=8, shuffle=True)
