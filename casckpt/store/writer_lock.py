@@ -18,6 +18,7 @@ from casckpt.errors import CasckptError, StoreBusy
 from casckpt.store import files, layout
 
 _log = logging.getLogger("casckpt")
+_dice = random.SystemRandom()  # never the generator that the user's training draws from
 _REPORT_AFTER_S = 10.0
 # Commits wait longer than openers: what they hold would have to be saved again.
 WRITE_WAIT_S = 600.0
@@ -67,7 +68,7 @@ class WriterLock:
                     f"{self._holder()} has held the index for {waited:.0f} s",
                     "end that process if it is stopped; nothing of yours was lost",
                 )
-            time.sleep(random.uniform(0.0002, 0.002))
+            time.sleep(_dice.uniform(0.0002, 0.002))
         # Only a name for whoever waits: on a full disk the transaction itself may still find room.
         with contextlib.suppress(CasckptError):
             files.write_at(self._descriptor, f"{os.getpid()}\n".ljust(24).encode(), 0, self._path)

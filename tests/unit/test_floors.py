@@ -215,6 +215,21 @@ def test_file_system_calls_of_the_store_are_in_one_module():
     assert wrong == []
 
 
+def test_the_generator_of_the_user_is_never_drawn_from():
+    # A wait that draws changes what a training draws next. The command line is its own process.
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not path.is_relative_to(PACKAGE / "cli")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "random"
+        and node.attr not in ("Random", "SystemRandom", "getstate", "setstate")
+    ]
+    assert found == []
+
+
 def test_pickle_is_loaded_in_one_place_only():
     """Only what `allow_pickle=True` guards may unpickle; torch files go through our own machine."""
     places = set()
