@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from casckpt.cli import formatting
 from casckpt.cli.output import SCHEMA, wants_color
 from casckpt.errors import CasckptError, NoSpace, OperationFailed
 
@@ -87,8 +88,8 @@ def show(error: BaseException, *, as_json: bool, debug: bool, color: str) -> int
     prefix = "casckpt: "
     if wants_color(color, sys.stderr):
         prefix = click.style(prefix, fg="red", bold=True)
-    print(prefix + shown.what, file=sys.stderr)
+    print(prefix + formatting.printable_lines(shown.what), file=sys.stderr)
     for label, text in (("why", shown.why), ("try", shown.hint)):
         if text:
-            print(f"    {label}: {text}", file=sys.stderr)
+            print(f"    {label}: {formatting.printable_lines(text)}", file=sys.stderr)
     return shown.exit_code

@@ -166,3 +166,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return the text with all control characters but the ends of lines escaped."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ def init(output: Output, path: Path | None) -> None:
         raise BadRequest(
             f"there is a store already at {chosen}",
             "init never touches an existing store",
-            f"use it: `casckpt ls --store {chosen}`",
+            f"use it: `casckpt ls --store {shlex.quote(str(chosen))}`",
         )
     from casckpt.api import Store
 
@@ -40,4 +41,5 @@ def init(output: Output, path: Path | None) -> None:
     else:
         output.line(f"store made at {place}")
         if path is not None and path.name != stores.FOLDER:
-            output.note(f"Commands find it with --store {path}, or export CASCKPT_STORE={place}")
+            given, there = shlex.quote(str(path)), shlex.quote(place)
+            output.note(f"Commands find it with --store {given}, or export CASCKPT_STORE={there}")

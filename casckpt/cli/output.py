@@ -85,6 +85,7 @@ class Output:
         """Say something beside the data, on stderr; silent with -q."""
         if not self.settings.quiet:
             sys.stdout.flush()  # keep the order of a terminal that shows both streams
+            text = formatting.printable_lines(text)
             style = {"dim": True} if wants_color(self.settings.color, sys.stderr) else {}
             print(click.style(text, **style) if style else text, file=sys.stderr, flush=True)
 
@@ -152,11 +153,11 @@ def layout(
         bold_rows: numbers of rows that stand out.
         dim_rows: numbers of rows that stand back.
     """
+    titles = [formatting.printable(column.title) for column in columns]
     # By column, so that the lengths of 10,000 rows are taken without a loop in Python.
     cells = zip(*rows, strict=True)
     widths = [
-        max(len(column.title), max(map(len, texts)))
-        for column, texts in zip(columns, cells, strict=True)
+        max(len(title), max(map(len, texts))) for title, texts in zip(titles, cells, strict=True)
     ]
     shown = list(range(len(columns)))
     while width is not None and sum(widths[i] + 2 for i in shown) - 2 > width:
@@ -165,7 +166,7 @@ def layout(
             break
         shown.remove(last)
     pattern = "  ".join(f"{{{i}:{'>' if columns[i].right else '<'}{widths[i]}}}" for i in shown)
-    heading = pattern.format(*(column.title for column in columns)).rstrip()
+    heading = pattern.format(*titles).rstrip()
     if not color:
         lines = [pattern.format(*row).rstrip() for row in rows]
         if not all(map(str.isprintable, lines)):

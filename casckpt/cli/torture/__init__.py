@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from casckpt.cli.formatting import count
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.errors import NoStore
@@ -163,16 +164,17 @@ def _tell(output: Output, event: str, facts: dict[str, Any]) -> None:
 
 
 def _tell_tally(output: Output, event: str, facts: dict[str, Any]) -> None:
-    what = {
-        "kills": "kills of two programs that save into one store",
-        "power": "states that a power failure may leave",
+    noun, rest = {
+        "kills": ("kill", "of two programs that save into one store"),
+        "power": ("state", "that a power failure may leave"),
     }[event]
     if facts["skipped"]:
         output.line(f"  not tried: power failures: {facts['skipped']}")
         return
     output.line(
-        f"  {facts['tried']} {what}; {facts['acknowledged']} acknowledged saves looked for, "
-        f"{len(facts['problems'])} problems"
+        f"  {count(facts['tried'], noun)} {rest}; "
+        f"{count(facts['acknowledged'], 'acknowledged save')} looked for, "
+        f"{count(len(facts['problems']), 'problem')}"
     )
     for problem in facts["problems"][:_SHOWN]:
         output.line(f"    {problem}")

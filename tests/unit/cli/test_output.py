@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from casckpt.cli import errors
 from casckpt.cli.output import Column, Output, Settings, layout, wants_color
+from casckpt.errors import NotFound
 
 COLUMNS = [Column("NAME"), Column("SIZE", right=True, rank=2), Column("NOTES", color="cyan")]
 ROWS = [("a", "1 B", "latest"), ("longer", "12.5 MiB", "")]
@@ -38,6 +40,17 @@ def test_control_characters_in_cells_are_escaped_with_and_without_colour():
     rows = [("\x1b[31mred", "1 B", "")]
     assert "\x1b" not in "".join(layout(COLUMNS, rows))
     assert "\x1b[31mred" not in "".join(layout(COLUMNS, rows, color=True))
+
+
+def test_control_characters_in_headings_notes_and_errors_are_escaped(capsys):
+    named = [Column("\x1b[31mloss\n"), *COLUMNS[1:]]
+    assert len({len(line) for line in layout(named, [("a", "1 B", "-----")] * 2)}) == 1
+    assert layout(named, ROWS)[0].startswith("\\x1b[31mloss\\n")
+    Output(Settings(color="never")).note("\x1b[31mloss: lowest 1")
+    errors.show(
+        NotFound("x", "its metrics are \x1b[31mloss"), as_json=False, debug=False, color="never"
+    )
+    assert "\x1b" not in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
