@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FOLDED_ABOVE = 30
 """Dropped checkpoints listed on a terminal before the rest is counted: one screen."""
 
+_NOTED_ABOVE = 1024 * 1024
+"""Bytes that a collection may free less than planned before it says why."""
+
 
 @command(
     "gc",
@@ -216,3 +219,9 @@ def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool) -> None:
             )
         else:
             output.line(f"freed {formatting.size(freed_bytes)} ({formatting.exact(freed_bytes)})")
+            if plan.freed_bytes - freed_bytes > max(_NOTED_ABOVE, freed_bytes):
+                output.note(
+                    f"That is less than the {formatting.size(plan.freed_bytes)} planned: the rest "
+                    "is in packs that also hold what stays, and to rewrite those the disk needs "
+                    "room for what stays. Make room, then run `casckpt gc --now` again."
+                )

@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from casckpt.checkpoint.plans import GcPlan
 from casckpt.cli import errors
+from casckpt.cli.gc import _report
 from casckpt.cli.output import Column, Output, Settings, layout, wants_color
 from casckpt.errors import NotFound
 
@@ -98,3 +100,13 @@ def test_notes_go_to_stderr_and_not_at_all_with_quiet(capsys):
 def test_ids_are_refs(capsys):
     Output(Settings(quiet=True)).ids(["ab" * 32])
     assert capsys.readouterr().out == f"id:{'ab' * 32}\n"
+
+
+def test_a_collection_that_freed_far_less_than_planned_says_why(capsys):
+    plan = GcPlan(keep=(), drop=(), reasons={}, freed_bytes=12_000_000)
+    _report(Output(Settings()), plan, 4096, now=True)
+    captured = capsys.readouterr()
+    assert "freed 4.00 KiB" in captured.out
+    assert "less than the 11.4 MiB planned" in captured.err
+    _report(Output(Settings()), plan, 11_900_000, now=True)
+    assert capsys.readouterr().err == ""
