@@ -18,8 +18,8 @@ from casckpt.hostnotes import state_folder
 from casckpt.store.effort import Effort, Journal
 
 if TYPE_CHECKING:
-    from casckpt.checkpoint.checks import VerifyResult
     from casckpt.api import Store
+    from casckpt.checkpoint.checks import VerifyResult
 
 _VERSION = 1
 _SAVE_EVERY_S = 5.0
