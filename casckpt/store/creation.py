@@ -68,6 +68,14 @@ def create_store(path: Path) -> None:
             )
         if not files.try_lock(lock, exclusive=True):
             raise OperationFailed(f"cannot make a store at {path}", "another process is making it")
+        if next((path / layout.PACKS_FOLDER).glob("*/*"), None) is not None:
+            # An init that was interrupted leaves no packs. An empty store here would look like a
+            # loss of all that is in them.
+            raise Corrupt(
+                f"the store at {path} has lost its {layout.FORMAT_FILE}",
+                "there are packs, and nothing says whose",
+                "bring that file back from a copy of the store; nothing was changed",
+            )
         _fill(path)
     finally:
         files.close_file(lock)

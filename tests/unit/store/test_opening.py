@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import casckpt
 from casckpt.errors import (
     Corrupt,
     FileSystemRefused,
@@ -130,6 +131,21 @@ def test_making_a_store_that_was_killed_midway_can_be_done_again(tmp_path):
 
 
 # ---- file systems, features, permissions
+
+
+def test_a_store_that_lost_its_format_file_is_never_made_anew(path, tmp_path):
+    with Repository.open(path) as repository:
+        saved = save(repository, [b"kept"])
+    (path / layout.FORMAT_FILE).rename(tmp_path / "aside")
+    before = sorted(path.rglob("*"))
+    with pytest.raises(Corrupt, match=r"has lost its format\.json"):
+        Repository.init(path)
+    with pytest.raises(Corrupt, match=r"has lost its format\.json"):
+        casckpt.open(path)
+    assert sorted(path.rglob("*")) == before
+    (tmp_path / "aside").rename(path / layout.FORMAT_FILE)
+    with Repository.open(path) as repository:
+        check(repository, saved)
 
 
 def test_network_file_systems_are_refused(path, monkeypatch, tmp_path):
