@@ -367,6 +367,7 @@ class _Collector:
             # ORDER: the dropped row is durable before the file goes, the file before the row
             files.unlink(path, missing_ok=True)
             folders.add(path.parent)
+        self._shared.packs.let_go()
         for folder in folders:
             if folder.is_dir():
                 files.sync_folder(folder)

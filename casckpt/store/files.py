@@ -295,6 +295,11 @@ def free_bytes(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def is_unlinked(descriptor: int) -> bool:
+    """Tell whether an open file has been removed; its bytes stay until it is closed."""
+    return os.fstat(descriptor).st_nlink == 0
+
+
 def free_inodes(path: Path) -> int:
     """Return how many files may still be made on the file system of `path`; 2^63 for no limit."""
     with _operation("statvfs", path):

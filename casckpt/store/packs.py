@@ -286,6 +286,16 @@ class PackFiles:
             if self._open[uuid].users == 0:
                 files.close_file(self._open.pop(uuid).descriptor)
 
+    def let_go(self) -> None:
+        """Close the packs that a collection has removed, by whichever process.
+
+        The disk does not get the space of a removed file back as long as it is open.
+        """
+        with self._lock:
+            for uuid, entry in list(self._open.items()):
+                if entry.users == 0 and files.is_unlinked(entry.descriptor):
+                    files.close_file(self._open.pop(uuid).descriptor)
+
     def release(self, entry: _OpenPack) -> None:
         """Give back what `borrow` returned."""
         with self._lock:

@@ -92,6 +92,7 @@ class Saver:
         # ORDER: the session first: to make room for its file it may take the ballast, and a save
         # must not go on in the space that freeing needs
         self._shared.session()
+        self._shared.packs.let_go()
         _require_ballast(self._shared)
         self._shared.recent.begin_save(self._recent_bytes)
         # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it

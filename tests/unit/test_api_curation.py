@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -241,3 +245,26 @@ def test_policies_combine(store):
         store.save("r", {"v": step}, step)
     plan = store.plan_gc(casckpt.KeepEvery(10) & casckpt.KeepLast(35))
     assert [ck.step for ck in plan.keep] == [30, 40, 50, 59]
+
+
+def test_what_a_collection_frees_is_not_held_open(tmp_path):
+    def held():
+        links = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
+        return [link for link in links if str(tmp_path) in link and link.endswith("(deleted)")]
+
+    with casckpt.open(tmp_path / "s") as store:
+        store.save("r", {"w": weights(0)})
+        store.save("r", {"w": weights(1)})
+        store.restore("r@0")
+        store.delete("r@0")
+        # As in another process, whose collection this one is not told of.
+        script = "import sys, casckpt; casckpt.open(sys.argv[1]).gc(now=True, force=True)"
+        store.restore("r@1")
+        store.gc(now=True, force=True)
+        assert held() == []
+        store.save("kept", {"w": weights(2)})
+        store.restore("kept")
+        store.delete("r@1")
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "s")], check=True)
+        store.save("kept", {"w": weights(3)})
+        assert held() == []
