@@ -44,11 +44,19 @@ def folder_of_ref(text: str) -> tuple[Path, str, str] | None:
     head, _, selector = text.rpartition("@")
     for name, rest in ((text, ""), (head, f"@{selector}")):
         folder = Path(name).expanduser() if name else None
-        if folder is not None and folder.is_dir():
+        if folder is not None and _is_folder(folder):
             store = store_in(folder)
             if store is not None:
                 return store, folder.resolve().name, rest
     return None
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; a text that no path can be is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def default_store(start: Path | None = None) -> Path:

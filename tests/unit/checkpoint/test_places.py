@@ -45,3 +45,4 @@ def test_a_folder_as_a_ref_keeps_its_selector(tmp_path):
     assert folder_of_ref(f"{folder}@best:m:min") == (store, "exp@1", "@best:m:min")
     assert folder_of_ref(str(tmp_path / "nothing@3")) is None
     assert folder_of_ref("") is None
+    assert folder_of_ref("a" * 400) is None
