@@ -47,6 +47,12 @@ def locate(settings: Settings) -> Path:
     )
 
 
+def _why_none(path: Path) -> str:
+    if path.is_dir():
+        return "the folder is empty or something else"
+    return "it is no folder" if path.exists() else "no such folder"
+
+
 def _is_folder(path: Path) -> bool:
     """Tell whether a folder is there; one that we may not look into holds no store for us."""
     try:
@@ -130,7 +136,7 @@ def _existing(settings: Settings) -> Path:
     if missing:
         raise NoStore(
             f"no store at {path}",
-            "the folder is empty or something else" if path.is_dir() else "no such folder",
+            _why_none(path),
             f"make one with `casckpt init {path}`, or name another with --store",
         )
     return path

@@ -152,9 +152,7 @@ class _Collector:
             rebuilt = bool(tx.number("rebuilt"))
         if rebuilt:
             # A lost tail shows no gap: until a person has looked, nothing may go.
-            _log.warning(
-                "the index was rebuilt: nothing is dropped until `casckpt repair --accept`"
-            )
+            _log.warning("the index was rebuilt: nothing is freed until `casckpt repair --accept`")
             mark = marking.mark(self._shared)
         else:
             self._expire()
