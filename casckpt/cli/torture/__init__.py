@@ -80,6 +80,8 @@ def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> i
         broken = bool(kills.problems or power.problems)
         kept = broken
         verdict = "FAILED" if broken else "the file system FAILED a probe" if failed else "passed"
+        if not (broken or failed or kills.acknowledged):
+            verdict = "passed, but no kill came after a save: give it more --minutes"
         _tell(
             output,
             "verdict",
