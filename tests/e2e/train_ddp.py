@@ -165,7 +165,11 @@ def main(path: str, out: str, mode: str, pace_s: str = "0") -> None:
             "notes": [store.restore(one) for one in store.checkpoints("net/notes")],
         }
     torch.save(result, f"{out}.{task.rank}")
+    distributed.barrier()
     distributed.destroy_process_group()
+    # Threads of gloo that end with the interpreter abort the process now and then.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
