@@ -72,6 +72,8 @@ def save(
 
 def _make_way(run: Run, below: str, step: int) -> bool:
     """Trash what earlier sessions saved at units that are done again; False if it may not go."""
+    if run.resumed is not None and step < run.resumed.step:
+        return False  # of a unit before: nobody makes again what follows it
     members = run.store._catalog.matching(below)
     stale = [one for one in members if one.line == run.line and one.step >= step]
     kept = branch_points(members) | run._saved_by_hand

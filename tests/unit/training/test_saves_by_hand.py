@@ -61,6 +61,17 @@ def test_what_is_pinned_is_not_replaced(store, name):
         session(store, name, 4, extra=2)
 
 
+def test_what_is_not_done_again_is_never_replaced(store, name):
+    session(store, name, 4, extra=1)
+    with store.run(name) as run:
+        for _ in run.epochs(6, {"n": 0}):
+            with pytest.raises(StepExists):
+                run.save({"squares": [2, 9]}, step=2)
+    found = [store.restore(f"{name}/saves@{step}")["squares"] for step in (1, 2, 3, 4)]
+    assert found == [[1, 1], [2, 1], [3, 1], [4, 1]]
+    assert store.get(f"{name}/predictions@epoch-3").step == 3
+
+
 def test_two_saves_of_one_unit_want_names(store, name):
     with store.run(name) as run:
         for _ in run.epochs(1, {"n": 0}):
