@@ -6,8 +6,9 @@ These run inside a write transaction, so they make LMDB calls only.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from casckpt.errors import NotFound, RunMoved
 from casckpt.store import clock, rows
@@ -31,11 +32,11 @@ class CommitRequest:
     replace_seq: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RowWrite:
+class RowWrite(NamedTuple):
     """A row of runs, history, progress or cache to be put, or removed if `payload` is None.
 
-    `key` is at most 400 bytes; `roots` are ids of manifests that the same save has put.
+    `key` is at most 400 bytes; `roots` are ids of manifests that the same save has put. A tuple,
+    since stages make tens of thousands of them a second.
     """
 
     table: str
@@ -50,21 +51,33 @@ def write_rows(tx: Transaction, writes: Iterable[RowWrite]) -> None:
         if write.payload is None:
             tx.delete(write.table, write.key)
         else:
-            row = rows.Row("live", write.roots, write.payload)
-            tx.put(write.table, write.key, row.encode())
+            tx.put(write.table, write.key, rows.encode_live(write.roots, write.payload))
 
 
-def add_rows(tx: Transaction, writes: Iterable[RowWrite]) -> list[bool]:
-    """Put rows where there are none, and remove rows; return which writes took effect.
+def add_rows(tx: Transaction, writes: Sequence[RowWrite]) -> list[bool]:
+    """Put rows of progress or cache where there are none, and remove rows; each key comes once.
 
-    Of two processes that bring the same row the first wins, whatever either has looked at.
+    Of two processes that bring the same row the first wins, whatever either has looked at. Rows
+    are put in the order of their keys, in which LMDB walks its tree with fewer misses.
+
+    Returns:
+        For each write whether it took effect.
     """
-    taken = []
-    for write in writes:
-        is_free = write.payload is None or tx.get(write.table, write.key) is None
-        if is_free:
-            write_rows(tx, (write,))
-        taken.append(is_free)
+    taken = [True] * len(writes)
+    places: dict[str, list[int]] = {}
+    for place, write in enumerate(writes):
+        if write.payload is None:
+            tx.delete(write.table, write.key)
+        else:
+            places.setdefault(write.table, []).append(place)
+    for table, some in places.items():
+        some.sort(key=lambda place: writes[place].key)
+        pairs = [
+            (key, rows.encode_live(roots, payload or b""))
+            for _, key, payload, roots in map(writes.__getitem__, some)
+        ]
+        for place, is_free in zip(some, tx.insert(table, pairs), strict=True):
+            taken[place] = is_free
     return taken
 
 

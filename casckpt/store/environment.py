@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -96,6 +96,25 @@ class Transaction:
         """Remove a row; not an error if there is none."""
         self._note(table, key, None)
         self._handle.delete(key, db=self._tables[table])
+
+    def insert(self, table: str, pairs: Iterable[tuple[bytes, bytes]]) -> list[bool]:
+        """Put live rows of a root table where there are none; return which were put.
+
+        One call into LMDB a row and one hash call for all: stages write thousands a second.
+        """
+        assert table in layout.ROOT_TABLES, f"rows of {table} are not counted"
+        database, changes, put = self._tables[table], self.changes, self._handle.put
+        taken, new = [], []
+        for pair in pairs:
+            key, value = pair
+            is_free = put(key, value, overwrite=False, db=database)
+            taken.append(is_free)
+            if is_free:
+                changes.append((table, key, value))
+                new.append(pair)
+        self.roots_count += len(new)
+        self.roots_sum += records.row_hash_sum(table, new)
+        return taken
 
     def _note(self, table: str, key: bytes, value: bytes | None) -> None:
         if table in ("objects", "packs", "meta"):

@@ -11,6 +11,7 @@ another place, or a whole pack stored inside another, is never taken for a recor
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -108,6 +109,25 @@ def row_hash(table: str, key: bytes, value: bytes) -> int:
     name = table.encode()
     head = struct.pack("<BH", len(name), len(key)) + name
     return int.from_bytes(_context(layout.ROW_CONTEXT).hash(head + key + value)[:16], "little")
+
+
+def row_hash_sum(table: str, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+    """Return the sum of the `row_hash` of rows, in one call into C."""
+    name = table.encode()
+    heads: dict[int, bytes] = {}
+    pieces: list[bytes] = []
+    ends: list[int] = []
+    end = 0
+    for key, value in pairs:
+        head = heads.get(len(key))
+        if head is None:
+            head = heads[len(key)] = struct.pack("<BH", len(name), len(key)) + name
+        pieces += (head, key, value)
+        end += len(head) + len(key) + len(value)
+        ends.append(end)
+    ids = _context(layout.ROW_CONTEXT).hash_pieces(b"".join(pieces), ends)
+    words: tuple[int, ...] = struct.unpack(f"<{len(ids) // 8}Q", ids)
+    return sum(words[::4]) + (sum(words[1::4]) << 64)
 
 
 def _header_key(pack: bytes, offset: int) -> bytes:

@@ -184,6 +184,11 @@ class Row:
         return self.state != "tombstone"
 
 
+def encode_live(roots: tuple[bytes, ...], payload: bytes) -> bytes:
+    """Return `Row("live", roots, payload).encode()` without the row."""
+    return _ROW.pack(_ROW_VERSION, 0, 0, len(roots)) + b"".join(roots) + payload
+
+
 def is_root(value: bytes) -> bool:
     """Return `Row.decode(value).is_root` from the head alone; Corrupt if that does not decode.
 

@@ -7,8 +7,10 @@ import pytest
 
 from casckpt.errors import NotFound, OperationFailed, StoreBusy
 from casckpt.store import files, layout, rows
+from casckpt.store.commits import RowWrite, add_rows
 from casckpt.store.environment import Environment
 from casckpt.store.index_writer import IndexWriter, read_roots
+from casckpt.store.marking import check_roots
 
 
 class Sink:
@@ -200,8 +202,6 @@ def test_the_roots_checksum_follows_every_change(writer):
         return rows.Row(state, (bytes(32),), payload).encode()
 
     def checked() -> int:
-        from casckpt.store.marking import check_roots
-
         with writer.environment.read() as tx:
             check_roots(tx)
             return tx.number("root_seq")
@@ -218,6 +218,33 @@ def test_the_roots_checksum_follows_every_change(writer):
         assert checked() == count
     writer.run(lambda tx: tx.put("history", b"h", row("live", b"")))
     assert checked() == len(steps)
+
+
+def test_rows_are_added_where_there_are_none(writer, sink):
+    """In the order of the call, whatever order they are put in, also with the same value again."""
+
+    def add(*names):
+        writes = [RowWrite("progress", name, name * 3) for name in names]
+        return writer.run(lambda tx: add_rows(tx, writes))
+
+    assert add(b"m", b"c") == [True, True]
+    first = sink.facts[-1][2]
+    assert sorted(key for _, key, _ in first) == [b"c", b"m"]
+    assert add(b"z", b"m", b"a", b"c") == [True, False, True, False]
+    assert sorted(key for _, key, _ in sink.facts[-1][2]) == [b"a", b"z"]
+    assert add(b"a", b"m") == [False, False]
+    assert len(sink.facts) == 2
+
+    def swap(tx):
+        writes = [RowWrite("progress", b"m", None), RowWrite("cache", b"m", b"", (bytes(32),))]
+        return add_rows(tx, writes)
+
+    assert writer.run(swap) == [True, True]
+    with writer.environment.read() as tx:
+        check_roots(tx)
+        assert [key for key, _ in tx.scan("progress")] == [b"a", b"c", b"z"]
+        assert rows.Row.decode(tx.get("progress", b"z")) == rows.Row("live", (), b"zzz")
+        assert rows.Row.decode(tx.get("cache", b"m")) == rows.Row("live", (bytes(32),), b"")
 
 
 def test_who_holds_the_index_too_long_is_named(writer, path, monkeypatch):

@@ -160,3 +160,9 @@ def test_a_chunk_has_one_base_at_most():
         assert len(records.decode_header(data, PACK, 80).refs) == count
     with pytest.raises(Corrupt, match="bases"):
         records.decode_header(header(kind=layout.TYPE_CHUNK, refs=(b"r" * 32,) * 2), PACK, 80)
+
+
+@given(st.lists(st.tuples(st.binary(max_size=60), st.binary(max_size=90)), max_size=8))
+def test_the_hashes_of_rows_add_up_in_one_call(pairs):
+    one_by_one = sum(records.row_hash("cache", key, value) for key, value in pairs)
+    assert records.row_hash_sum("cache", pairs) == one_by_one
