@@ -66,7 +66,8 @@ def repair_store_at(
     from casckpt.checkpoint.queries import Catalog
     from casckpt.store import Repository
 
-    for place in (path, source):
+    # A rebuild finds out by itself: format.json may be what is lost.
+    for place in (source if rebuild_index else path, source):
         if place is not None and not is_store(place):
             raise NoStore(f"no store at {place}")
     if source is not None and source.resolve() == path.resolve():
@@ -108,6 +109,7 @@ def _heal(repository: Repository, source: Path | None, progress: Progress | None
 def _messages(report: RebuildReport) -> tuple[str, ...]:
     """Return what a rebuild reported, one line per fact."""
     return (
+        *(("format.json was lost, and was made anew",) if report.described else ()),
         f"{report.index}: {report.objects} objects from {report.packs} packs",
         *(f"commits {first} to {last} have left no fact" for first, last in report.gaps),
         *(f"could not be read: {problem}" for problem in report.unreadable),

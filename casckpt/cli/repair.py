@@ -41,8 +41,8 @@ def repair(output: Output, source: str | None, rebuild_index: bool, accept: bool
     damage gives up what is whole and moves to the store's folder `quarantine`. What no copy has
     is listed, by checkpoint and tensor.
 
-    --rebuild-index reads every pack and makes a new index beside the old one. Until --accept, gc
-    frees nothing, so that a mistake can still be undone.
+    --rebuild-index reads every pack and makes a new index beside the old one, and a format.json
+    if that is lost. Until --accept, gc frees nothing, so that a mistake can still be undone.
 
     Exit code 0: all is whole. 1: something stays lost.
     """

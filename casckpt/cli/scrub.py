@@ -6,15 +6,12 @@ nothing in a store. Losing the file costs time and nothing else.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casckpt.hostnotes import state_folder
+from casckpt.hostnotes import read_note, state_folder, write_note
 from casckpt.store.effort import Effort, Journal
 
 if TYPE_CHECKING:
@@ -37,11 +34,11 @@ class Turns(Journal):
 
     def _load_turns(self) -> dict[str, tuple[int, float]]:
         try:
-            document = json.loads(self._path.read_bytes())
+            document = read_note(self._path)
             if document["version"] != _VERSION or document["store"] != self._store:
                 return {}
             return {str(k): (int(end), float(at)) for k, (end, at) in document["read"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def end(self, pack: bytes) -> int:
@@ -69,12 +66,7 @@ class Turns(Journal):
         """Write the file."""
         self._saved_s = time.monotonic()
         document = {"version": _VERSION, "store": self._store, "read": self._read}
-        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(document), encoding="ascii")
-            fresh.chmod(0o600)
-            fresh.replace(self._path)
+        write_note(self._path, document)
 
     def finish(self) -> None:
         """Write the file, without the packs that are gone."""

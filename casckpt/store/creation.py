@@ -69,12 +69,11 @@ def create_store(path: Path) -> None:
         if not files.try_lock(lock, exclusive=True):
             raise OperationFailed(f"cannot make a store at {path}", "another process is making it")
         if next((path / layout.PACKS_FOLDER).glob("*/*"), None) is not None:
-            # An init that was interrupted leaves no packs. An empty store here would look like a
-            # loss of all that is in them.
+            # An init that was interrupted leaves no packs.
             raise Corrupt(
                 f"the store at {path} has lost its {layout.FORMAT_FILE}",
-                "there are packs, and nothing says whose",
-                "bring that file back from a copy of the store; nothing was changed",
+                "there are packs, and an empty store here would look like a loss of them",
+                "run `casckpt repair --rebuild-index`; nothing was changed",
             )
         _fill(path)
     finally:
@@ -99,6 +98,15 @@ def _fill(path: Path) -> None:
     make_ballast(path)
     set_current(path, number)
     # ORDER: format.json last; its presence says that everything else is there
+    write_format(path, store_uuid)
+    # Whoever made the folder may have died before this. A parent that we may not read is not ours
+    # to flush, and holds the folder since before.
+    with contextlib.suppress(PermissionRefused):
+        files.sync_folder(path.parent)
+
+
+def write_format(path: Path, store_uuid: bytes) -> None:
+    """Write the format.json of a store that has none, durably: all features of this program."""
     document = {
         "version": layout.FORMAT_VERSION,
         "uuid": store_uuid.hex(),
@@ -110,10 +118,6 @@ def _fill(path: Path) -> None:
     }
     body = (json.dumps(document, indent=1) + "\n").encode()
     files.write_whole(path / layout.FORMAT_FILE, body, path / (layout.FORMAT_FILE + ".new"))
-    # Whoever made the folder may have died before this. A parent that we may not read is not ours
-    # to flush, and holds the folder since before.
-    with contextlib.suppress(PermissionRefused):
-        files.sync_folder(path.parent)
 
 
 def create_index(path: Path, store_uuid: bytes) -> int:

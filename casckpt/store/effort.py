@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from casckpt.errors import BadRequest
+from casckpt.hostnotes import read_note, write_note
 
 _VERSION: Final = 1
 # Long enough to cost nothing, short enough that a kill loses little.
@@ -51,11 +50,11 @@ class Journal:
 
     def _load(self) -> dict[str, int]:
         try:
-            document = json.loads(self._path.read_bytes())
+            document = read_note(self._path)
             if document["version"] != _VERSION or document["store"] != self._store:
                 return {}
             return {str(name): int(end) for name, end in document["packs"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def end(self, pack: bytes) -> int:
@@ -72,12 +71,7 @@ class Journal:
         """Write the file; what cannot be written is checked again the next time."""
         self._saved_s = time.monotonic()
         document = {"version": _VERSION, "store": self._store, "packs": self._ends}
-        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(document), encoding="ascii")
-            fresh.chmod(0o600)
-            fresh.replace(self._path)
+        write_note(self._path, document)
 
     def finish(self) -> None:
         """Remove the file: all was read."""

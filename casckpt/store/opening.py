@@ -57,7 +57,9 @@ def read_format(path: Path) -> Format:
             raise ValueError("uuid")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise NoStore(
-            f"no store at {path}", f"{layout.FORMAT_FILE} does not decode: {exc}"
+            f"no store at {path}",
+            f"{layout.FORMAT_FILE} does not decode: {exc}",
+            "if it is a store all the same, run `casckpt repair --rebuild-index`",
         ) from exc
     if version != layout.FORMAT_VERSION or not read <= layout.READ_FEATURES:
         unknown = ", ".join(sorted(read - layout.READ_FEATURES)) or f"version {version}"

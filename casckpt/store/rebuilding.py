@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from casckpt.errors import CasckptError, Corrupt, StoreBusy
+from casckpt.errors import CasckptError, Corrupt, NoStore, StoreBusy
 from casckpt.ids import ABBREVIATION
 from casckpt.store import creation, files, layout, opening, rows
 from casckpt.store.commits import CommitRequest
@@ -22,7 +22,7 @@ from casckpt.store.environment import Environment, Transaction
 from casckpt.store.facts import Change
 from casckpt.store.index_writer import add_to_roots
 from casckpt.store.records import Record
-from casckpt.store.salvage import Place, Salvage
+from casckpt.store.salvage import Place, Salvage, store_of_packs
 
 Recover = Callable[[bytes, bytes], CommitRequest | None]
 _ROW_HEADED = frozenset({"checkpoints", "runs", "history", "progress", "cache"})
@@ -39,6 +39,7 @@ class RebuildReport:
 
     Attributes:
         index: name of the new index.
+        described: format.json was lost or damaged, and was made anew from the packs.
         packs: packs that were read.
         objects: chunks, lists and manifests that the index names now.
         checkpoints: rows of checkpoints, removed ones left out.
@@ -48,6 +49,7 @@ class RebuildReport:
     """
 
     index: str
+    described: bool
     packs: int
     objects: int
     checkpoints: int
@@ -73,22 +75,24 @@ def rebuild(
             or None if it gets no row. No function: run `recovered/ID`, step 0.
 
     Raises:
-        NoStore: format.json is missing or damaged.
+        NoStore: format.json is missing or damaged, and no pack says whose store it was.
         NewerFormat: the store needs a newer casckpt.
         StoreBusy: somebody has the store open.
-        Corrupt: the folder of packs is missing.
+        Corrupt: the folder of packs is missing, or format.json is and the packs are of several
+            stores.
         NoSpace: the disk is full; the store is as it was.
     """
-    described = opening.read_format(path)
-    opening.require_features(described.write, layout.WRITE_FEATURES, "rebuild the index")
+    described = _describe(path)
+    store = opening.read_format(path)
+    opening.require_features(store.write, layout.WRITE_FEATURES, "rebuild the index")
     files.refuse_remote(path)
     with _alone(path):
         # ORDER: a folder of its own first, never one that is there: it may be half built
-        number = creation.create_index(path, described.uuid)
-        salvage = Salvage(path, described.uuid, progress or _ignore)
+        number = creation.create_index(path, store.uuid)
+        salvage = Salvage(path, store.uuid, progress or _ignore)
         environment = Environment(path / f"{layout.INDEX_PREFIX}{number}", readonly=False)
         try:
-            report = _Rebuild(environment, salvage, recover).run()
+            report = _Rebuild(environment, salvage, recover).run(described)
         finally:
             environment.close()
             salvage.close()
@@ -101,6 +105,21 @@ def rebuild(
 
 def _ignore(done: int, total: int) -> None:
     """Show nothing."""
+
+
+def _describe(path: Path) -> bool:
+    """Make a lost or damaged format.json anew, if packs say whose it was; tell whether it was."""
+    try:
+        opening.read_format(path)
+    except NoStore:
+        store_uuid = store_of_packs(path)
+        if store_uuid is None:
+            raise
+    else:
+        return False
+    with _alone(path):
+        creation.write_format(path, store_uuid)
+    return True
 
 
 @contextlib.contextmanager
@@ -129,7 +148,7 @@ class _Rebuild:
         self._waiting_bytes = 0
         self._whole: dict[bytes, bool] = {}
 
-    def run(self) -> RebuildReport:
+    def run(self, described: bool) -> RebuildReport:
         """Fill the index and return what was found."""
         self._index_objects()
         floor, parts = self._salvage.newest_snapshot()
@@ -141,6 +160,7 @@ class _Rebuild:
             kept = sum(rows.Row.decode(value).is_root for _, value in tx.scan("checkpoints"))
         return RebuildReport(
             self._environment.path.name,
+            described,
             len(self._salvage.packs),
             objects,
             kept,

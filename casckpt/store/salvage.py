@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,36 @@ class SalvagedPack:
             size=self.size,
             highest_fact=self.highest_fact,
         )
+
+
+def store_of_packs(store: Path) -> bytes | None:
+    """Return the uuid of the store that the packs in a folder say they are of; None if none does.
+
+    Raises Corrupt if they are of several stores.
+    """
+    found: Counter[bytes] = Counter()
+    for path in (store / layout.PACKS_FOLDER).glob(f"*/*{layout.PACK_SUFFIX}"):
+        with contextlib.suppress(*_DAMAGE):
+            found[_read_header(path)[1]] += 1
+    if len(found) > 1:
+        counts = ", ".join(f"{count} of {uuid.hex()[:8]}" for uuid, count in found.most_common())
+        raise Corrupt(
+            f"{store} holds packs of {len(found)} stores",
+            f"{layout.FORMAT_FILE}, which says whose it is, is lost; there are {counts}",
+            "move those of the other stores away",
+        )
+    return next(iter(found), None)
+
+
+def _read_header(path: Path) -> tuple[bytes, bytes, bytes]:
+    """Return the (pack, store, session) uuids of a pack."""
+    descriptor = files.open_file(path, os.O_RDONLY)
+    try:
+        return records.decode_pack_header(
+            files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, path)
+        )
+    finally:
+        files.close_file(descriptor)
 
 
 class Salvage:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt import native
 from casckpt.errors import CasckptError, NotFound, PermissionRefused
-from casckpt.hostnotes import state_folder
+from casckpt.hostnotes import state_folder, write_private
 from casckpt.logs import logger
 from casckpt.training.lines import now_text
 
@@ -90,7 +90,6 @@ def record(store: Path, run: str) -> None:
             host=socket.gethostname(),
             recorded=now_text(),
         )
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         text = json.dumps({"version": VERSION, **asdict(command)}, indent=1) + "\n"
         write_private(path, text)
     except (OSError, ValueError, RuntimeError) as exc:
@@ -139,17 +138,6 @@ def path_of(store: Path, run: str) -> Path:
     key = "\0".join((socket.gethostname(), str(store.resolve()), run))
     name = native.blake3(key.encode("utf-8", "surrogateescape")).hex()[:32]
     return state_folder("commands") / f"{name}.json"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file whole, for its owner only. No flush: what a power cut takes is typed again."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-    fresh.replace(path)
 
 
 def _report_at_exit() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from casckpt.errors import BadRequest
+from casckpt.hostnotes import write_private
 from casckpt.training import commands
 
 FIRST_DELAY_S: Final = 1.0
@@ -170,7 +171,7 @@ def supervise(
     shared = Path(tempfile.mkdtemp(prefix="casckpt-run-"))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     try:
-        commands.write_private(shared / commands.COMMAND_FILE, json.dumps({"argv": list(argv)}))
+        write_private(shared / commands.COMMAND_FILE, json.dumps({"argv": list(argv)}))
         variables = {**os.environ, **(environment or {}), commands.SUPERVISOR: str(shared)}
         child = _Child(argv, cwd, variables, stdout, before, shared)
         return _keep_running(child, max_restarts, tell, is_stopped)

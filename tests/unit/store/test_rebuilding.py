@@ -397,6 +397,37 @@ def test_what_is_no_store_or_open_is_refused(path, tmp_path):
         Repository.rebuild_index(path)
 
 
+@pytest.mark.parametrize("left", [None, b"", b"{}", b"\xff" * 90])
+def test_a_lost_format_file_is_made_anew_from_the_packs(path, left):
+    with Repository.open(path) as repository:
+        saved, uuid = save(repository, [os.urandom(MIB)]), repository.uuid
+    (path / "format.json").unlink()
+    if left is not None:
+        (path / "format.json").write_bytes(left)
+    assert Repository.rebuild_index(path).described
+    with Repository.open(path) as repository:
+        assert repository.uuid == uuid
+        check(repository, saved)
+        repository.accept_rebuild()
+    assert not Repository.rebuild_index(path).described
+
+
+def test_packs_of_two_stores_do_not_say_whose_a_lost_format_file_was(path, tmp_path):
+    other = tmp_path / "other"
+    for store in (path, other):
+        if store is other:
+            Repository.init(other)
+        with Repository.open(store) as repository:
+            save(repository, [os.urandom(MIB)])
+    for pack in other.glob("packs/*/*.pack"):
+        pack.rename(min((path / "packs").iterdir()) / pack.name)
+    (path / "format.json").unlink()
+    before = sorted(path.rglob("*"))
+    with pytest.raises(Corrupt, match="packs of 2 stores"):
+        Repository.rebuild_index(path)
+    assert sorted(path.rglob("*")) == before
+
+
 def test_a_store_in_use_by_another_process_is_refused(path):
     code = (
         "import sys; from casckpt.store import Repository;"
