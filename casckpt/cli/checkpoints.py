@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from casckpt.cli import formatting
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
+
+_by_position = attrgetter("step", "batch")
 
 
 def record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -30,22 +33,14 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def run_name(checkpoint: Checkpoint) -> str:
-    """Return the run, with its line where the run has more than one."""
-    return checkpoint.ref.partition("@")[0]
-
-
-def step(checkpoint: Checkpoint) -> str:
-    """Return the step, with the batch of a save inside an epoch."""
-    return f"{checkpoint.step}+{checkpoint.batch}" if checkpoint.batch else str(checkpoint.step)
+def place(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Return the run, with its line where it has others, and the step, with its batch if any."""
+    run, _, step = checkpoint.ref.partition("@")
+    return run, step
 
 
 def newest(checkpoints: Sequence[Checkpoint]) -> set[str]:
     """Return the ids of the newest checkpoint of every run and line."""
-    last: dict[tuple[str, int], Checkpoint] = {}
-    for checkpoint in checkpoints:
-        key = (checkpoint.run, checkpoint.line)
-        there = last.get(key)
-        if there is None or (checkpoint.step, checkpoint.batch) >= (there.step, there.batch):
-            last[key] = checkpoint
-    return {checkpoint.id for checkpoint in last.values()}
+    ordered = sorted(checkpoints, key=_by_position)
+    last = {(checkpoint.run, checkpoint.line): checkpoint.id for checkpoint in ordered}
+    return set(last.values())

@@ -78,13 +78,16 @@ def local_time(moment: datetime, *, seconds: bool = False) -> str:
 def local_times(moments: Iterable[datetime]) -> list[str]:
     """Return many moments in the local time zone, to the minute."""
     # Checkpoints of one minute share the text. Zones differ from UTC by whole minutes.
-    by_minute: dict[int, str] = {}
+    by_minute: dict[datetime, str] = {}
     texts = []
+    first = last = None
+    text = ""
     for moment in moments:
-        minute = int(moment.timestamp() // 60)
-        text = by_minute.get(minute)
-        if text is None:
-            text = by_minute[minute] = local_time(moment)
+        # Mostly the minute of the one before, and to compare is cheaper than to look up.
+        if first is None or last is None or not first <= moment <= last:
+            first = moment.replace(second=0, microsecond=0)
+            last = moment.replace(second=59, microsecond=999_999)
+            text = by_minute.get(first) or by_minute.setdefault(first, local_time(first))
         texts.append(text)
     return texts
 
@@ -132,15 +135,17 @@ def numbers(values: Iterable[float | None]) -> list[str]:
     about five digits. Columns with very large or very small values show each value on its own.
     """
     column = list(values)
-    finite = [abs(value) for value in column if value is not None and math.isfinite(value)]
+    known = [value for value in column if value is not None]
+    finite = list(map(abs, filter(math.isfinite, known)))
     if all(value == int(value) and value < 1e6 for value in finite):
         return ["-" if v is None else f"{v:.0f}" for v in column]
     largest = max(finite)
-    smallest = min(value for value in finite if value)
+    smallest = min(filter(None, finite))
     decimals = min(6, max(0, 4 - math.floor(math.log10(largest))))
     if largest >= 1e6 or smallest < 10.0**-decimals:
         return ["-" if v is None else f"{v:.5g}" for v in column]
-    return ["-" if v is None else f"{v:.{decimals}f}" for v in column]
+    pattern = f"%.{decimals}f"
+    return ["-" if v is None else pattern % v for v in column]
 
 
 def metrics_line(metrics: Mapping[str, float]) -> str:

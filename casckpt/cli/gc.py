@@ -128,17 +128,17 @@ def _show(output: Output, plan: GcPlan) -> None:
     folded = max(0, len(dropped) - FOLDED_ABOVE) if output.is_terminal else 0
     entries += [("drop", checkpoint) for checkpoint in dropped[folded:]]
     entries.sort(key=lambda entry: (entry[1].run, entry[1].line, entry[1].position))
+    times = formatting.local_times(checkpoint.created for _, checkpoint in entries)
     rows = [
         (
             verb,
             checkpoint.id[:ABBREVIATION],
-            views.run_name(checkpoint),
-            views.step(checkpoint),
-            formatting.local_time(checkpoint.created),
+            *views.place(checkpoint),
+            time,
             formatting.size(checkpoint.logical_bytes),
             ", ".join(_reasons(plan, checkpoint)),
         )
-        for verb, checkpoint in entries
+        for time, (verb, checkpoint) in zip(times, entries, strict=True)
     ]
     columns = [
         Column("PLAN"),

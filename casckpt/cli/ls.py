@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -168,7 +169,7 @@ def _table(
     trash: bool,
 ) -> None:
     """Write one line per checkpoint; `*` marks the best of the ranking."""
-    frequency = Counter(name for checkpoint in found for name in checkpoint.metrics)
+    frequency = Counter(chain.from_iterable(checkpoint.metrics for checkpoint in found))
     frequency.pop(best or "", None)
     others = [name for name, _ in sorted(frequency.items(), key=lambda item: (-item[1], item[0]))]
     shown = ([best] if best else []) + others
@@ -205,12 +206,13 @@ def _table(
         Column("NEW", right=True, rank=3),
         Column("NOTES", color="cyan"),
     ]
+    places = [views.place(checkpoint) for checkpoint in found]
     size = lru_cache(maxsize=None)(formatting.size)  # few sizes, many checkpoints
     cells = [
         *([["*" if ranked else "", *[""] * (len(found) - 1)]] if best else []),
         [checkpoint.id[:ABBREVIATION] for checkpoint in found],
-        [views.run_name(checkpoint) for checkpoint in found],
-        [views.step(checkpoint) for checkpoint in found],
+        [run for run, _ in places],
+        [step for _, step in places],
         formatting.local_times(
             (trash and checkpoint.trashed_at) or checkpoint.created for checkpoint in found
         ),

@@ -144,7 +144,7 @@ def best(outlook: Outlook) -> str:
     found, monitor = outlook.info.best, outlook.monitor
     if found is None or monitor not in found.metrics:
         return "-"
-    return f"{monitor} {formatting.number(found.metrics[monitor])} at {views.step(found)}"
+    return f"{monitor} {formatting.number(found.metrics[monitor])} at {views.place(found)[1]}"
 
 
 def facts(outlook: Outlook) -> Iterator[tuple[str, str]]:

@@ -75,7 +75,7 @@ class Output:
 
     def lines(self, lines: Iterable[str]) -> None:
         """Write lines of data."""
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.write("\n".join((*lines, "")))
 
     def line(self, text: str = "") -> None:
         """Write one line of data."""
@@ -165,28 +165,37 @@ def layout(
         if columns[last].rank == 0:
             break
         shown.remove(last)
-    pattern = "  ".join(f"{{{i}:{'>' if columns[i].right else '<'}{widths[i]}}}" for i in shown)
-    heading = pattern.format(*titles).rstrip()
+    if len(shown) < len(columns):
+        titles, *rows = ([row[i] for i in shown] for row in (titles, *rows))
+        columns, widths = [columns[i] for i in shown], [widths[i] for i in shown]
+    # The operator, since str.format takes four times as long, and a list may have 10,000 rows.
+    pattern = "  ".join(
+        f"%{'' if column.right else '-'}{width}s"
+        for column, width in zip(columns, widths, strict=True)
+    )
+    heading = (pattern % tuple(titles)).rstrip()
     if not color:
-        lines = [pattern.format(*row).rstrip() for row in rows]
+        lines = [(pattern % tuple(row)).rstrip() for row in rows]
         if not all(map(str.isprintable, lines)):
             lines = [formatting.printable(line) for line in lines]
         return [heading, *lines]
     lines = [click.style(heading, dim=True)]
     for number, row in enumerate(rows):
         if number in dim_rows:
-            lines.append(click.style(formatting.printable(pattern.format(*row).rstrip()), dim=True))
+            lines.append(
+                click.style(formatting.printable((pattern % tuple(row)).rstrip()), dim=True)
+            )
             continue
         bold = number in bold_rows
         padded = []
-        for i in shown:
+        for i, column in enumerate(columns):
             text = formatting.printable(row[i])
-            if columns[i].right:
+            if column.right:
                 text = text.rjust(widths[i])
-            elif i != shown[-1]:
+            elif i < len(columns) - 1:
                 text = text.ljust(widths[i])
-            if text and (bold or columns[i].color):
-                text = click.style(text, fg=columns[i].color, bold=bold or None)
+            if text and (bold or column.color):
+                text = click.style(text, fg=column.color, bold=bold or None)
             padded.append(text)
         lines.append("  ".join(padded).rstrip())
     return lines
