@@ -7,6 +7,7 @@ counts. Nothing is pickled; a result is what a state may be.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt.checkpoint import manifest as manifests
 from casckpt.checkpoint.decode import restore_tree
 from casckpt.checkpoint.leaves import BytesSource, RestoreOptions, refused
-from casckpt.checkpoint.scalars import Node, encode_float, encode_int, encode_str
+from casckpt.checkpoint.scalars import JSON_INT_MAX, Node, encode_int, encode_str
 from casckpt.checkpoint.tree import FlatState, flatten
 from casckpt.checkpoint.tree_build import Builder
 from casckpt.errors import BadRequest, Corrupt, NewerFormat
@@ -52,6 +53,10 @@ _NO_TIME: Final = "1970-01-01T00:00:00.000000Z"
 _encode_json: Final = json.JSONEncoder(
     ensure_ascii=True, allow_nan=False, separators=(",", ":"), check_circular=False
 ).encode
+
+_quote: Final = json.encoder.encode_basestring_ascii
+_DOUBLE: Final = struct.Struct(">d")
+_TREE_HEAD: Final = bytes([VERSION]) + TREE
 
 Number = int | float
 
@@ -132,11 +137,13 @@ def pending(
     Raises:
         BadLeaf: the result cannot be stored.
     """
-    about = [name[:_NAME_MAX], _numbers_node(numbers) if numbers else {}]
+    shown = name[:_NAME_MAX]
+    about: list[Node] = [shown, _numbers_node(numbers) if numbers else {}]
     try:
-        payload = _payload(TREE, [*about, _plain_node(result, 0)])
-        if len(payload) <= INLINE_BYTES:
-            return Pending(table, key, payload)
+        said = _encode_json(about[1]) if numbers else "{}"
+        text = f"[{_quote(shown)},{said},{_plain_text(result, 0)}]"
+        if len(text) <= INLINE_BYTES - len(_TREE_HEAD):
+            return Pending(table, key, _TREE_HEAD + text.encode("ascii"))
     except _NotPlain:
         pass
     flat = flatten(result)
@@ -156,33 +163,41 @@ def pending(
 
 
 class _NotPlain(Exception):
-    """A result needs more than `_plain_node`."""
+    """A result needs more than `_plain_text`."""
 
 
-def _plain_node(value: Any, depth: int) -> Node:
-    """Return what `flatten` makes of a result of plain values, in a third of its time."""
+def _plain_text(value: Any, depth: int) -> str:
+    """Return what `flatten` makes of a result of plain values as JSON, in a sixth of its time."""
     cls = type(value)
     if cls is str and len(value) <= _SHORT:
-        return value if value.isascii() else encode_str(value)
+        return _quote(value) if value.isascii() else _encode_json(encode_str(value))
     if cls is float:
-        return encode_float(value)
+        return f'{{"f":"{_DOUBLE.pack(value).hex()}"}}'
     if cls is int:
-        return encode_int(value)
-    if value is None or cls is bool:
-        return value
+        return (
+            str(value)
+            if -JSON_INT_MAX <= value <= JSON_INT_MAX
+            else _encode_json(encode_int(value))
+        )
+    if value is None:
+        return "null"
+    if cls is bool:
+        return "true" if value else "false"
     if depth >= _DEPTH:
         raise _NotPlain
     if cls is list:
-        return [_plain_node(one, depth + 1) for one in value]
+        return f"[{','.join([_plain_text(one, depth + 1) for one in value])}]"
     if cls is tuple:
-        return {"t": [_plain_node(one, depth + 1) for one in value]}
+        return f'{{"t":[{",".join([_plain_text(one, depth + 1) for one in value])}]}}'
     if cls is not dict:
         raise _NotPlain
+    keys = []
     for key in value:
         if type(key) is not str or len(key) > _SHORT:
             raise _NotPlain
-    nodes = [_plain_node(one, depth + 1) for one in value.values()]
-    return {"d": [key if key.isascii() else encode_str(key) for key in value], "v": nodes}
+        keys.append(_quote(key) if key.isascii() else _encode_json(encode_str(key)))
+    nodes = [_plain_text(one, depth + 1) for one in value.values()]
+    return f'{{"d":[{",".join(keys)}],"v":[{",".join(nodes)}]}}'
 
 
 def _large(table: str, key: bytes, about: list[Any], flat: FlatState) -> Pending:
@@ -201,18 +216,18 @@ def failure(table: str, key: bytes, name: str, text: str) -> Pending:
     return Pending(table, key, _payload(FAILED, [name[:_NAME_MAX], {}, text[:_ERROR_MAX]]))
 
 
-def write(repository: Repository, rows: Sequence[Pending]) -> Iterator[tuple[Pending, bool]]:
+def write(repository: Repository, rows: Sequence[Pending]) -> Iterator[list[bool]]:
     """Write rows where there are none yet, group by group.
 
     Yields:
-        Each row when it is durable, and whether it was written; False if another process was
-        faster.
+        For the rows of each group in turn, when they are durable, whether they were written;
+        False if another process was faster.
 
     Raises:
         NoSpace, OperationFailed: as the disk says. What was yielded before is durable.
     """
     for group in _groups(rows):
-        yield from zip(group, _write_group(repository, group), strict=True)
+        yield _write_group(repository, group)
 
 
 def read(repository: Repository, row: Row, name: str) -> Any:

@@ -27,6 +27,10 @@ _NEW, _WAITING, _FAILED, _DONE = range(4)
 """How a unit stands. Waiting: said to be done or failed, and not yet written."""
 
 
+_Waiting = tuple[int, "Pending", "Mapping[str, Number] | None"]
+"""Number of a unit, its row, and the numbers beside its result; None for a failure."""
+
+
 class Ledger:
     """The units of a stage and how each stands. Thread safe.
 
@@ -71,7 +75,7 @@ class Ledger:
         self._states = bytearray()
         self._shelves: dict[int, Shelf] = {}
         self._done_count = 0
-        self._waiting: list[tuple[int, Pending, Mapping[str, Number] | None]] = []
+        self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
         self._sums: Sums | None = None
 
@@ -97,9 +101,9 @@ class Ledger:
         written = 0
         try:
             rows = [row for _, row, _ in waiting]
-            for _, taken in results.write(self._own.repository, rows):
-                self._settled(*waiting[written], taken=taken)
-                written += 1
+            for taken in results.write(self._own.repository, rows):
+                self._settled(waiting[written : written + len(taken)], taken)
+                written += len(taken)
         finally:
             if written < len(waiting):
                 with self._lock:
@@ -236,6 +240,8 @@ class Ledger:
 
     def plan(self) -> Sequence[Unit]:
         """Look at the items and at what is done, once."""
+        if self._planned:
+            return self._units
         with self._lock:
             if not self._planned:
                 files = FileHashes(self.run.repository)
@@ -311,21 +317,20 @@ class Ledger:
             self._waiting_bytes += len(row.payload) + row.size
             self.run._holding.add(self)
 
-    def _settled(
-        self, number: int, row: Pending, numbers: Mapping[str, Number] | None, *, taken: bool
-    ) -> None:
-        """Take note that a row is durable."""
+    def _settled(self, group: Sequence[_Waiting], taken: Sequence[bool]) -> None:
+        """Take note that rows are durable, and which of them others had written before."""
         with self._lock:
-            if numbers is None:
-                self._states[number] = _FAILED
-                return
-            self._mark_done(number, self._own)
-            if not taken:
-                logger.info("%s: %s was done elsewhere", self.name, self._units[number].name)
-                found = self._own.repository.row(row.table, row.key)
-                numbers = {} if found is None else results.parse(found)[1][1]
-            if self._sums is not None:
-                self._sums.add(numbers)
+            for (number, row, numbers), is_mine in zip(group, taken, strict=True):
+                if numbers is None:
+                    self._states[number] = _FAILED
+                    continue
+                self._mark_done(number, self._own)
+                if not is_mine:
+                    logger.info("%s: %s was done elsewhere", self.name, self._units[number].name)
+                    found = self._own.repository.row(row.table, row.key)
+                    numbers = {} if found is None else results.parse(found)[1][1]
+                if self._sums is not None:
+                    self._sums.add(numbers)
 
     def _mark_done(self, number: int, shelf: Shelf) -> None:
         if self._states[number] != _DONE:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import casckpt
 from casckpt.checkpoint.tree import flatten
-from casckpt.training.results import _plain_node
+from casckpt.training.results import _encode_json, _plain_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,5 +36,6 @@ def test_the_code_of_the_guide_runs_and_the_second_time_does_nothing(tmp_path):
 
 def test_the_short_way_writes_what_the_long_one_does():
     value = {"a": [1, 2.5, None, True, "é", "\ud800"], "t": (1, (2,)), "d": {"x": {"y": -(2**70)}}}
-    for one in (value, 1, "x" * 200, [], {}, (), [[[1]]], float("nan")):
-        assert _plain_node(one, 0) == flatten(one).tree
+    odd = {'"\\/\n\x00\x7f': False, "é": 2**53, "\udfff": 1 - 2**53, "\U0001f600": -0.0, "": ""}
+    for one in (value, odd, 1, "x" * 200, [], {}, (), [[[1]]], float("nan"), float("-inf")):
+        assert _plain_text(one, 0) == _encode_json(flatten(one).tree)
