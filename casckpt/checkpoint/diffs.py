@@ -129,7 +129,9 @@ def diff_of(
             size = after.entry.length if after.entry is not None and not same_bytes else 0
             changed.append(Change(path, _shown(before), _shown(after), size))
     equal_count = len(both) - len(changed)
-    changed += _other_containers(manifest_a, manifest_b)
+    told = {change.path for change in changed}
+    others = _other_containers(manifest_a, manifest_b)
+    changed += (change for change in others if change.path not in told)
     objects_a = repository.closure([bytes.fromhex(a.id)])
     objects_b = repository_b.closure([bytes.fromhex(b.id)])
     return Diff(
@@ -273,11 +275,22 @@ def _read(repository: Repository, value: _Value) -> bytes:
 
 
 def _shown(value: _Value) -> str:
-    """Return a value for a person: a number as it reads, not as its bits are kept."""
-    if value.entry is None and value.text.startswith(('{"f"', '{"i"', '{"c"')):
-        ((tag, body),) = json.loads(value.text).items()
-        return _short(repr(SCALAR_TAGS[tag](body)))
-    return _short(value.text)
+    """Return a value for a person: as Python writes it, not as it is kept."""
+    return _short(value.text if value.entry is not None else _as_python(json.loads(value.text)))
+
+
+def _as_python(node: Any) -> str:
+    """Return a scalar or an empty container as Python writes it."""
+    tag = tree_build.tag_of(node)
+    if tag in ("f", "i", "c"):
+        return repr(SCALAR_TAGS[tag](node[tag]))
+    if tag == "t":
+        return "()"
+    if tag == "d":
+        return f"{node['k']} {{}}" if "k" in node else "{}"
+    if tag in ("n", "D"):
+        return f"{node[tag][-1]}()"
+    return json.dumps(node, sort_keys=True)
 
 
 def _short(text: str) -> str:

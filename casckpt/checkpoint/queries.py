@@ -286,7 +286,12 @@ class Catalog:
 
     def _no_run(self, run: str, *, trash: bool) -> NotFound:
         if trash:
-            return NotFound(f"nothing of {run} is in the trash", run=run)
+            return NotFound(
+                f"nothing of {run} is in the trash",
+                "it was never removed, or a collection has freed it since",
+                "`casckpt ls --trash` shows what can come back",
+                run=run,
+            )
         trashed = self._repository.checkpoint_rows(run, states=_TRASH)
         if trashed:
             return NotFound(

@@ -110,7 +110,7 @@ def _messages(report: RebuildReport) -> tuple[str, ...]:
     """Return what a rebuild reported, one line per fact."""
     return (
         *(("format.json was lost, and was made anew",) if report.described else ()),
-        f"{report.index}: {report.objects} objects from {report.packs} packs",
+        f"{report.index}: objects {report.objects}, packs {report.packs}",
         *(f"commits {first} to {last} have left no fact" for first, last in report.gaps),
         *(f"could not be read: {problem}" for problem in report.unreadable),
     )
