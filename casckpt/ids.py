@@ -19,8 +19,9 @@ RUN_NAME_MAX_BYTES: Final = 200
 STEP_MAX: Final = 2**63 - 1
 """Largest step or batch: what fits a signed 64-bit integer in every reader."""
 
-_RUN_NAME = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*\Z")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# Compiled at first use, and kept by `re`: listing what is stored checks no name.
+_RUN_NAME: Final = r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*\Z"
+_TAG: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*\Z"
 RESERVED_SELECTORS: Final = frozenset({"latest", "best"})
 
 
@@ -31,7 +32,7 @@ def check_run_name(name: str) -> str:
         BadRef: if it does not match `[A-Za-z0-9._-]+` with `/` between, is longer than 200
             bytes, or has a part made of dots only (which would climb out of a folder).
     """
-    if not isinstance(name, str) or not _RUN_NAME.match(name):
+    if not isinstance(name, str) or not re.match(_RUN_NAME, name):
         raise BadRef(
             f"bad run name {name!r}",
             "a run name is letters, digits, '.', '_' and '-', with '/' between parts",
@@ -59,7 +60,7 @@ def check_tag(tag: str) -> str:
         BadRef: if it is all digits, a reserved word, or has other characters than letters,
             digits, '.', '_' and '-'.
     """
-    if not isinstance(tag, str) or not _TAG.match(tag) or len(tag) > RUN_NAME_MAX_BYTES:
+    if not isinstance(tag, str) or not re.match(_TAG, tag) or len(tag) > RUN_NAME_MAX_BYTES:
         raise BadRef(
             f"bad tag {tag!r}",
             "a tag is letters, digits, '.', '_' and '-', and starts with a letter or digit",

@@ -28,13 +28,12 @@ ALL_LINES: Final = -1
 ID_DIGITS_MIN: Final = 4
 """Fewest hex digits of an id that name a checkpoint."""
 
-_ID = re.compile(r"id:([0-9A-Fa-f]*)\Z")
-_LINE = re.compile(r"(?P<run>[^~@]*)~(?P<line>[^@]*)\Z")
-_STEP = re.compile(r"(\d{1,19})(?:\+(\d{1,19}))?\Z")
+# Compiled at first use, and kept by `re`: a list of everything parses no REF.
+_ID: Final = r"id:([0-9A-Fa-f]*)\Z"
+_LINE: Final = r"(?P<run>[^~@]*)~(?P<line>[^@]*)\Z"
+_STEP: Final = r"(\d{1,19})(?:\+(\d{1,19}))?\Z"
 # What may stand after `::`, so that a store path with `::` or `@` in it is still a path.
-_WITHOUT_STORE = re.compile(
-    r"(?:id:[0-9A-Fa-f]*|[^:@~]+(?:~[^:@]*)?(?:@(?:best(?::.*)?|[^:@]*))?)\Z"
-)
+_WITHOUT_STORE: Final = r"(?:id:[0-9A-Fa-f]*|[^:@~]+(?:~[^:@]*)?(?:@(?:best(?::.*)?|[^:@]*))?)\Z"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def parse_ref(text: str) -> Ref:
         BadRef: if it does not follow the grammar.
     """
     store, rest = split_store(text)
-    found = _ID.match(rest)
+    found = re.match(_ID, rest)
     if found:
         return Ref(text, store, id_prefix=_check_id(found[1], text))
     name, at, selector_text = rest.partition("@")
@@ -103,12 +102,12 @@ def split_store(text: str) -> tuple[str | None, str]:
     """
     if not isinstance(text, str) or not text:
         raise BadRef(f"bad REF {text!r}", "a REF is a non-empty string")
-    if _WITHOUT_STORE.match(text):
+    if re.match(_WITHOUT_STORE, text):
         return None, text
     start = 0
     while (at := text.find("::", start)) >= 0:
         store, rest = text[:at], text[at + 2 :]
-        if _WITHOUT_STORE.match(rest):
+        if re.match(_WITHOUT_STORE, rest):
             if not store:
                 raise BadRef(f"bad REF {text!r}", "there is no store before '::'")
             return store, rest
@@ -130,7 +129,7 @@ def parse_selector(text: str, ref: str) -> Selector:
     """
     if text == "latest":
         return Selector()
-    if found := _STEP.match(text):
+    if found := re.match(_STEP, text):
         step = check_step(int(found[1]))
         return Selector("step", step=step, batch=check_step(int(found[2] or 0), "batch"))
     head, colon, rest = text.partition(":")
@@ -261,7 +260,7 @@ def _name(ref: Ref) -> str:
 def _parse_line(name: str, text: str) -> tuple[str, int | None]:
     if "~" not in name:
         return name, None
-    found = _LINE.match(name)
+    found = re.match(_LINE, name)
     line = found["line"] if found else ""
     if found and line == "*":
         return found["run"], ALL_LINES

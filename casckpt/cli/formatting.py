@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _MONTH_S = 30.44 * 86400
-_DTYPE = re.compile(r"([<>|])([biufc])(\d+)")
+_DTYPE = r"([<>|])([biufc])(\d+)"
 _DTYPE_KINDS = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -34,7 +34,7 @@ def size(byte_count: int) -> str:
 
 def dtype_name(dtype: str) -> str:
     """Return the name of a dtype for numpy's code of it, `float32` for `<f4`; others as it is."""
-    found = _DTYPE.fullmatch(dtype)
+    found = re.fullmatch(_DTYPE, dtype)
     if found is None:
         return dtype
     order, kind, size_bytes = found[1], found[2], int(found[3])

@@ -14,9 +14,10 @@ import click
 if TYPE_CHECKING:
     from casckpt.checkpoint.refs import Mode
 
-_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([mhdw])\Z", re.IGNORECASE)
+# Compiled at first use, and kept by `re`: few calls of a command name a quantity.
+_AGE = r"(?i)(\d+(?:\.\d+)?)\s*([mhdw])\Z"
 _AGE_S = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
+_SIZE = r"(?i)(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?\Z"
 
 
 def count(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
@@ -32,7 +33,7 @@ def size(context: click.Context, parameter: click.Parameter, text: str | None) -
     """Return bytes; K, M, G, T and P are powers of 1024: `50G`, `1.5T`, `800M`."""
     if text is None:
         return None
-    match = _SIZE.match(text)
+    match = re.match(_SIZE, text)
     if match is None:
         raise _refused(context, parameter, f"{text!r} is no size\nwrite bytes, or 50G, 1.5T, 800M")
     return int(float(match[1]) * 1024 ** " KMGTP".index(match[2].upper() or " "))
@@ -42,7 +43,7 @@ def rate(context: click.Context, parameter: click.Parameter, text: str | None) -
     """Return bytes a second, as in `50MB/s` or `50M`; sizes as above, above 0."""
     if text is None:
         return None
-    match = _SIZE.match(text.removesuffix("/s"))
+    match = re.match(_SIZE, text.removesuffix("/s"))
     value = None if match is None else size(context, parameter, match[0])
     if not value:
         raise _refused(context, parameter, f"{text!r} is no rate\nwrite 50MB/s, 800K/s, 1.5G/s")
@@ -53,7 +54,7 @@ def age(context: click.Context, parameter: click.Parameter, text: str | None) ->
     """Return seconds, as in `30d`, `12h`, `2w` or `90m`; above 0."""
     if text is None:
         return None
-    match = _AGE.match(text)
+    match = re.match(_AGE, text)
     if match is None or not float(match[1]):
         raise _refused(context, parameter, f"{text!r} is no age\nwrite 30d, 12h, 2w or 90m")
     return float(match[1]) * _AGE_S[match[2].lower()]
