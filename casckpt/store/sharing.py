@@ -215,7 +215,8 @@ class SharedStore:
             and files.try_lock(self._lock, exclusive=True)
             and not (self.index / layout.CLEAN_FILE).exists()
         ):
-            with contextlib.suppress(CasckptError):
+            # Gone: a person removed the store while it was open.
+            with contextlib.suppress(CasckptError, FileNotFoundError):
                 opening.write_stamp(self.index, transaction)
         files.close_file(self._lock)
         _all.discard(self)

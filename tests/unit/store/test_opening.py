@@ -130,6 +130,18 @@ def test_making_a_store_that_was_killed_midway_can_be_done_again(tmp_path):
             assert repository.checkpoint_rows() == []
 
 
+@pytest.mark.parametrize("mode", ["a", "r"])
+def test_a_store_whose_folder_was_removed_closes_all_the_same(path, mode):
+    with Repository.open(path) as repository:
+        save(repository, [b"gone"])
+    repository = Repository.open(path, mode=mode)
+    if mode == "a":
+        save(repository, [b"gone too"], step=2)
+    shutil.rmtree(path)
+    repository.close()
+    assert not path.exists()
+
+
 # ---- file systems, features, permissions
 
 
