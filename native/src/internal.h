@@ -142,10 +142,6 @@ void cas_split_avx2(int32_t predictor, uint32_t width, int32_t rotate, const uin
                     uint8_t *out, size_t items);
 void cas_join_avx2(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
                    const uint8_t *base, uint8_t *out, size_t items);
-void cas_split_avx512(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
-                      uint8_t *out, size_t items);
-void cas_join_avx512(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *planes,
-                     const uint8_t *base, uint8_t *out, size_t items);
 
 /* ---- entropy coder; entropy.h has the rest ---- */
 

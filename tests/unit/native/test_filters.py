@@ -74,6 +74,23 @@ def test_large_unaligned_buffers(kernel):
             assert back == src
 
 
+@WIDTHS
+@pytest.mark.parametrize("spare", [0, 1])
+def test_any_alignment_gives_the_same_bytes_and_nothing_beside_them(width, spare, kernel):
+    length = 33 * width + spare
+    raw, other = data_of(length + 32), data_of(length + 32, "other")
+    for shift in range(33):
+        src, base = raw[shift : shift + length], memoryview(other)[32 - shift :][:length]
+        out, back = bytearray(b"\xaa" * (length + 64)), bytearray(b"\xaa" * (length + 64))
+        placed, returned = memoryview(out)[shift:][:length], memoryview(back)[shift:][:length]
+        native.sub_split(memoryview(raw)[shift:][:length], base, placed, width, True)
+        assert placed == reference.sub_split(src, bytes(base), width, True), shift
+        native.sub_join(placed, base, returned, width, True)
+        assert returned == src, shift
+        for buffer in (out, back):
+            assert buffer[:shift] + buffer[shift + length :] == b"\xaa" * 64, shift
+
+
 def test_rotation_makes_the_exponent_one_plane():
     # fp32: the top plane after rotation is the biased exponent, 127 for numbers in [1, 2), whatever
     # the sign.
