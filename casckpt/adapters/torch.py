@@ -85,6 +85,12 @@ class TensorSource:
         """Return what makes page-locked memory if the tensor is on a CUDA device."""
         return _pinned_memory if self.tensor.is_cuda else None
 
+    @property
+    def address(self) -> int | None:
+        """Where the bytes begin if the tensor is dense and the CPU's."""
+        tensor = self.tensor
+        return tensor.data_ptr() if tensor.is_cpu and tensor.is_contiguous() else None
+
 
 @dataclass(slots=True)
 class TensorSlot:

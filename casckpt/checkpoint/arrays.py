@@ -79,6 +79,11 @@ class ArraySource:
     def memory_maker(self) -> None:
         """Return None: any memory will do."""
 
+    @property
+    def address(self) -> int | None:
+        """Where the bytes begin if the array is dense."""
+        return int(self.array.ctypes.data) if self.array.flags.c_contiguous else None
+
 
 @dataclass(slots=True)
 class ArraySlot:

@@ -39,7 +39,11 @@ class Pickled:
 
 
 class Source(Protocol):
-    """The bytes of a leaf, wherever they are."""
+    """The bytes of a leaf, wherever they are.
+
+    A source that lies in the CPU's memory without gaps may have an `address`, an int, by which a
+    background save copies it; None is the same as none.
+    """
 
     def view(self) -> memoryview:
         """Return all bytes, C-contiguous and read-only use; a copy only if it must be."""

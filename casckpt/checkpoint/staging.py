@@ -7,10 +7,13 @@ pages cost more than the copy itself.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -20,8 +23,11 @@ from casckpt.checkpoint.tree import FlatState
 
 _PAGE: Final = 4096
 _COPIERS_MAX: Final = 4
-_SHARED_FROM_BYTES: Final = 1 << 20
-"""Leaves from this size on are shared out to threads; smaller ones cost more calls than bytes."""
+_SHARED_FROM_BYTES: Final = 2 << 20
+"""Bytes for each thread from which on there is more than one; starting one costs 100 us."""
+
+_PIECE_BYTES: Final = 2 << 20
+"""Longest piece that a thread copies at once, so that all end at about the same time."""
 
 _SPARE_ARENAS_MAX: Final = 1
 """Arenas kept between saves: one save is in flight per run; more would hold memory for nothing."""
@@ -76,7 +82,8 @@ class StagingPool:
             maker = leaf.source.memory_maker or maker
         arena = self._take(length, maker) if length else None
         leaves = []
-        copies: list[_Copy] = []
+        copies = _Copies(deque(), [])
+        base = 0 if arena is None else _address(arena.memory)
         try:
             for index, leaf in enumerate(flat.leaves):
                 offset = offsets.get(index)
@@ -84,9 +91,9 @@ class StagingPool:
                     leaves.append(leaf.moved_to(leaf.source))
                     continue
                 place = arena.memory[offset : offset + leaf.length]
-                copies.append((leaf.source, place))
+                copies.add(leaf, place, base + offset)
                 leaves.append(leaf.moved_to(BytesSource(place)))
-            _copy_all(copies)
+            copies.carry_out()
         except BaseException:
             if arena is not None:
                 self._put(arena)
@@ -114,38 +121,59 @@ class StagingPool:
                 self._spare.append(arena)
 
 
-_Copy = tuple[Source, memoryview]
+_Piece = tuple[int, int, int]
+"""Addresses to copy to and from, and bytes."""
 
 
-def _copy_all(copies: list[_Copy]) -> None:
-    """Copy, large leaves of the CPU's memory on several threads; return when all is done."""
-    mine: list[_Copy] = []
-    large: list[_Copy] = []
-    for source, place in copies:
-        # What copies from a device belongs on the stream of the thread that computes.
-        shared = len(place) >= _SHARED_FROM_BYTES and source.memory_maker is None
-        (large if shared else mine).append((source, place))
-    count = min(_COPIERS_MAX, len(os.sched_getaffinity(0)), len(large))
-    if count < 2:
-        _copy_some(copies)
-        return
-    large.sort(key=lambda copy: len(copy[1]), reverse=True)
-    with ThreadPoolExecutor(count - 1, thread_name_prefix="casckpt-stage") as threads:
-        try:
-            others = [
-                threads.submit(_copy_some, large[number::count]) for number in range(1, count)
-            ]
-        except RuntimeError:  # no more threads: a limit, or the interpreter is leaving
-            _copy_some(copies)
+@dataclasses.dataclass(slots=True)
+class _Copies:
+    """What is to be copied: memory that any thread may read, and sources that copy themselves."""
+
+    pieces: deque[_Piece]
+    others: list[tuple[Source, memoryview]]
+
+    def add(self, leaf: Leaf, place: memoryview, address: int) -> None:
+        """Note that a leaf's bytes go to a place, which begins at an address."""
+        assert leaf.source is not None
+        source = getattr(leaf.source, "address", None)
+        if source is None:
+            self.others.append((leaf.source, place))
             return
-        _copy_some([*large[::count], *mine])
-        for other in others:
-            other.result()
+        for at in range(0, leaf.length, _PIECE_BYTES):
+            length = min(_PIECE_BYTES, leaf.length - at)
+            self.pieces.append((address + at, source + at, length))
 
+    def carry_out(self) -> None:
+        """Copy everything, on several threads if it is much; return when all is done.
 
-def _copy_some(copies: list[_Copy]) -> None:
-    for source, place in copies:
-        source.copy_to(place)
+        What copies from a device does so on this thread, whose stream the state is computed on.
+        """
+        length = sum(piece[2] for piece in self.pieces)
+        count = min(_COPIERS_MAX, len(os.sched_getaffinity(0)), length // _SHARED_FROM_BYTES)
+        if count < 2:
+            self._work()
+            self._copy_others()
+            return
+        with ThreadPoolExecutor(count - 1, thread_name_prefix="casckpt-stage") as threads:
+            helpers = []
+            with contextlib.suppress(RuntimeError):  # no more threads: a limit, or leaving
+                helpers += [threads.submit(self._work) for _ in range(1, count)]
+            self._copy_others()
+            self._work()
+            for helper in helpers:
+                helper.result()
+
+    def _work(self) -> None:
+        # Addresses, since threads that make views of memory wait for each other. ctypes lets go
+        # of the GIL; a deque gives each piece to one thread.
+        move, take = ctypes.memmove, self.pieces.popleft
+        with contextlib.suppress(IndexError):
+            while True:
+                move(*take())
+
+    def _copy_others(self) -> None:
+        for source, place in self.others:
+            source.copy_to(place)
 
 
 def _plain_memory(length: int) -> memoryview:
@@ -153,6 +181,10 @@ def _plain_memory(length: int) -> memoryview:
     if numpy is not None:
         return memoryview(numpy.empty(length, numpy.uint8)).cast("B")  # not zeroed first
     return memoryview(bytearray(length))
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _is_immutable(leaf: Leaf) -> bool:
