@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -107,13 +108,7 @@ def _ranked(
     output: Output, found: Sequence[Checkpoint], metric: str, mode: str | None
 ) -> list[Checkpoint]:
     """Return the checkpoints best first: then NaN and infinities, then those without the metric."""
-    if found and not any(metric in checkpoint.metrics for checkpoint in found):
-        names = sorted({name for checkpoint in found for name in checkpoint.metrics})
-        raise NotFound(
-            f"no checkpoint has a metric {metric!r}",
-            f"metrics here: {', '.join(names)}" if names else "no metrics were saved here",
-            "name one of these, or add it with store.attach_metrics",
-        )
+    views.require_metric(found, metric)
     if mode is None:
         output.note(f"{metric}: lowest first. Highest first: --mode max")
     sign = -1.0 if mode == "max" else 1.0
@@ -185,8 +180,6 @@ def _table(
     noted = latest | set(best_of_run.values())
 
     def notes(checkpoint: Checkpoint) -> str:
-        if not (checkpoint.tags or checkpoint.pinned or checkpoint.id in noted):
-            return ""
         words = ["best"] if best_of_run.get(checkpoint.run) == checkpoint.id else []
         words += ["latest"] if checkpoint.id in latest else []
         words += ["pinned"] if checkpoint.pinned else []
@@ -219,7 +212,12 @@ def _table(
         *metric_cells,
         [size(checkpoint.logical_bytes) for checkpoint in found],
         [size(checkpoint.new_bytes) for checkpoint in found],
-        [notes(checkpoint) for checkpoint in found],
+        [
+            notes(checkpoint)
+            if checkpoint.tags or checkpoint.pinned or checkpoint.id in noted
+            else ""
+            for checkpoint in found
+        ],
     ]
     rows = list(zip(*cells, strict=True))
     output.table(columns, rows, bold_rows=frozenset({0}) if ranked else frozenset())
@@ -229,8 +227,8 @@ def _sum(output: Output, found: Sequence[Checkpoint], everything: Sequence[Check
     """Say what the list amounts to, on stderr."""
     if not everything:
         return
-    logical_bytes = sum(checkpoint.logical_bytes for checkpoint in everything)
-    new_bytes = sum(checkpoint.new_bytes for checkpoint in everything)
+    logical_bytes = sum(map(attrgetter("logical_bytes"), everything))
+    new_bytes = sum(map(attrgetter("new_bytes"), everything))
     shown = (
         formatting.count(len(found), "checkpoint")
         if len(found) == len(everything)
