@@ -81,6 +81,9 @@ def gc(
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
         with waiting(output, "planning"):
             plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
+        for metric, _, _ in keep_best:
+            # A metric that is mistyped keeps nothing, and would drop what the right one keeps.
+            views.require_metric([*plan.keep, *plan.drop], metric)
         if not output.json and not output.quiet:
             if policy is not None or plan.drop:
                 _show(output, plan)

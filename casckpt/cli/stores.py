@@ -134,6 +134,12 @@ def _existing(settings: Settings) -> Path:
     except PermissionError:
         missing = False  # to open it says so better
     if missing:
+        if (path / "packs").is_dir():
+            raise NoStore(
+                f"no format.json at {path}",
+                "it looks like a store that has lost it",
+                f"run `casckpt --store {path} repair --rebuild-index`",
+            )
         raise NoStore(
             f"no store at {path}",
             _why_none(path),

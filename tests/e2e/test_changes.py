@@ -103,6 +103,15 @@ def test_compact_says_what_it_won_and_every_checkpoint_stays_whole(own_cli):
     assert own_cli("compact", "--level", "fast").code == 2
 
 
+def test_keep_best_of_a_metric_that_nothing_has_drops_nothing(own_cli):
+    before = refs(own_cli)
+    answer = own_cli("gc", "--keep-best", "2:val_loss:min", "--yes", "--now")
+    assert answer.code == 3
+    assert "no checkpoint has a metric '2:val_loss'" in answer.err
+    assert "val_loss" in answer.err.splitlines()[1]
+    assert refs(own_cli) == before
+
+
 def test_keep_best_needs_a_mode(own_cli):
     answer = own_cli("gc", "--keep-best", "val_loss", "-n")
     assert answer.code == 2
