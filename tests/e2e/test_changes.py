@@ -106,7 +106,7 @@ def test_compact_says_what_it_won_and_every_checkpoint_stays_whole(own_cli):
 def test_keep_best_of_a_metric_that_nothing_has_drops_nothing(own_cli):
     before = refs(own_cli)
     answer = own_cli("gc", "--keep-best", "2:val_loss:min", "--yes", "--now")
-    assert answer.code == 3
+    assert answer.code == 12
     assert "no checkpoint has a metric '2:val_loss'" in answer.err
     assert "val_loss" in answer.err.splitlines()[1]
     assert refs(own_cli) == before
