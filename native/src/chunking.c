@@ -46,12 +46,10 @@ cas_status cas_chunker_init(cas_chunker *chunker, uint64_t min_bytes, uint64_t a
     return CAS_OK;
 }
 
-/* Scan until a byte after which h has no bit of `mask`; returns the bytes read, *found says whether the last one cut.
- *
- * The chain h -> h costs 2 cycles a byte when written plainly (shift and add). Four bytes per step keep it at 2 cycles
+/* The chain h -> h costs 2 cycles a byte when written plainly (shift and add). Four bytes per step keep it at 2 cycles
  * for four: h4 = (h << 4) + c4, where c1..c4 depend on the table alone. */
-static size_t scan(const uint64_t gear[256], const uint8_t *data, size_t len, uint64_t mask, uint64_t *hash,
-                   bool *found) {
+size_t cas_gear_scan_portable(const uint64_t gear[256], const uint8_t *data, size_t len, uint64_t mask, uint64_t *hash,
+                              bool *found) {
     uint64_t h = *hash;
     size_t at = 0;
     *found = false;
@@ -86,6 +84,7 @@ static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 /* Read on until the open chunk is cut (true) or the input ends (false); *used is how much was read. */
 static bool next_cut(cas_chunker *chunker, const uint8_t *data, size_t len, size_t *used) {
     const uint64_t warm_from = chunker->min_bytes - WINDOW;
+    const cas_gear_scan_fn scan = cas_kernels()->gear_scan;
     size_t at = 0;
     bool found = false;
     if (chunker->length < warm_from) {
@@ -94,10 +93,12 @@ static bool next_cut(cas_chunker *chunker, const uint8_t *data, size_t len, size
         chunker->hash = 0;
     }
     /* The first length that may be a cut is min_bytes, so its byte is left to the scan below. */
-    while (at < len && chunker->length + 1 < chunker->min_bytes) {
-        chunker->hash = (chunker->hash << 1) + chunker->gear[data[at]];
-        chunker->length++;
-        at++;
+    if (chunker->length + 1 < chunker->min_bytes) {
+        const size_t until = at + (size_t)smaller(chunker->min_bytes - 1 - chunker->length, len - at);
+        uint64_t hash = chunker->hash;
+        chunker->length += until - at;
+        for (; at < until; at++) hash = (hash << 1) + chunker->gear[data[at]];
+        chunker->hash = hash;
     }
     while (at < len && !found) {
         /* Lengths below avg_bytes face the hard test: scan up to length avg_bytes - 1, then the rest. */

@@ -166,11 +166,11 @@ CAS_DEFINE_WIDTH(64)
 #define CAS_CASES(action) CAS_CASES_OF(action, 16) CAS_CASES_OF(action, 32) CAS_CASES_OF(action, 64)
 
 void cas_split_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
-               uint8_t *out, size_t items) {
+                        uint8_t *out, size_t items) {
     switch ((int32_t)width * 8 + predictor * 2 + (rotate != 0)) { CAS_CASES(split) }
 }
 
-void cas_join_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *src, const uint8_t *base,
-              uint8_t *out, size_t items) {
+void cas_join_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *const *src,
+                       const uint8_t *base, uint8_t *out, size_t items) {
     switch ((int32_t)width * 8 + predictor * 2 + (rotate != 0)) { CAS_CASES(join) }
 }

@@ -111,6 +111,18 @@ static inline void cas_copy_down(uint8_t *to, const uint8_t *from, size_t len) {
     if (len != 0) memmove(to, from, len);
 }
 
+/* ---- chunking ---- */
+
+/* Scan until a byte after which the hash has no bit of `mask`, a number of top bits; the bytes read. *found says
+ * whether the last one cut; if not, *hash is moved on. */
+typedef size_t (*cas_gear_scan_fn)(const uint64_t gear[256], const uint8_t *data, size_t len, uint64_t mask,
+                                   uint64_t *hash, bool *found);
+
+size_t cas_gear_scan_portable(const uint64_t gear[256], const uint8_t *data, size_t len, uint64_t mask, uint64_t *hash,
+                              bool *found);
+size_t cas_gear_scan_avx2(const uint64_t gear[256], const uint8_t *data, size_t len, uint64_t mask, uint64_t *hash,
+                          bool *found);
+
 /* ---- samples ---- */
 
 /* Window w of `windows`: in the w-th part of the data, each at another distance from its part's start, so that rows do
@@ -183,6 +195,7 @@ size_t cas_entropy_pop_groups_avx2(const uint8_t **src, const uint8_t *end, cons
 typedef struct {
     cas_b3_many_fn many;
     cas_b3_ragged_fn ragged;
+    cas_gear_scan_fn gear_scan;
     cas_split_fn split;
     cas_join_fn join;
     cas_push_groups_fn push_groups;

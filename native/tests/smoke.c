@@ -141,33 +141,43 @@ static void test_filters(int32_t kernel) {
     }
 }
 
-static void test_chunking(void) {
-    const size_t len = 100000;
-    uint8_t *data = random_block(len);
-    uint64_t *whole = malloc((len / 64 + 1) * sizeof *whole);
-    uint64_t *parts = malloc((len / 64 + 1) * sizeof *parts);
-    cas_chunker chunker;
-    size_t whole_count = 0;
-    size_t parts_count = 0;
-    if (whole == NULL || parts == NULL) abort();
-    CHECK(cas_chunker_init(&chunker, 64, 256, 1024) == CAS_OK);
-    CHECK(cas_chunker_feed(&chunker, data, len, whole, len / 64 + 1, &whole_count) == CAS_OK);
-    CHECK(cas_chunker_init(&chunker, 64, 256, 1024) == CAS_OK);
-    for (size_t at = 0; at < len;) {
-        size_t take = (size_t)(random_word() % 500);
-        if (take > len - at) take = len - at;
-        uint8_t *piece = block(take);
-        memcpy(piece, data + at, take);
-        size_t count = 0;
-        CHECK(cas_chunker_feed(&chunker, piece, take, parts + parts_count, take / 64 + 1, &count) == CAS_OK);
-        parts_count += count;
-        free(piece);
-        at += take;
+static void test_chunking(int32_t kernel) {
+    static const uint64_t SIZES[][3] = {
+        {64, 256, 1024}, {64, 1024, 8192}, {2048, 2048, 65536}, {64, 16384, 65536}, {2048, 8192, 32768}};
+    for (size_t n = 0; n < sizeof SIZES / sizeof SIZES[0]; n++) {
+        const uint64_t *const size = SIZES[n];
+        const size_t len = 200000 + (size_t)(random_word() % 1000);
+        uint8_t *data = random_block(len);
+        uint64_t *whole = malloc((len / 64 + 1) * sizeof *whole);
+        uint64_t *parts = malloc((len / 64 + 1) * sizeof *parts);
+        cas_chunker chunker;
+        size_t whole_count = 0;
+        size_t parts_count = 0;
+        if (whole == NULL || parts == NULL) abort();
+        CHECK(cas_kernel_use(CAS_KERNEL_PORTABLE) == CAS_OK);
+        CHECK(cas_chunker_init(&chunker, size[0], size[1], size[2]) == CAS_OK);
+        CHECK(cas_chunker_feed(&chunker, data, len, whole, len / 64 + 1, &whole_count) == CAS_OK);
+        CHECK(cas_kernel_use(kernel) == CAS_OK);
+        for (size_t most = 500; most <= 500000; most *= 10) {
+            parts_count = 0;
+            CHECK(cas_chunker_init(&chunker, size[0], size[1], size[2]) == CAS_OK);
+            for (size_t at = 0; at < len;) {
+                size_t take = most > len ? len : (size_t)(random_word() % most);
+                if (take > len - at) take = len - at;
+                uint8_t *piece = block(take);
+                memcpy(piece, data + at, take);
+                size_t count = 0;
+                CHECK(cas_chunker_feed(&chunker, piece, take, parts + parts_count, take / 64 + 1, &count) == CAS_OK);
+                parts_count += count;
+                free(piece);
+                at += take;
+            }
+            CHECK(whole_count == parts_count && memcmp(whole, parts, whole_count * sizeof *whole) == 0);
+        }
+        free(whole);
+        free(parts);
+        free(data);
     }
-    CHECK(whole_count == parts_count && memcmp(whole, parts, whole_count * sizeof *whole) == 0);
-    free(whole);
-    free(parts);
-    free(data);
 }
 
 static void test_statistics_and_set(void) {
@@ -234,7 +244,7 @@ int main(void) {
         test_vectors();
         test_streaming_and_batches();
         test_filters(kernel);
-        test_chunking();
+        test_chunking(kernel);
         test_statistics_and_set();
         printf("kernel %d: done\n", (int)kernel);
     }

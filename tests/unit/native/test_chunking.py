@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casckpt import native
-from casckpt.native import chunking, reference
+from casckpt.native import chunking, kernels, reference
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "vectors" / "cut_points.json").read_text())
 SMALL = {"min_bytes": 64, "avg_bytes": 256, "max_bytes": 1024}
@@ -26,10 +27,15 @@ def stream(seed: int, length: int) -> bytes:
     return random.Random(seed).randbytes(length)
 
 
+@cache
+def reference_cuts(data: bytes, least: int, mean: int, most: int) -> list[int]:
+    return reference.cut_points(data, min_bytes=least, avg_bytes=mean, max_bytes=most)
+
+
 @pytest.mark.parametrize(
     "case", GOLDEN["cuts"], ids=lambda case: f"{case['stream']}-{case['avg_bytes']}"
 )
-def test_golden_cut_points_never_change(case):
+def test_golden_cut_points_never_change(case, kernel):
     sizes = {name: case[name] for name in ("min_bytes", "avg_bytes", "max_bytes")}
     assert native.cut_points(STREAMS[case["stream"]], **sizes) == case["ends"]
 
@@ -42,12 +48,22 @@ def test_gear_table_is_derived_as_written():
 
 
 @pytest.mark.parametrize(
-    "sizes", [(64, 256, 1024), (100, 512, 2000), (256, 256, 256), (65, 256, 300), (64, 1024, 4096)]
+    "sizes",
+    [
+        (64, 256, 1024),
+        (100, 512, 2000),
+        (256, 256, 256),
+        (65, 256, 300),
+        (64, 1024, 4096),
+        (2048, 2048, 30_000),
+        (64, 8192, 9000),
+        (64, 1 << 40, 1 << 41),
+    ],
 )
-def test_cuts_equal_reference(sizes):
+def test_cuts_equal_reference(sizes, kernel):
     names = dict(zip(("min_bytes", "avg_bytes", "max_bytes"), sizes, strict=True))
-    for data in (stream(1, 9000), bytes(3000), b"abcd" * 1500, stream(2, 63), b""):
-        assert native.cut_points(data, **names) == reference.cut_points(data, **names)
+    for data in (stream(1, 12_000), bytes(3000), b"abcd" * 1500, stream(2, 63), b""):
+        assert native.cut_points(data, **names) == reference_cuts(data, *sizes)
 
 
 @given(st.binary(max_size=4000), st.lists(st.integers(0, 900), max_size=12))
@@ -59,6 +75,18 @@ def test_cuts_do_not_depend_on_the_pieces(data, sizes):
         ends += chunker.feed(data[at : at + size])
         at = min(at + size, len(data))
     assert ends + chunker.finish() == whole
+
+
+@pytest.mark.parametrize("sizes", [(64, 1024, 8192), (4096, 4096, 100_000), (64, 16_384, 65_536)])
+def test_kernels_cut_alike_wherever_the_input_begins_and_ends(sizes, kernel):
+    names = dict(zip(("min_bytes", "avg_bytes", "max_bytes"), sizes, strict=True))
+    data = stream(7, 300_000)
+    for first in range(0, 40_000, 613):
+        piece = memoryview(data)[first : len(data) - 3 * first]
+        kernels.use("portable")
+        expected = native.cut_points(piece, **names)
+        kernels.use(kernel)
+        assert native.cut_points(piece, **names) == expected, first
 
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 255, 4096])
