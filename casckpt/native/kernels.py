@@ -66,9 +66,9 @@ def prove() -> str:
 def _sample() -> list[bytes]:
     """Return what the kernels make of fixed inputs that reach every lane and tail."""
     # Sixteen BLAKE3 chunks fill the widest kernel; the rest is its tail.
-    data = bytes((at * 167 + (at >> 8)) & 0xFF for at in range(1500)) * 12
+    data = hashing.derive_key("casckpt kernel proof v1", b"", 18_000)
     results = hashing.IdContext("casckpt kernel proof v1").hash_many([data, data[:3000], b""])
-    # Half of them are cut by the hash, in each of four lanes; the rest reach max_bytes.
+    # Each of the four lanes of the scan finds cuts in these bytes.
     ends = chunking.cut_points(data, min_bytes=64, avg_bytes=1024, max_bytes=2048)
     results.append(repr(ends).encode())
     one, two = data[:2053], data[3:2053] + b"\xff\x80\x00"
