@@ -185,9 +185,10 @@ class TorchHandler:
             # Tensors that are in a store already have no memory to share.
             if isinstance(leaf.source, TensorSource) and leaf.alias < 0 and leaf.length:
                 raw = _raw(leaf)
-                size, device = raw.element_size(), str(raw.device)
-                reach = extent(raw.shape, raw.stride()) * size
-                start = raw.data_ptr()
+                device = "cpu" if raw.is_cpu else str(raw.device)
+                reach, start, size = leaf.length, raw.data_ptr(), raw.element_size()
+                if not raw.is_contiguous():
+                    reach = extent(raw.shape, raw.stride()) * size
                 spans.append(Span(device, start, start + reach, index, size))
         for group in overlapping(spans):
             _tie(group, leaves)
@@ -299,7 +300,7 @@ def _leaf(tensor: torch.Tensor, path: str) -> Leaf:
     name = _NAMES.get(tensor.dtype)
     if name is None:
         raise refused(tensor, path, f"its dtype is {tensor.dtype}")
-    if tensor.device.type == "meta":
+    if tensor.is_meta:
         raise refused(tensor, path, "it is on the meta device, so it has no values")
     if tensor.is_nested:
         raise refused(tensor, path, "it is nested")
@@ -315,19 +316,22 @@ def _leaf(tensor: torch.Tensor, path: str) -> Leaf:
         flags.append("parameter")
     if tensor.requires_grad:
         flags.append("requires_grad")
-    order = "C" if raw.is_contiguous() else memory_order(raw.shape, raw.stride())
-    axes = axes_of(order or "C", raw.dim())
+    order, shown = "C", raw
+    if not raw.is_contiguous():
+        order = memory_order(raw.shape, raw.stride()) or "C"
+        if order != "C":
+            shown = raw.permute(axes_of(order, raw.dim()) or [])
     item_size = raw.element_size()
     return Leaf(
         path,
         "tensor",
         name,
         tuple(raw.shape),
-        order or "C",
-        tuple(sorted(flags)),
+        order,
+        tuple(sorted(flags)) if flags else (),
         item_size // 2 if raw.is_complex() else item_size,
         raw.numel() * item_size,
-        TensorSource(raw if order in (None, "C") else raw.permute(axes or [])),
+        TensorSource(shown),
         value=tensor,
     )
 

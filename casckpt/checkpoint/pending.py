@@ -115,16 +115,23 @@ class BackgroundSaves:
         pending = PendingSave(run)
         with self._guard:
             self._pending[run] = pending
+        go = threading.Event()
+
+        def carry_out() -> None:
+            # A thread that began to work at once would keep the GIL for 5 ms from its starter.
+            go.wait()
+            pending._carry_out(work)
+
         # Not a daemon: the interpreter would kill it in the middle.
-        thread = threading.Thread(
-            target=pending._carry_out, args=(work,), name=f"casckpt-save-{run}", daemon=False
-        )
+        thread = threading.Thread(target=carry_out, name=f"casckpt-save-{run}", daemon=False)
         _register_exit()
         try:
             thread.start()
         except RuntimeError:
             # No more threads (a limit, or the interpreter is leaving): save here and now.
             pending._carry_out(work)
+        finally:
+            go.set()
         return pending
 
     def tell(self, run: str, *, wait: bool = False) -> None:

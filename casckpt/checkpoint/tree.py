@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import collections
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from casckpt.checkpoint import leaves as leaf_module
 from casckpt.checkpoint import tree_classes
 from casckpt.checkpoint.leaves import BytesSource, Leaf, Pickled, refused
 from casckpt.checkpoint.manifest import without_collector
-from casckpt.checkpoint.scalars import TEXT_MAX_BYTES, Node, encode_key, encode_scalar
+from casckpt.checkpoint.scalars import JSON_INT_MAX, TEXT_MAX_BYTES, Node, encode_key, encode_scalar
 from casckpt.checkpoint.tree_paths import PATH_MAX, join
 from casckpt.errors import BadLeaf
 
@@ -110,26 +109,37 @@ class _Walker:
     def walk(self, value: object, path: str) -> Node:
         """Return the node of a value."""
         plain, node = _plain(value)
-        if plain:
-            return node
-        if type(value) in _TEXTS:
-            return self._text(value, path)
+        return node if plain else self._walk_other(value, path)
+
+    def _walk_other(self, value: Any, path: str) -> Node:
+        """Return the node of a value that is no scalar."""
         cls = type(value)
         if cls is dict:
-            with self._inside(value, path):
-                return self._mapping(value, path)  # type: ignore[arg-type]
+            self._enter(value, path)
+            try:
+                return self._mapping(value, path)
+            finally:
+                self._open.pop()
         if cls is list or cls is tuple:
-            with self._inside(value, path):
-                parts = self._items(value, path)  # type: ignore[arg-type]
+            self._enter(value, path)
+            try:
+                parts = self._items(value, path)
+            finally:
+                self._open.pop()
             return parts if cls is list else {"t": parts}
+        if cls in _TEXTS:
+            return self._text(value, path)
         return self._special(value, path)
 
     def _items(self, values: Sequence[Any], path: str) -> list[Node]:
-        nodes = []
+        nodes: list[Node] = []
         for index, item in enumerate(values):
-            # Most long lists are histories of numbers: no path is made for those.
+            # Most long lists are histories and states of generators: no path is made for numbers.
+            if type(item) is int and -JSON_INT_MAX <= item <= JSON_INT_MAX:
+                nodes.append(item)
+                continue
             plain, node = _plain(item)
-            nodes.append(node if plain else self.walk(item, join(path, str(index))))
+            nodes.append(node if plain else self._walk_other(item, join(path, str(index))))
         return nodes
 
     def _special(self, value: Any, path: str) -> Node:
@@ -146,7 +156,8 @@ class _Walker:
             return own(value, path, self)
         if isinstance(value, type):
             raise refused(value, path, "a class is not data")
-        with self._inside(value, path):
+        self._enter(value, path)
+        try:
             if callable(getattr(value, "state_dict", None)) and callable(
                 getattr(value, "load_state_dict", None)
             ):
@@ -163,6 +174,8 @@ class _Walker:
                 if missing:
                     raise refused(value, path, f"its field {missing[0]} is not set")
                 return self._record("D", value, [getattr(value, name) for name in names], path)
+        finally:
+            self._open.pop()
         raise refused(value, path)
 
     def _mapping(self, value: dict[Any, Any], path: str) -> dict[str, Node]:
@@ -184,7 +197,7 @@ class _Walker:
                     "use a shorter key",
                 )
             plain, node = _plain(item)
-            nodes.append(node if plain else self.walk(item, join(path, key)))
+            nodes.append(node if plain else self._walk_other(item, join(path, key)))
         return {"d": keys, "v": nodes}
 
     def _special_mapping(self, value: dict[Any, Any], path: str) -> Node:
@@ -232,8 +245,8 @@ class _Walker:
             Leaf(path, "pickle", length=len(data), source=BytesSource(data), opaque=True)
         )
 
-    @contextmanager
-    def _inside(self, value: object, path: str) -> Iterator[None]:
+    def _enter(self, value: object, path: str) -> None:
+        """Note that a container is open; whoever calls pops it. A generator would cost more."""
         if len(self._open) >= DEPTH_MAX:
             raise BadLeaf(
                 f"the state is nested deeper than {DEPTH_MAX} at {path[:80]}...",
@@ -248,10 +261,6 @@ class _Walker:
                     "remove the cycle from the state",
                 )
         self._open.append((id(value), path))
-        try:
-            yield
-        finally:
-            self._open.pop()
 
 
 _TEXTS: Final = frozenset({str, bytes, bytearray})
