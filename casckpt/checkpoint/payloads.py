@@ -172,7 +172,8 @@ def decode_row(
         NewerFormat: if the payload's version is above 1.
         Corrupt: if the payload does not decode.
     """
-    payload = row.payload or _RECOVERED_PAYLOAD
+    run, seq, manifest_id, line, step, batch, state, trashed_at_ns, payload = row
+    payload = payload or _RECOVERED_PAYLOAD
     try:
         (version, flags, count, _, created_us, logical, new, stored, stall_us, durable_us,
          parent) = _HEAD.unpack_from(payload)  # fmt: skip
@@ -180,13 +181,12 @@ def decode_row(
             raise _newer(version)
         repeated = payload[_COUNTS] + payload[_HEAD.size + 8 * count :]
         names, values, reasons, tags = _repeated_cache.get(repeated) or _parse_repeated(repeated)
-        run, line, step, batch = row.run, row.line, row.step, row.batch
         name = f"{run}~{line}" if line or many_lines else run
         # As long as it is a draft its fields are plain attributes, which take a tenth of the time
         # that those of a frozen dataclass take, and less memory than a dict of its own.
         draft = _Draft()
         draft.ref = f"{name}@{step}+{batch}" if batch else f"{name}@{step}"
-        draft.id = row.manifest_id.hex()
+        draft.id = manifest_id.hex()
         draft.run = run
         draft.line = line
         draft.step = step
@@ -203,12 +203,12 @@ def decode_row(
         draft.stored_bytes = stored
         draft.stall_s = stall_us / 1e6
         draft.durable_s = durable_us / 1e6
-        draft.seq = row.seq
-        draft.trashed_at = None if row.state == "live" else _when(row.trashed_at_ns)
+        draft.seq = seq
+        draft.trashed_at = None if state == "live" else _when(trashed_at_ns)
         draft.source = source
     except _UNDECODED as exc:
         raise Corrupt(
-            f"the row of {row.run} at step {row.step} does not decode", str(exc), run=row.run
+            f"the row of {run} at step {step} does not decode", str(exc), run=run
         ) from exc
     draft.__class__ = Checkpoint  # type: ignore[assignment]
     return cast("Checkpoint", draft)
