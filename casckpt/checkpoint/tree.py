@@ -182,20 +182,9 @@ class _Walker:
         keys: list[Node] = []
         nodes: list[Node] = []
         for key, item in value.items():
-            try:
-                keys.append(encode_key(key))
-            except TypeError as exc:
-                raise BadLeaf(
-                    f"a dict key of type {exc} at {path or 'the root'}: {key!r:.80}",
-                    "keys are str, int, float, bool, bytes, None and tuples of them",
-                    "turn the key into one of these",
-                ) from None
-            if isinstance(key, str | bytes) and len(key) > KEY_MAX:
-                raise BadLeaf(
-                    f"a dict key of {len(key)} characters at {path or 'the root'}",
-                    f"the limit is {KEY_MAX}",
-                    "use a shorter key",
-                )
+            # Nearly all keys are short names, which are their own node.
+            is_name = type(key) is str and key.isascii() and len(key) <= KEY_MAX
+            keys.append(key if is_name else _key_node(key, path))
             plain, node = _plain(item)
             nodes.append(node if plain else self._walk_other(item, join(path, key)))
         return {"d": keys, "v": nodes}
@@ -261,6 +250,25 @@ class _Walker:
                     "remove the cycle from the state",
                 )
         self._open.append((id(value), path))
+
+
+def _key_node(key: Any, path: str) -> Node:
+    """Return the node of a key of the dict at `path`."""
+    try:
+        node = encode_key(key)
+    except TypeError as exc:
+        raise BadLeaf(
+            f"a dict key of type {exc} at {path or 'the root'}: {key!r:.80}",
+            "keys are str, int, float, bool, bytes, None and tuples of them",
+            "turn the key into one of these",
+        ) from None
+    if isinstance(key, str | bytes) and len(key) > KEY_MAX:
+        raise BadLeaf(
+            f"a dict key of {len(key)} characters at {path or 'the root'}",
+            f"the limit is {KEY_MAX}",
+            "use a shorter key",
+        )
+    return node
 
 
 _TEXTS: Final = frozenset({str, bytes, bytearray})
