@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from casckpt.errors import CasckptError, NoSpace
-from casckpt.store import aside, creation, environment, files, layout, opening, writer_lock
+from casckpt.store import aside, creation, environment, files, layout, opening
 from casckpt.store.environment import Environment
 from casckpt.store.packs import PackFiles
-from casckpt.store.writer_lock import WriterLock
 
 if TYPE_CHECKING:
     from casckpt.store.index_writer import IndexWriter
@@ -119,8 +118,11 @@ class SharedStore:
     def _open_environment(self) -> Environment:
         if not self.writable:
             return Environment(self.index, readonly=True)
+        # Not at the top: `ls` only reads, and is waited for.
+        from casckpt.store import writer_lock
+
         # LMDB takes its mutex of writers to open an index for writing.
-        lock = WriterLock(self.path)
+        lock = writer_lock.WriterLock(self.path)
         try:
             with lock.held(f"cannot open the store at {self.path}", writer_lock.OPEN_WAIT_S):
                 return Environment(self.index, readonly=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,10 +67,12 @@ def closure(shared: SharedStore, manifest_ids: Sequence[bytes]) -> dict[bytes, t
         batch, frontier = frontier[:2000], frontier[2000:]
         with shared.environment.read() as tx:
             resolved = []
+            # Many objects, few packs.
+            pack_of = functools.cache(tx.pack)
             for identity in batch:
                 if identity not in found:
                     row = tx.object(identity)
-                    pack = None if row is None else tx.pack(row.pack)
+                    pack = None if row is None else pack_of(row.pack)
                     if row is not None and pack is not None and pack.state != rows.DROPPED:
                         found[identity] = (
                             row.logical if row.kind == layout.TYPE_CHUNK else 0,
