@@ -6,6 +6,7 @@ many checkpoints, the commands beside it, and `import casckpt`; `python -c pass`
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from bench.gc import fill
 from bench.harness import Context, Goal, Result, disk_bytes, measure
 from bench.inputs import trajectory
 from bench.trees import logical_bytes
+
+_UNUSUAL = frozenset({"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"})
 
 
 def run(context: Context) -> Result:
@@ -91,7 +94,10 @@ def _program() -> list[str]:
 
 def _output(command: list[str]) -> bytes:
     root = Path(__file__).resolve().parent.parent
-    return subprocess.run(command, cwd=root, capture_output=True, check=True).stdout
+    # As a user starts them: bytecode is kept from the first start on, and output is buffered.
+    kept = {name: value for name, value in os.environ.items() if name not in _UNUSUAL}
+    done = subprocess.run(command, cwd=root, env=kept, capture_output=True, check=True)
+    return done.stdout
 
 
 def _median(result: Result, name: str) -> Any:
