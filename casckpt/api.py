@@ -70,8 +70,14 @@ class Store(Runs, FileSaves, Questions, Curation):
     """A store of checkpoints: a folder, opened.
 
     Made by `casckpt.open`. Thread safe; many processes may use one store at once. Opening it
-    again in one process shares everything underneath, and the last close lets go.
+    again in one process shares everything underneath, and the last close lets go. Pickled, as
+    for a worker that is spawned, it is opened there again.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how another process opens the store; a closed one raises BadRequest."""
+        self._ready()
+        return type(self), (self.path, self.mode, self._options)
 
     def entries(self, ref: str | Checkpoint) -> tuple[Entry, ...]:
         """Return what a checkpoint holds: path, kind, dtype, shape and length of each leaf.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -312,3 +315,17 @@ def test_an_error_that_nobody_asked_for_is_printed_at_exit(tmp_path):
     assert "background save of r failed" in done.stderr
     assert "r@3 is there already" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_store_is_opened_again_in_a_spawned_worker(store):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        saved = pool.submit(store.save, "r", state(3)).result()
+        assert pool.submit(store.restore, saved.ref).result()["epoch"] == 3
+    assert store.get("r").id == saved.id
+
+
+def test_a_closed_store_goes_to_no_worker(tmp_path):
+    with casckpt.open(tmp_path / "store") as store:
+        pass
+    with pytest.raises(BadRequest, match="closed"):
+        pickle.dumps(store)
