@@ -29,7 +29,7 @@ smoke() {
     core "$@"
     name=$1
     shift
-    "$@" $warnings -Iinclude -I"$build" "$build/$name"/*.o tests/smoke.c -lm -o "$build/smoke-$name"
+    "$@" $warnings -Iinclude -I"$build" "$build/$name"/*.o tests/*.c -lm -o "$build/smoke-$name"
 }
 
 for compiler in gcc clang; do

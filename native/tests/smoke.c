@@ -5,35 +5,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "casckpt.h"
+#include "check.h"
 #include "vectors.h"
 
-static int failures = 0;
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            failures++;                                                                                                \
-            printf("%s:%d: kernel %d: %s\n", __FILE__, __LINE__, (int)cas_kernel_active(), #condition);                \
-        }                                                                                                              \
-    } while (0)
+int failures = 0;
 
 static uint64_t random_state = 88172645463325252u;
 
-static uint64_t random_word(void) {
+uint64_t random_word(void) {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
     random_state ^= random_state << 17;
     return random_state;
 }
 
-static uint8_t *block(size_t len) {
+uint8_t *block(size_t len) {
     uint8_t *bytes = malloc(len == 0 ? 1 : len);
     if (bytes == NULL) abort();
     return bytes;
 }
 
-static uint8_t *random_block(size_t len) {
+uint8_t *random_block(size_t len) {
     uint8_t *bytes = block(len);
     for (size_t i = 0; i < len; i++) bytes[i] = (uint8_t)random_word();
     return bytes;
@@ -214,26 +206,8 @@ static void test_statistics_and_set(void) {
     free(larger);
 }
 
-static void test_refusals(void) {
-    uint8_t buffer[64] = {0};
-    uint8_t out[64];
-    memset(out, 0xAA, sizeof out);
-    int32_t flag = 7;
-    CHECK(cas_hash(3, NULL, 0, buffer, 64, out, 32) == CAS_ERR_PARAMETER);
-    CHECK(cas_hash(CAS_MODE_KEYED, buffer, 31, buffer, 64, out, 32) == CAS_ERR_SIZE);
-    CHECK(cas_hash(CAS_MODE_HASH, NULL, 0, NULL, 1, out, 32) == CAS_ERR_NULL);
-    CHECK(cas_hash_grid(CAS_MODE_HASH, NULL, 0, buffer, 64, 0, out, 32) == CAS_ERR_PARAMETER);
-    CHECK(cas_hash_grid(CAS_MODE_HASH, NULL, 0, buffer, 64, 64, out, 64) == CAS_ERR_SIZE);
-    CHECK(cas_planes_split(0, 3, 0, buffer, 64, NULL, 0, out, 64) == CAS_ERR_PARAMETER);
-    CHECK(cas_planes_split(5, 4, 0, buffer, 64, NULL, 0, out, 64) == CAS_ERR_PARAMETER);
-    CHECK(cas_planes_split(1, 4, 0, buffer, 64, NULL, 0, out, 64) == CAS_ERR_SIZE);
-    CHECK(cas_planes_split(0, 4, 0, buffer, 32, NULL, 0, buffer + 16, 32) == CAS_ERR_OVERLAP);
-    CHECK(cas_is_constant(NULL, 1, &flag) == CAS_ERR_NULL && flag == 7);
-    CHECK(cas_kernel_use(99) == CAS_ERR_KERNEL && cas_kernel_use(-1) == CAS_ERR_KERNEL);
-    for (size_t i = 0; i < sizeof out; i++) CHECK(out[i] == 0xAA);
-}
-
 int main(void) {
+    test_interrupted_choice(); /* before anything has chosen */
     test_refusals();
     for (int32_t kernel = 0; kernel < CAS_KERNEL_COUNT; kernel++) {
         if (!cas_kernel_available(kernel)) {
@@ -246,6 +220,7 @@ int main(void) {
         test_filters(kernel);
         test_chunking(kernel);
         test_statistics_and_set();
+        test_planes(kernel);
         printf("kernel %d: done\n", (int)kernel);
     }
     printf(failures == 0 ? "all good\n" : "%d failures\n", failures);

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import random
 
 import numpy as np
@@ -162,6 +163,15 @@ def test_statistics_of_known_data():
     assert native.is_constant(b"a" * 100_000)
     assert not native.is_constant(b"a" * 99_999 + b"b")
     assert not native.is_constant(b"b" + b"a" * 99_999)
+
+
+def test_counts_of_more_bytes_than_a_round_of_32_bit_counters():
+    length = (1 << 30) + 3
+    # Never written to: all of it is one page of zeros.
+    with mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ) as zeros:
+        counts = native.histogram(zeros)
+    assert counts[0] == length
+    assert sum(counts) == length
 
 
 def test_plane_histograms():
