@@ -65,6 +65,7 @@ def fit(
             )
         _take(est, state["estimator"])
         done, segment = state["rounds"], state["segment"]
+        _count(est, kind, done)
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)
     while done < rounds:
@@ -98,7 +99,7 @@ def _kind(est: Any) -> str:
 
 def _learn(est: Any, kind: str, data: Any, target: Any, done: int, to: int, classes: Any) -> None:
     if kind != "partial_fit":
-        est.set_params(warm_start=True, **{kind: to})
+        _count(est, kind, to)
         est.fit(data, target)
         return
     for index in range(done, to):
@@ -108,6 +109,12 @@ def _learn(est: Any, kind: str, data: Any, target: Any, done: int, to: int, clas
             est.partial_fit(data, target, classes=_classes(target) if classes is None else classes)
         else:
             est.partial_fit(data, target)
+
+
+def _count(est: Any, kind: str, rounds: int) -> None:
+    """Set the parameter that counts rounds, by which bagging also divides when it predicts."""
+    if kind != "partial_fit":
+        est.set_params(warm_start=True, **{kind: rounds})
 
 
 def _is_classifier(est: Any) -> bool:

@@ -41,6 +41,7 @@ ROUNDS = {
     "forest": (lambda s: ensemble.RandomForestClassifier(random_state=s), Y),
     "extra": (lambda s: ensemble.ExtraTreesRegressor(bootstrap=True, random_state=s), V),
     "bagging": (lambda s: ensemble.BaggingClassifier(random_state=s), Y),
+    "bagging-regressor": (lambda s: ensemble.BaggingRegressor(random_state=s), V),
     "hist": (
         lambda s: ensemble.HistGradientBoostingRegressor(
             early_stopping=False, max_features=0.5, random_state=s
@@ -112,13 +113,14 @@ def test_trees_in_rounds_are_those_of_one_fit(store, name):
     assert prediction(fit(store, name, rounds, V, 10)) == prediction(one)
 
 
-def test_a_finished_fit_returns_the_stored_estimator(store, name):
-    make, y = ROUNDS["forest"]
+@pytest.mark.parametrize("kind", ["forest", "bagging-regressor", "hist"])
+def test_a_finished_fit_returns_the_stored_estimator(store, name, kind):
+    make, y = ROUNDS[kind]
     first = fit(store, name, make(0), y, 6)
     again = fit(store, name, make(0), None, 6)
     assert prediction(again) == prediction(first)
     more = fit(store, name, make(0), y, 9)
-    assert len(more.estimators_) == 9
+    assert (more.n_iter_ if kind == "hist" else len(more.estimators_)) == 9
     assert prediction(more) == prediction(fit(store, f"{name}-whole", make(0), y, 9))
 
 
