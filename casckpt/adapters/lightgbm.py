@@ -88,7 +88,8 @@ def train(
     booster = state.get("booster")
     if _is_forest(params):
         # LightGBM cannot go on with a random forest: it is one segment, and done or not.
-        if 0 < done < num_boost_round:
+        is_over = done >= num_boost_round or (stopping is not None and stopping.is_over)
+        if done and not is_over:
             raise BadRequest("LightGBM cannot add trees to a random forest", "", "use a new run")
         segment = num_boost_round
     for data in (train_set, *valid_sets):

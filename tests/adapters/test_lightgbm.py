@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import casckpt
-from casckpt.errors import Stopped
+from casckpt.errors import BadRequest, Stopped
 from casckpt.training.stops import StopRequest
 from tests.adapters.kills import check
 
@@ -112,6 +112,16 @@ def test_a_finished_training_returns_the_stored_booster_and_more_rounds_go_on(st
     first = train(store, name, 7)
     assert text(train(store, name, 7, at=1)) == text(first)
     assert train(store, name, 12).current_iteration() == 12
+
+
+def test_a_forest_that_stopped_early_is_done(store, name):
+    options = {"with_test": True, "early_stopping_rounds": 3}
+    forest = {**BAGGED, "boosting": "rf"}
+    first = train(store, name, 200, forest, **options)
+    assert text(train(store, name, 200, forest, at=1, **options)) == text(first)
+    assert first.current_iteration() < 200
+    with pytest.raises(BadRequest, match="random forest"):
+        train(store, name, 200, forest, with_test=True, early_stopping_rounds=300)
 
 
 def test_a_booster_in_a_state_comes_back(store, name):
