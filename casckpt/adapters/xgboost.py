@@ -21,6 +21,8 @@ from casckpt.adapters.xgboost_parts import (
     Shifted,
     Tuned,
     Watch,
+    cut_again,
+    cuts_stay,
     early_stopping,
     seed_at,
 )
@@ -120,6 +122,8 @@ def train(
         if is_first:
             run._alone("xgboost")
             run._begin(None)
+            if cuts_stay(params):
+                cut_again(_segment_params(params, {}, 0, exact), dtrain, obj, done)
         length = min(segment - done % segment, num_boost_round - done)
         seeded = _segment_params(params, tuned, done, exact)
         shifted = [Shifted(one, done, history, is_first) for one in own]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra, xgboost_pieces
@@ -84,6 +84,32 @@ def seed_at(seed: int, rounds: int) -> int:
         return seed
     digest = hashlib.sha256(f"casckpt segment {seed} {rounds}".encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1  # xgboost's seeds are signed
+
+
+def cuts_stay(params: Mapping[str, Any]) -> bool:
+    """Say whether the first round on a matrix decides the bins of all that follow on it.
+
+    `approx` cuts features where the first round's hessians say, which are zero for rows that were
+    not sampled, and the matrix keeps the cuts as long as the process lives.
+    """
+    updater = str(params.get("updater", ""))
+    return params.get("tree_method") == "approx" or "grow_histmaker" in updater
+
+
+def cut_again(params: Mapping[str, Any], dtrain: Any, obj: Any, done: int) -> None:
+    """Give a matrix the cuts it had in the process that trained the first round.
+
+    Args:
+        params: of the first segment.
+        dtrain: training data; whatever was trained on it before is forgotten.
+        obj: as in xgboost.
+        done: rounds that are trained; with 0 the first one is still to come.
+    """
+    # Another number of bins makes the matrix drop what it keeps.
+    bins = 3 if int(params.get("max_bin", 256)) == 2 else 2
+    xgboost.train({**params, "max_bin": bins}, dtrain, 1, obj=obj)
+    if done:
+        xgboost.train(dict(params), dtrain, 1, obj=obj)
 
 
 class Recorder(xgboost.callback.TrainingCallback):

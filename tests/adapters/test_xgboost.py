@@ -90,14 +90,23 @@ def test_without_sampling_it_is_plain_train(store, name, params):
         SAMPLED,
         {**SAMPLED, "booster": "dart", "rate_drop": 0.4},
         {**SAMPLED, "num_parallel_tree": 3},
+        {**SAMPLED, "tree_method": "approx", "max_bin": 8},
     ],
-    ids=["sampled", "dart", "forest"],
+    ids=["sampled", "dart", "forest", "approx"],
 )
 def test_interrupted_is_uninterrupted(store, name, params, at):
     whole = train(store, f"{name}-whole", 12, params)
     with pytest.raises(Interrupted):
         train(store, name, 12, params, at=at)
     assert raw(train(store, name, 12, params)) == raw(whole)
+
+
+def test_a_matrix_that_something_else_was_trained_on_makes_no_difference(store, name):
+    params, training = {**SAMPLED, "tree_method": "approx"}, data()
+    xgboost.train({**params, "seed": 9}, training, 2)
+    with store.run(name) as run:
+        booster = casckpt.xgboost.train(run, params, training, 8, every=4)
+    assert raw(booster) == raw(train(store, f"{name}-new", 8, params, every=4))
 
 
 def test_early_stopping_and_history_go_on(store, name):
