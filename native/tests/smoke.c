@@ -206,7 +206,9 @@ static void test_statistics_and_set(void) {
     free(larger);
 }
 
-int main(void) {
+/* With an argument: only what tells processors apart, for emulators that are slow. */
+int main(int argc, char **argv) {
+    (void)argv;
     test_interrupted_choice(); /* before anything has chosen */
     test_refusals();
     for (int32_t kernel = 0; kernel < CAS_KERNEL_COUNT; kernel++) {
@@ -220,7 +222,7 @@ int main(void) {
         test_filters(kernel);
         test_chunking(kernel);
         test_statistics_and_set();
-        test_planes(kernel);
+        if (argc < 2) test_planes(kernel);
         printf("kernel %d: done\n", (int)kernel);
     }
     printf(failures == 0 ? "all good\n" : "%d failures\n", failures);
