@@ -38,12 +38,14 @@ class Difference:
         old: the value recorded.
         new: the value now.
         action: what to do about it.
+        group: what it is one of: config, data, env, model.
     """
 
     field: str
     old: Any
     new: Any
     action: Action
+    group: str = "config"
 
     def __str__(self) -> str:
         """Return field, old and new value."""
@@ -114,6 +116,37 @@ def model_facts(state: Any) -> dict[str, Any]:
     return found
 
 
+def hyperparameters(state: Any) -> dict[str, Any]:
+    """Return the plain values of the optimizers in a state, such as `optimizer.lr`."""
+    found: dict[str, Any] = {}
+    for name, part in _parts(getattr(state, "_parts", state)):
+        groups = getattr(part, "param_groups", None)
+        if not isinstance(groups, list):
+            continue
+        for number, group in enumerate(groups):
+            above = name if len(groups) == 1 else f"{name}.{number}"
+            found |= {
+                f"{above}.{field}": _plain(value)
+                for field, value in group.items()
+                if field != "params" and not hasattr(value, "shape")
+            }
+    return found
+
+
+def say_saved_wins(run: str, given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Say which values of optimizers are not as the program has made them."""
+    told = [
+        f"{field} is {_shown(saved[field])}, not {_shown(value)}"
+        for field, value in given.items()
+        if field in saved and _differs(saved[field], value)
+    ]
+    if told:
+        logger.info(
+            "%s: what was saved wins: %s; to change it, set it between epochs() and the loop",
+            run, "; ".join(told),
+        )  # fmt: skip
+
+
 def compare(old: Facts, new: Facts, policy: Policy) -> list[Difference]:
     """Return what differs, with the action of each; groups that one side lacks do not count."""
     differences = []
@@ -128,7 +161,8 @@ def compare(old: Facts, new: Facts, policy: Policy) -> list[Difference]:
             was, became = before.get(name, NOTHING), now.get(name, NOTHING)
             if _differs(was, became):
                 field = _field(group, name)
-                differences.append(Difference(field, was, became, _action(policy, field, group)))
+                action = _action(policy, field, group)
+                differences.append(Difference(field, was, became, action, group))
     return differences
 
 

@@ -7,7 +7,7 @@ pinned ones, branch points and the newest stay, whatever a policy says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EVERY, BEST, LATEST, FINAL, STOP = "every", "best", "latest", "final", "stop"
 
 ROLLING: Final = frozenset({LATEST, STOP})
-_CHOSEN: Final = frozenset({EVERY, BEST, *ROLLING})
+_CHOSEN: Final = frozenset({EVERY, BEST})
 
 
 def tidy(store: Store, newest: Checkpoint, monitor: Monitor, keep: Policy | None) -> None:
@@ -45,8 +45,8 @@ def keep_only(store: Store, run: str, line: int, policy: Policy, monitor: Monito
     """Drop of a finished line what a policy does not choose; the final and the best stay."""
     members = store._catalog.matching(run)
     mine = [one for one in members if one.line == line]
-    kept = {one for one in mine if FINAL in one.reasons} | _best(mine, monitor)
-    _drop(store, [one for one in mine if one not in kept], policy, members)
+    kept = {*[one for one in mine if FINAL in one.reasons][-1:]} | _best(mine, monitor)
+    _drop(store, mine, policy, kept, members)
 
 
 def _tidy(store: Store, newest: Checkpoint, monitor: Monitor, keep: Policy | None) -> None:
@@ -60,8 +60,9 @@ def _tidy(store: Store, newest: Checkpoint, monitor: Monitor, keep: Policy | Non
     rest = [one for one in mine if one not in set(rolling)]
     best = _best(rest, monitor)
     if keep is not None:
-        chosen = [one for one in rest if _CHOSEN.issuperset(one.reasons) and one.reasons]
-        _drop(store, [one for one in chosen if one not in best], keep, members)
+        chosen = [one for one in rest if _CHOSEN.intersection(one.reasons)]
+        final = {one for one in chosen if FINAL in one.reasons}
+        _drop(store, chosen, keep, best | final, members)
     elif BEST in newest.reasons:
         beaten = [
             one
@@ -89,10 +90,21 @@ def _bury(
 
 
 def _drop(
-    store: Store, candidates: Sequence[Checkpoint], policy: Policy, members: list[Checkpoint]
+    store: Store,
+    candidates: Sequence[Checkpoint],
+    policy: Policy,
+    kept: Collection[Checkpoint],
+    members: list[Checkpoint],
 ) -> None:
+    """Drop what a policy does not choose of the candidates; it counts those in `kept` too."""
     decision = retention.decide(candidates, policy, datetime.now(UTC), everything=members)
-    _trash(store, decision.drop, members)
+    # The newest of the candidates need not be the newest of the line, which `_trash` spares.
+    doomed = [
+        one
+        for one in candidates
+        if one not in kept and (one in decision.drop or decision.reasons[one] == ("newest",))
+    ]
+    _trash(store, doomed, members)
 
 
 def _trash(store: Store, doomed: Sequence[Checkpoint], members: list[Checkpoint]) -> None:

@@ -14,7 +14,7 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
-from casckpt.training import forecast, position, randomness
+from casckpt.training import forecast, guards, position, randomness
 from casckpt.training.every import Every
 from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
 from casckpt.training.monitor import Monitor
@@ -81,7 +81,10 @@ class Loop:
         self.extra = extra
         if checkpoint is not None:
             self.done = checkpoint.step
+            given = guards.hyperparameters(state) if run._is_changed else {}
             run._restore_into(checkpoint, tree_of(state))
+            if given:
+                guards.say_saved_wins(run.name, given, guards.hyperparameters(state))
             restore_generators(state, extra.held)
             options.monitor.load(extra.loop.get("monitor", {}))
             self._say_total(extra)
@@ -204,7 +207,10 @@ class EpochLoop(Loop):
             yield batch
             current.count += 1
             if current.count % accumulate == 0:
-                self.end_batch(current, save_every_s, can_save=is_first)
+                # Not after the last one: a body that went on there would see no batch, and what
+                # follows its batches may use the last one's loss. The epoch ends at once.
+                can_save = is_first and not current.is_at_end
+                self.end_batch(current, save_every_s, can_save=can_save)
 
     def begin_pass(self, loader: Any) -> position.Pass:
         """Begin to pass over a loader; the first time in an epoch, where its position is."""
@@ -230,7 +236,7 @@ class EpochLoop(Loop):
         Args:
             current: where the first pass of the epoch stands; its gradients are applied.
             save_every_s: see `Run.batches`.
-            can_save: whether it is that pass.
+            can_save: whether it is that pass, and not its end.
         """
         since, every = self.saver.since, self._options.every
         since.steps += 1

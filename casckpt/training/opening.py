@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint
@@ -36,6 +36,7 @@ class Opened:
         is_finished: whether the line was finished before.
         grace_s: seconds between SIGTERM and the kill.
         peers: the processes that train the run together.
+        is_changed: whether its config is not what it was.
     """
 
     line: int
@@ -47,6 +48,7 @@ class Opened:
     is_finished: bool
     grace_s: float | None
     peers: Peers
+    is_changed: bool = False
 
 
 def open_run(
@@ -112,7 +114,8 @@ def _open(
     decision = _decide(store, name, record, resume, under, early)
     old = _old_facts(store, name, record, decision)
     try:
-        if guards.obey(name, guards.compare(old, facts, policy)):
+        differences = guards.compare(old, facts, policy)
+        if guards.obey(name, differences):
             decision = Decision(None)
     except BaseException:
         early.end("")
@@ -121,7 +124,7 @@ def _open(
     if under is None and store.mode != "r":
         # Not before: a command that was refused is none to go on with.
         commands.record(store.path, name)
-    return opened
+    return replace(opened, is_changed=any(one.group == "config" for one in differences))
 
 
 def _follow(

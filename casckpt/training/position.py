@@ -64,6 +64,11 @@ class Pass:
             self._asked = randomness.capture()
         return next(self._iterator)
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no batch is left; False also where the loader does not say its length."""
+        return self.kind != "none" and self.count == _length(self._loader)
+
     def position(self) -> dict[str, Any] | None:
         """Return a plain tree that says where the pass stands, None if that cannot be said."""
         if self.kind == "none":
@@ -145,7 +150,7 @@ def _fetches_ahead(loader: Any, iterator: Any) -> bool:
 def _length(loader: Any) -> int | None:
     try:
         return len(loader)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 

@@ -317,7 +317,12 @@ class Run(RunLoops, RunWork):
         if isinstance(error, Stopped | KeyboardInterrupt | GeneratorExit):
             self._abandon("stopped", str(error) or "Ctrl+C")
         else:
-            self._abandon("failed", f"{type(error).__name__}: {error}")
+            self._abandon("failed", _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error in a line; the rest of it is for who reads the traceback."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _close_at_exit() -> None:
@@ -327,7 +332,7 @@ def _close_at_exit() -> None:
         if run._closed or run._session._pid != os.getpid():
             continue
         if error is not None and not isinstance(error, SystemExit):
-            run._abandon("failed", f"{type(error).__name__}: {error}")
+            run._abandon("failed", _reason(error))
         else:
             try:
                 run.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.errors import BadRequest, Stopped, TreeMismatch
 from casckpt.logs import logger
-from casckpt.training import guards, keeping, status
+from casckpt.training import guards, keeping, series, status
 from casckpt.training.lines import Line, read_record, scope
 from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra, read_extra
@@ -51,6 +51,7 @@ class RunBase:
         self._peers = opened.peers
         self._extra = opened.extra
         self._facts = opened.facts
+        self._is_changed = opened.is_changed
         self._policy = opened.policy
         self._session: Session = opened.session
         self._finished = opened.is_finished
@@ -58,6 +59,7 @@ class RunBase:
         self._loop: Loop | None = None
         self._saved: Checkpoint | None = None
         self._saved_by_hand: set[str] = set()
+        self._before: tuple[Checkpoint | None, dict[str, float]] | None = None
         self._row: dict[str, float] | None = None
         self._row_at = opened.checkpoint.step if opened.checkpoint is not None else 0
         self._strict = True
@@ -91,8 +93,9 @@ class RunBase:
     @property
     def metrics(self) -> dict[str, float]:
         """The last value of every metric that was logged, in all sessions."""
-        before = {} if self.resumed is None else dict(self.resumed.metrics)
-        return {**before, **self._session.log.last}
+        if self._before is None or self._before[0] is not self.resumed:
+            self._before = (self.resumed, self._logged_before())
+        return {**self._before[1], **self._session.log.last}
 
     @property
     def info(self) -> RunInfo:
@@ -104,6 +107,15 @@ class RunBase:
         return f"<casckpt.Run {self.name}~{self.line}>"
 
     # ---- for the modules of this floor
+
+    def _logged_before(self) -> dict[str, float]:
+        """Return the last values that the work logged on which this session goes on."""
+        if self.resumed is None:
+            return {}
+        count = self._extra.log if self._on_own_line() else None
+        record = read_record(self.repository, self.name)
+        found = series.logged(self.repository, record, self.name, self.line, count)
+        return {**{name: points[-1][1] for name, points in found.items()}, **self.resumed.metrics}
 
     def _begin(self, state: Any) -> None:
         """Lock the line and make it running; compare the structure of models."""

@@ -66,7 +66,7 @@ class LoopSaver:
         self.since = Since(saved_at_s=time.monotonic())
         self.last: Checkpoint | None = None
         self._parent_id = run._parent_id
-        self._durable_s = 0.0
+        self._durable_s = 0.0 if run.resumed is None else run.resumed.durable_s
 
     def save(
         self,
@@ -174,7 +174,11 @@ class LoopSaver:
         Args:
             left_s: seconds until the process is killed, None if nobody knows.
         """
-        if left_s is None or not self._durable_s:
+        if left_s is None:
+            return None
+        if self._pending is not None and self._pending.done():
+            self.settle(tolerant=True)
+        if not self._durable_s:
             return None
         if self._durable_s <= left_s * _FULL_SHARE:
             return None

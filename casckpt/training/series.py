@@ -175,13 +175,22 @@ def read(
         yield piece
 
 
-def logged(repository: Repository, record: RunRecord, run: str, line: int) -> History:
+def logged(
+    repository: Repository, record: RunRecord, run: str, line: int, count: int | None = None
+) -> History:
     """Return what a line logged, with what it inherited up to its branch point.
+
+    Args:
+        repository: where the log is.
+        record: of the run.
+        run: its name.
+        line: number of the line.
+        count: how many pieces of the line itself; None for all.
 
     Returns:
         Metric to its (step, value) pairs, in order; of two at one step the later one counts.
     """
-    chain: list[tuple[str, int, int | None]] = [(run, line, None)]
+    chain: list[tuple[str, int, int | None]] = [(run, line, count)]
     seen = {line}
     while (found := record.lines.get(chain[-1][1])) is not None and found.branch is not None:
         branch = found.branch
@@ -190,8 +199,8 @@ def logged(repository: Repository, record: RunRecord, run: str, line: int) -> Hi
         seen.add(branch.line)
         chain.append((run, branch.line, branch.log))
     series: dict[str, dict[int, float]] = {}
-    for name, number, count in reversed(chain):
-        for piece in read(repository, name, number, count):
+    for name, number, until in reversed(chain):
+        for piece in read(repository, name, number, until):
             for epoch, values in piece["rows"]:
                 for metric, value in values.items():
                     series.setdefault(metric, {})[epoch] = value

@@ -78,6 +78,26 @@ def test_a_cut_inside_an_epoch_changes_nothing(store, name, loader_of, accumulat
     assert epochs_script(store, name, loader_of, accumulate=accumulate) == whole
 
 
+@pytest.mark.parametrize("loader_of", [lambda: list(range(5)), Stateful])
+def test_no_body_goes_on_where_no_batch_is_left(store, name, loader_of):
+    def script(cut=False):
+        state = {"seen": []}
+        with store.run(name) as run:
+            for epoch in run.epochs(2, state):
+                for batch in run.batches(loader_of(), save_every_s=0):
+                    state["seen"].append((epoch, batch))
+                    last = batch
+                if cut:
+                    raise PowerCut
+                run.log(last=last)
+        return state
+
+    with pytest.raises(PowerCut):
+        script(cut=True)
+    assert store.latest(name).position == (0, 4)
+    assert len(script()["seen"]) == 10
+
+
 def test_positions_are_at_multiples_of_accumulate(store, name):
     with pytest.raises(PowerCut):
         epochs_script(store, name, lambda: list(range(9)), cut=8, accumulate=3)

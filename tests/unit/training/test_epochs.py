@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from casckpt import Every, KeepLast, State
-from casckpt.errors import BadRef, BadRequest, TreeMismatch
+from casckpt import Every, KeepEvery, KeepLast, State
+from casckpt.errors import BadLeaf, BadRef, BadRequest, TreeMismatch
 
 
 def test_a_run_that_was_never_interrupted(train):
@@ -61,6 +61,43 @@ def test_without_latest_only_what_has_a_reason_is_saved(train):
 def test_keep_chooses_among_every_and_best(train):
     train(9, save_every=2, monitor="loss", mode="min", keep=KeepLast(2))
     assert train.steps == [1, 6, 8, 9]
+
+
+def test_keep_counts_a_final_one_that_is_an_every_one_too(train):
+    train(20, save_every=1, keep=KeepLast(2))
+    assert train.steps == [19, 20]
+    train(23, save_every=5, keep=KeepEvery(10))
+    assert train.steps == [20, 23]
+
+
+def test_finish_leaves_the_final_and_the_best(store, name):
+    state = {"epoch": 0}
+    with store.run(name) as run:
+        for epoch in run.epochs(10, state, save_every=2, monitor="loss", mode="min"):
+            state["epoch"] = epoch
+            run.log(loss=abs(epoch - 4) + 1)
+        run.finish(keep=KeepLast(1))
+    assert [one.step for one in store.checkpoints(name)] == [4, 10]
+
+
+def test_metrics_are_those_of_all_sessions(store, name):
+    def script(total):
+        with store.run(name) as run:
+            for epoch in run.epochs(total, {"n": 0}):
+                run.log({"once": 0.5} if epoch == 1 else {"loss": float(epoch)})
+                run.log(step=epoch, lr=epoch / 10)
+            return run.metrics
+
+    assert script(3) == {"once": 0.5, "loss": 3.0, "lr": 0.3}
+    assert script(3) == {"once": 0.5, "loss": 3.0, "lr": 0.3}
+    assert script(4) == {"once": 0.5, "loss": 4.0, "lr": 0.4}
+
+
+def test_the_reason_of_a_failure_is_one_line(store, name):
+    with pytest.raises(BadLeaf), store.run(name) as run:
+        for _ in run.epochs(1, {"thing": object()}):
+            pass
+    assert "\n" not in store.run(name).info.reason
 
 
 def test_a_tagged_rolling_checkpoint_stays(train, store, name):

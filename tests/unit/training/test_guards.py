@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from casckpt import State
 from casckpt.errors import BadRequest, ConfigMismatch
 from casckpt.training import guards
 
@@ -138,6 +139,35 @@ def test_warn_names_old_and_new(train, caplog, name):
     train(3, run={"data": {"train": "aa", "test": "cc"}, "on_mismatch": "warn"})
     assert f"{name}: changed since: data.test: 'bb' -> 'cc'" in caplog.text
     assert train.seen == [3]
+
+
+class Descent:
+    """What an optimizer of torch looks like."""
+
+    def __init__(self, lr):
+        self.param_groups = [{"params": [object()], "lr": lr, "betas": (0.9, 0.99)}]
+
+    def state_dict(self):
+        return {"lr": self.param_groups[0]["lr"]}
+
+    def load_state_dict(self, state):
+        self.param_groups[0]["lr"] = state["lr"]
+
+
+def test_saved_values_of_an_optimizer_win_and_that_is_said(store, name, caplog):
+    caplog.set_level(logging.INFO)
+
+    def script(lr, total):
+        optimizer = Descent(lr)
+        with store.run(name, config={"lr": lr}, on_mismatch="allow") as run:
+            list(run.epochs(total, State(optimizer=optimizer)))
+        return optimizer.param_groups[0]["lr"]
+
+    assert script(0.1, 1) == 0.1
+    assert script(0.1, 2) == 0.1
+    assert "wins" not in caplog.text
+    assert script(0.5, 3) == 0.1
+    assert f"{name}: what was saved wins: optimizer.lr is 0.1, not 0.5; to change it" in caplog.text
 
 
 def test_restart_opens_a_new_line(train, store, name):

@@ -339,6 +339,16 @@ def test_no_save_is_begun_that_does_not_fit_the_grace(store, name, monkeypatch):
     assert store.latest(name).step == 2
 
 
+def test_the_grace_is_compared_with_what_saves_took_in_earlier_sessions(store, name):
+    for _ in range(2):
+        with pytest.raises(RuntimeError), store.run(name, grace_s=1e-9) as run:  # noqa: PT012
+            for epoch in run.epochs(5, {"n": 0}):
+                if epoch == 3:
+                    assert run._loop.saver.level_for(1e-9) == "none"
+                    raise RuntimeError
+    assert run.resumed.step == 2
+
+
 def test_how_a_save_fits_a_grace(store, name):
     run = store.run(name)
     run.epochs(1, {"n": 0})
