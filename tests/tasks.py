@@ -41,11 +41,15 @@ TASKS = {
     "types": Task((PYTHON, "-m", "mypy")),
     # ASan and UBSan, NEON under qemu, and 10 s of fuzzing a target; names what it has to skip
     "sanitizers": Task(("sh", "native/tests/run_sanitizers.sh", "10"), ("gcc",)),
+    # that decoders of the C core read and write nothing outside, for all inputs up to some lengths
+    "proof": Task(("sh", "native/tests/proof/prove.sh"), ("frama-c",)),
     "tests": Task(_pytest("-n", "2", "--dist", "worksteal")),
     # examples that no run before has drawn, and more of them
     "property": Task(_pytest("--hypothesis-profile=other", "tests/property"), usual=False),
     # 20 kills of each program that trains, the better part of an hour; writes bench/results
     "kills": Task((PYTHON, "-m", "tests.kills"), usual=False),
+    # which branches of the C core, the store and the checkpoints are taken; writes bench/results
+    "coverage": Task((PYTHON, "-m", "tests.branches"), ("clang",), usual=False),
     # `campaign [ROW...] --minutes 30`: adds to the counts in bench/results/reliability
     "campaign": Task((PYTHON, "-m", "tests.crash.rows"), usual=False, greedy=True),
 }
