@@ -86,10 +86,11 @@ def train(
         callbacks, early_stopping_rounds or params.get("early_stopping_round"), state["stopping"]
     )
     booster = state.get("booster")
+    is_left = num_boost_round > state.get("cut_of", 0)  # a callback may have stopped it before
     if _is_forest(params):
         # LightGBM cannot go on with a random forest: it is one segment, and done or not.
         is_over = done >= num_boost_round or (stopping is not None and stopping.is_over)
-        if done and not is_over:
+        if done and is_left and not is_over:
             raise BadRequest("LightGBM cannot add trees to a random forest", "", "use a new run")
         segment = num_boost_round
     for data in (train_set, *valid_sets):
@@ -99,7 +100,7 @@ def train(
         run.note_progress(_PART, rounds, num_boost_round)
         run.check_stop()
 
-    while done < num_boost_round and not (stopping is not None and stopping.is_over):
+    while is_left and done < num_boost_round and not (stopping is not None and stopping.is_over):
         run._alone("lightgbm")
         run._begin(None)
         length = min(segment - done % segment, num_boost_round - done)
@@ -117,8 +118,9 @@ def train(
         text = booster.model_to_string(num_iteration=-1)
         booster = lightgbm.Booster(model_str=text)
         before, done = done, booster.current_iteration()
-        over = done >= num_boost_round or done - before < length
-        over = over or (stopping is not None and stopping.is_over)
+        was_cut = done - before < length
+        by_metric = stopping is not None and stopping.is_over
+        over = was_cut or done >= num_boost_round or by_metric
         rounds_of.log(run, history, before, done)
         if over or done // every > before // every:
             saved = {
@@ -127,10 +129,11 @@ def train(
                 "segment": segment,
                 "history": history,
                 "stopping": None if stopping is None else stopping.state,
+                **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
             }
             run.save(saved, done, metrics=rounds_of.last(history))
         run.note_progress(_PART, done, done if over else num_boost_round)
-        if done - before < length:
+        if was_cut:
             break
         run.check_stop()
     run._part_done = True

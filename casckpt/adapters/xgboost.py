@@ -118,7 +118,8 @@ def train(
         run.note_progress(_PART, rounds, num_boost_round)
         run.check_stop()
 
-    while done < num_boost_round and not (stopping is not None and stopping.is_over):
+    is_left = num_boost_round > state.get("cut_of", 0)  # a callback may have stopped it before
+    while is_left and done < num_boost_round and not (stopping is not None and stopping.is_over):
         if is_first:
             run._alone("xgboost")
             run._begin(None)
@@ -148,7 +149,8 @@ def train(
         raw = bytes(booster.save_raw("ubj"))
         rounds_of.log(run, history, before, done)
         was_cut = done - before < length  # a callback has stopped it
-        over = was_cut or done >= num_boost_round or (stopping is not None and stopping.is_over)
+        by_metric = stopping is not None and stopping.is_over
+        over = was_cut or done >= num_boost_round or by_metric
         if over or done // every > before // every:
             run.save(
                 {
@@ -159,6 +161,7 @@ def train(
                     "tuned": tuned,
                     "stopping": None if stopping is None else stopping.state,
                     "callbacks": [_state_of(one) for one in own],
+                    **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
                 },
                 done,
                 metrics=rounds_of.last(history),

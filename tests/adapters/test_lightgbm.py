@@ -124,6 +124,21 @@ def test_a_forest_that_stopped_early_is_done(store, name):
         train(store, name, 200, forest, with_test=True, early_stopping_rounds=300)
 
 
+def test_a_callback_that_has_stopped_it_is_obeyed_the_next_time_too(store, name):
+    def stop(env):
+        if env.iteration + 1 == 7:
+            raise lightgbm.callback.EarlyStopException(env.iteration, [])
+
+    def booster(total):
+        with store.run(name) as run:
+            return casckpt_lightgbm.train(run, BAGGED, data(), total, every=5, callbacks=[stop])
+
+    first = booster(12)
+    assert first.current_iteration() == 7
+    assert text(booster(12)) == text(first)
+    assert booster(14).current_iteration() == 14
+
+
 def test_a_booster_in_a_state_comes_back(store, name):
     booster = lightgbm.train(PLAIN, data(), 25)
     store.save(name, {"model": booster})

@@ -159,6 +159,17 @@ def test_a_finished_training_returns_the_stored_booster_and_trains_nothing(store
     assert raw(train(store, name, 7, at=1)) == raw(first)
 
 
+def test_a_callback_that_has_stopped_it_is_obeyed_the_next_time_too(store, name):
+    class StopAfter(xgboost.callback.TrainingCallback):
+        def after_iteration(self, model, epoch, evals_log):
+            return epoch + 1 == 7
+
+    first = train(store, name, 12, callbacks=[StopAfter()])
+    assert first.num_boosted_rounds() == 7
+    assert raw(train(store, name, 12, at=8, callbacks=[StopAfter()])) == raw(first)
+    assert train(store, name, 14).num_boosted_rounds() == 14
+
+
 def test_more_rounds_go_on(store, name):
     train(store, name, 7)
     longer = train(store, name, 15)
