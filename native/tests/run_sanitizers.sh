@@ -47,7 +47,7 @@ done
 if have aarch64-linux-gnu-gcc && have qemu-aarch64; then
     echo "== NEON under qemu-user"
     smoke arm aarch64-linux-gnu-gcc -O3 -static
-    qemu-aarch64 "$build/smoke-arm" quick
+    qemu-aarch64 "$build/smoke-arm"
 else
     echo "SKIPPED: NEON, no aarch64-linux-gnu-gcc or no qemu-aarch64"
 fi
