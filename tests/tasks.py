@@ -49,7 +49,7 @@ TASKS = {
     # 20 kills of each program that trains, the better part of an hour; writes bench/results
     "kills": Task((PYTHON, "-m", "tests.kills"), usual=False),
     # which branches of the C core, the store and the checkpoints are taken; writes bench/results
-    "coverage": Task((PYTHON, "-m", "tests.branches"), ("clang",), usual=False),
+    "coverage": Task((PYTHON, "-m", "tests.branches"), usual=False),
     # `campaign [ROW...] --minutes 30`: adds to the counts in bench/results/reliability
     "campaign": Task((PYTHON, "-m", "tests.crash.rows"), usual=False, greedy=True),
 }
