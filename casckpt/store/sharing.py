@@ -100,14 +100,16 @@ class SharedStore:
             self.environment = aside.open_copy(self.index, walk=not fits)
             walked = False
         else:
-            walked = alone and not fits and opening.walk_index(self.index)
+            # Without a lock nothing tells whether others have looked at it before.
+            unseen = alone or self._lock < 0
+            walked = unseen and not fits and opening.walk_index(self.index)
             self.environment = self._open_environment()
         try:
             creation.check_index(self.environment, self.format.uuid)
             # Those already in may be readers, whom an old index does no harm.
             if not fits and self.writable:
                 opening.refuse_old_index(self.path, self.format.uuid, self.environment)
-            if walked:
+            if walked and alone:
                 self._stamp_walked()
         except BaseException:
             self.environment.close()

@@ -314,6 +314,20 @@ def test_a_damaged_index_is_found_by_the_walk_not_by_the_user(path):
         Repository.open(path)
 
 
+def test_an_index_cut_short_is_found_where_the_lock_is_missing_too(path):
+    with Repository.open(path) as repository:
+        for step in range(5):
+            save(repository, [os.urandom(100)], step=step)
+    (path / "lock").unlink()
+    data = path / "index.0" / "data.mdb"
+    os.truncate(data, data.stat().st_size // 2 + 1)
+    # In a process of its own: whoever reads such an index is killed by SIGBUS.
+    code = "import sys; from casckpt.store import Repository; Repository.open(sys.argv[1], 'r')"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "casckpt.errors.Corrupt" in done.stderr
+
+
 @pytest.mark.parametrize("where", ["roots", "row", "pages"])
 def test_the_walk_survives_damage_of_every_kind(path, where):
     with Repository.open(path) as repository:
