@@ -85,7 +85,7 @@ def ls(
                 raise
             found = []
         if not found:
-            output.note("The trash is empty." if trash else "No checkpoints yet.")
+            output.note(_nothing(pattern, trash))
     everything = found
     if tag:
         found = [checkpoint for checkpoint in found if tag in checkpoint.tags]
@@ -102,6 +102,14 @@ def ls(
     else:
         _table(output, found, everything, best, trash)
         _sum(output, found, everything)
+
+
+def _nothing(pattern: str, trash: bool) -> str:
+    """Return what to say where there is nothing to list."""
+    if pattern != "*":
+        where = " in the trash" if trash else ""
+        return f"No checkpoint of {pattern}{where}."
+    return "The trash is empty." if trash else "No checkpoints yet."
 
 
 def _ranked(

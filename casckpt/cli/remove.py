@@ -50,7 +50,11 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
             chosen = store.checkpoints(target if all_lines else f"{target}~*")
         results = _stage_results(store, target)
         if not chosen and not results:
-            raise NotFound(f"no run matches {target!r}", "", "see `casckpt tree`")
+            raise NotFound(
+                f"no run matches {target!r}",
+                "it has no checkpoints, and its stages have no results",
+                "`casckpt tree` shows the runs",
+            )
         if not output.json and not output.quiet:
             output.lines(
                 f"{checkpoint.ref}  {formatting.size(checkpoint.logical_bytes)}"

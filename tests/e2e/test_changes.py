@@ -31,6 +31,19 @@ def test_init_and_the_nearest_store_upward(own_cli, tmp_path):
     assert again.code == 2
 
 
+def test_what_matches_nothing_is_named(own_cli):
+    answer = own_cli("ls", "zz*")
+    assert (answer.code, answer.err) == (0, "No checkpoint of zz*.\n")
+    assert own_cli("ls", "zz*", "--trash").err == "No checkpoint of zz* in the trash.\n"
+    answer = own_cli("rm", "zz", "--yes")
+    assert answer.code == 12
+    assert [line.split(":")[0].strip() for line in answer.err.splitlines()] == [
+        "casckpt",
+        "why",
+        "try",
+    ]
+
+
 def test_tag_untag_pin_unpin(own_cli):
     assert own_cli("tag", "bpm/nn@30", "a", "b").out == "bpm/nn@30  tags: a, b\n"
     assert refs(own_cli, "--tag", "a") == ["bpm/nn@30"]
