@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from casckpt.errors import CasckptError, Corrupt, NewerFormat, NoStore, PermissionRefused, StoreBusy
+from casckpt.errors import (
+    CasckptError,
+    Corrupt,
+    NewerFormat,
+    NoStore,
+    OperationFailed,
+    PermissionRefused,
+    StoreBusy,
+)
 from casckpt.programs import command_of, environment_of
 from casckpt.store import clock, creation, files, layout, packs, records, rows
 from casckpt.store.environment import Environment
@@ -115,19 +124,26 @@ def refuse_strangers(path: Path, index: Path) -> None:
     by `files.open_file`, which refuses them; this is for the folders on the way, and for the files
     that LMDB opens by itself.
     """
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name in creation.KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX):
-                _refuse_stranger(entry)
+    for entry in _entries(path):
+        if entry.name in creation.KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX):
+            _refuse_stranger(entry)
     for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER, layout.RESERVE_FOLDER):
         if (path / name).exists() and not (path / name).is_dir():
             raise NoStore(f"refused to open {path}", f"its {name} is a file and no folder")
     folders = (path / layout.PACKS_FOLDER, index)
     for folder in folders:
         if folder.is_dir():
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    _refuse_stranger(entry)
+            for entry in _entries(folder):
+                _refuse_stranger(entry)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder; PermissionRefused if we may not look."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError as exc:
+        raise files.translate(exc, f"cannot look into {folder}") from exc
 
 
 def _refuse_stranger(entry: os.DirEntry[str]) -> None:
@@ -230,8 +246,9 @@ def remove_stamp(index: Path) -> None:
 def walk_index(index: Path) -> bool:
     """Read every row of the index in a child process: damage may kill whoever reads it.
 
-    Raises Corrupt if the child dies or reports damage. Past a minute the walk is given up and
-    the index trusted, as it is by every process that finds others at work.
+    Raises Corrupt if the child dies or reports damage, OperationFailed if it cannot begin. Past a
+    minute the walk is given up and the index trusted, as it is by every process that finds others
+    at work.
 
     Returns:
         Whether the walk came to its end.
@@ -252,6 +269,12 @@ def walk_index(index: Path) -> bool:
         return False
     if outcome.returncode != 0:
         said = outcome.stderr.decode("utf-8", "replace").strip().splitlines()
+        if said and said[-1].startswith(("ImportError", "ModuleNotFoundError")):
+            raise OperationFailed(
+                f"the index {index.name} cannot be looked at",
+                f"{sys.executable} finds other packages than this process: {said[-1]}",
+                "start it with the interpreter of the environment that casckpt is installed in",
+            )
         raise Corrupt(
             f"the index {index.name} is damaged",
             said[-1] if said else f"reading it ended with status {outcome.returncode}",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -143,6 +144,21 @@ def test_a_store_whose_folder_was_removed_closes_all_the_same(path, mode):
 
 
 # ---- file systems, features, permissions
+
+
+@pytest.mark.parametrize("folder", ["packs", "index.0"])
+def test_a_folder_that_may_not_be_looked_into_is_refused(path, monkeypatch, folder):
+    scan = os.scandir
+
+    def deny(place):
+        if Path(place).name == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    for mode in ("r", "a"):
+        with pytest.raises(PermissionRefused, match=f"cannot look into .*{folder}"):
+            Repository.open(path, mode)
 
 
 def test_a_store_that_lost_its_format_file_is_never_made_anew(path, tmp_path):
