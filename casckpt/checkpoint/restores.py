@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, Final
 
 from casckpt.checkpoint.extents import blob_lengths
@@ -48,8 +48,8 @@ class Restores(StoreHandle):
                 result is the tree pruned to it.
             strict: with `into`: refuse unless both have the same leaves. False takes what both
                 have, and logs the rest.
-            fallback: if the checkpoint is damaged, take the next older whole one of its line,
-                and say so.
+            fallback: if the checkpoint is damaged, take the next older whole one of its line, or
+                where there is none the newest whole one of the run, and say so.
             verify: False trusts the disk and saves the hashing.
             device: where tensors go; None is the CPU.
             as_numpy: numpy arrays in place of tensors; needs no torch.
@@ -96,8 +96,8 @@ class Restores(StoreHandle):
             raise store._explained(checkpoint, exc) from exc
 
     def _fall_back(self, damaged: Checkpoint, error: Corrupt | Deleted, attempt: Any) -> Any:
-        """Return the state of the next older whole checkpoint, saying which."""
-        for candidate in self._older(damaged):
+        """Return the state of the first whole checkpoint that may stand in, saying which."""
+        for candidate in self._stand_ins(damaged):
             try:
                 state = attempt(candidate)
             except (Corrupt, Deleted):
@@ -109,10 +109,16 @@ class Restores(StoreHandle):
             return state
         raise self._explained(damaged, error) from error.__cause__
 
-    def _older(self, checkpoint: Checkpoint) -> Iterator[Checkpoint]:
-        """Yield what comes before a checkpoint on its line, newest first."""
-        line = self._catalog.of_line(checkpoint.run, checkpoint.line)
-        return (ck for ck in reversed(line) if ck.position < checkpoint.position)
+    def _stand_ins(self, damaged: Checkpoint) -> Iterator[Checkpoint]:
+        """Yield what comes before a checkpoint on its line, then the rest; newest first."""
+        line = self._catalog.of_line(damaged.run, damaged.line)
+        older = [ck for ck in reversed(line) if ck.position < damaged.position]
+        yield from older
+        yield from (ck for ck in self._newest_first(damaged.run) if ck not in {damaged, *older})
+
+    def _newest_first(self, run: str) -> list[Checkpoint]:
+        of_run = self._catalog.of_line(run, ALL_LINES)
+        return sorted(of_run, key=lambda ck: (ck.line, ck.position), reverse=True)
 
     def _explained(self, damaged: Checkpoint, error: Corrupt | Deleted) -> CasckptError:
         """Return the error with who shares the damage and where a whole checkpoint is."""
@@ -120,7 +126,9 @@ class Restores(StoreHandle):
             return error
         blob_ids = set(getattr(error, "blob_ids", ()))
         shared_by = self._sharing(damaged, blob_ids) if blob_ids else []
-        whole = self._newest_whole(damaged, shared_by)
+        excluded = {damaged, *shared_by}
+        whole = self._first_whole(self._newest_first(damaged.run), excluded)
+        stand_in = self._first_whole(self._stand_ins(damaged), excluded)
         paths = list(getattr(error, "paths", ()))
         what = f"{damaged.ref} is damaged: {_names(paths) or error.what}"
         why = (
@@ -128,11 +136,12 @@ class Restores(StoreHandle):
             if shared_by
             else error.why or "no other checkpoint shares the damaged bytes"
         )
-        hint = (
-            f"the newest whole checkpoint is {whole.ref}; pass fallback=True to take it"
-            if whole is not None
-            else "no older checkpoint of the run is whole; `casckpt verify` shows what is"
-        )
+        if whole is None or stand_in is None:
+            hint = "no other checkpoint of the run is whole; `casckpt verify` shows what is"
+        elif whole == stand_in:
+            hint = f"the newest whole checkpoint is {whole.ref}; pass fallback=True to take it"
+        else:
+            hint = f"the newest whole one is {whole.ref}; fallback=True takes {stand_in.ref}"
         return Corrupt(
             what,
             why,
@@ -158,16 +167,11 @@ class Restores(StoreHandle):
                 sharing.append(other)
         return sharing
 
-    def _newest_whole(
-        self, damaged: Checkpoint, shared_by: Sequence[Checkpoint]
+    def _first_whole(
+        self, candidates: Iterable[Checkpoint], excluded: Set[Checkpoint]
     ) -> Checkpoint | None:
-        """Return the newest whole checkpoint of the run; each candidate is read to the end."""
-        excluded = {damaged, *shared_by}
-        of_run = self._catalog.of_line(damaged.run, ALL_LINES)
-        for candidate in sorted(of_run, key=lambda ck: (ck.line, ck.position), reverse=True):
-            if candidate not in excluded and self._is_whole(candidate):
-                return candidate
-        return None
+        """Return the first whole checkpoint; each candidate is read to the end."""
+        return next((ck for ck in candidates if ck not in excluded and self._is_whole(ck)), None)
 
     def _beside(self, checkpoint: Checkpoint) -> bytes | None:
         """Return what a run keeps in a checkpoint beside the state; None for nothing.

@@ -179,6 +179,28 @@ def test_without_an_older_whole_one_fallback_is_an_error(store):
     assert caught.value.newest_whole is None
 
 
+def test_without_an_older_whole_one_fallback_takes_the_newest(store, caplog):
+    for step in range(3):
+        store.save("r", {"w": weights(step)}, step)
+    damage(store, store.get("r@0"), "w")
+    with pytest.raises(Corrupt) as caught:
+        store.restore("r@0")
+    assert caught.value.hint == "the newest whole checkpoint is r@2; pass fallback=True to take it"
+    with caplog.at_level(logging.WARNING, logger="casckpt"):
+        back = store.restore("r@0", fallback=True)
+    assert np.array_equal(back["w"], weights(2))
+    assert "restored r@2 instead" in caplog.text
+
+
+def test_the_error_names_the_one_that_fallback_takes(store):
+    for step in range(3):
+        store.save("r", {"w": weights(step)}, step)
+    damage(store, store.get("r@1"), "w")
+    with pytest.raises(Corrupt, match="r@2; fallback=True takes r@0"):
+        store.restore("r@1")
+    assert np.array_equal(store.restore("r@1", fallback=True)["w"], weights(0))
+
+
 def test_one_call_forms(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CASCKPT_STORE", raising=False)
