@@ -30,8 +30,10 @@ ML_DTYPES: Final = frozenset(
         "float6_e2m3fn",
         "float6_e3m2fn",
         "float4_e2m1fn",
+        "int1",
         "int2",
         "int4",
+        "uint1",
         "uint2",
         "uint4",
     }
@@ -42,6 +44,7 @@ _CODE = re.compile(
     r"[<>|](?:[biufcSUV]\d{1,9}|[mM]8(?:\[(?:\d{1,9})?[A-Za-zμ]{1,2}(?:/\d{1,9})?\])?)\Z"
 )
 _DEPTH_MAX: Final = 16
+_REGISTERED: Final = 2  # numpy's `isbuiltin` of a dtype that another library has made
 _FIELD_COUNT_MAX: Final = 10_000
 
 
@@ -79,6 +82,9 @@ def _document(dtype: np.dtype[Any], depth: int) -> Any:
         return {"fields": fields, "size": dtype.itemsize, "aligned": dtype.isalignedstruct}
     if dtype.name in ML_DTYPES:
         return dtype.name
+    if dtype.isbuiltin == _REGISTERED:
+        # Of a library: its code says how wide an item is, not what it means.
+        return None
     return dtype.str if _CODE.match(dtype.str) else None
 
 

@@ -100,7 +100,8 @@ class Committing(StoreHandle):
             raise StepExists(
                 f"{run} is at step {last.step}; step {step} is not larger",
                 "steps grow within a run",
-                f"save step {last.step + 1} or above, or under another run name",
+                f"save step {last.step + 1} or above, or go on from an older one: "
+                f"store.run({run!r}, resume=REF)",
                 run=run,
                 step=step,
             )

@@ -86,7 +86,7 @@ def restore_tree(
         raise NotFound(
             f"no path of the checkpoint matches {', '.join(map(repr, selection.unused))}",
             "globs are matched against dotted paths such as model.layer.weight",
-            "`casckpt tree RUN` shows the paths",
+            "`casckpt show REF` shows the paths",
             globs=selection.unused,
         )
     restore.refuse_pickles(wanted)

@@ -247,8 +247,9 @@ def _nothing_selected(ref: Ref, selector: Selector, checkpoints: Sequence[Checkp
         hint = f"its tags are {', '.join(known[:8])}" if known else ""
     else:
         nearest = min(checkpoints, key=lambda ck: abs(ck.step - selector.step))
-        why = f"the run has {len(checkpoints)} checkpoints, the nearest is {nearest.ref}"
-        hint = f"`casckpt ls {ref.run}` shows them all"
+        count = f"{len(checkpoints)} checkpoint{'' if len(checkpoints) == 1 else 's'}"
+        why = f"the run has {count}, the nearest is {nearest.ref}"
+        hint = f"`casckpt ls {ref.run}` shows them all, with --trash those that were removed"
     return NotFound(f"{ref.text}: not found", why, hint, ref=ref.text, run=ref.run)
 
 

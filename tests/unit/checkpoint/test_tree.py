@@ -266,6 +266,20 @@ def test_arrays_of_ml_dtypes_come_back_by_name(name):
     assert type(back["s"]) is dtype.type
 
 
+def test_no_dtype_of_ml_dtypes_loses_its_name():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    kinds = {name for name, kind in vars(ml_dtypes).items() if isinstance(kind, type)}
+    kinds -= {"finfo", "iinfo"}
+    assert kinds >= {"bfloat16", "int4"}
+    for name in kinds:
+        array = np.zeros(3, getattr(ml_dtypes, name))
+        try:
+            saved = Saved([array])
+        except BadLeaf:
+            continue
+        assert saved.restore()[0].dtype == array.dtype, name
+
+
 def test_without_ml_dtypes_the_error_names_the_extra(monkeypatch):
     from casckpt.checkpoint import arrays_dtypes
 
