@@ -37,10 +37,10 @@ class AckLog:
                 event="error", call=name, kind=type(exc).__name__, code=exc.exit_code, text=str(exc)
             )
             return
-        except MemoryError:
-            self._line(event="error", call=name, kind="MemoryError", code=0, text="no memory")
-            return
         except Exception as exc:
+            if _says_no_memory(exc):
+                self._line(event="error", call=name, kind="MemoryError", code=0, text="no memory")
+                return
             self._line(event="untyped", call=name, text=f"{type(exc).__name__}: {exc}")
             return
         self._line(event="done", call=name, **facts)
@@ -48,6 +48,18 @@ class AckLog:
     def finish(self, operations: int) -> None:
         """Record that the workload came to its end, and how many operations it made."""
         self._line(event="finish", operations=operations)
+
+
+def _says_no_memory(error: Exception) -> bool:
+    """Tell whether Python had no memory.
+
+    It also says so within an ArgumentError of ctypes, and by taking a path that it cannot convert
+    for none.
+    """
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        (isinstance(error, TypeError) and "os.PathLike" in said) or "MemoryError" in said
+    )
 
 
 class Expected:
