@@ -5,6 +5,7 @@
  * register, then each round of unpacks doubles how many stand together; a join goes the same way with unpacks alone.
  * The last items are done again with their neighbours as one more group of 32, so there is no loop for a tail.
  */
+#include "filters_cases.h"
 #include "internal.h"
 
 #if CAS_X86
@@ -194,19 +195,6 @@ CAS_INLINE void collect64(__m256i v[8]) {
 CAS_DEFINE_WIDTH(16)
 CAS_DEFINE_WIDTH(32)
 CAS_DEFINE_WIDTH(64)
-
-#define CAS_CASE(action, bits, predictor, rotate)                                                                      \
-    case (bits / 8) * 8 + predictor * 2 + rotate:                                                                      \
-        action##bits(predictor, rotate, src, base, out, items);                                                        \
-        break;
-#define CAS_CASES_OF(action, bits)                                                                                     \
-    CAS_CASE(action, bits, CAS_PREDICT_NONE, 0)                                                                        \
-    CAS_CASE(action, bits, CAS_PREDICT_NONE, 1)                                                                        \
-    CAS_CASE(action, bits, CAS_PREDICT_SUB, 0)                                                                         \
-    CAS_CASE(action, bits, CAS_PREDICT_SUB, 1)                                                                         \
-    CAS_CASE(action, bits, CAS_PREDICT_XOR, 0)                                                                         \
-    CAS_CASE(action, bits, CAS_PREDICT_XOR, 1)
-#define CAS_CASES(action) CAS_CASES_OF(action, 16) CAS_CASES_OF(action, 32) CAS_CASES_OF(action, 64)
 
 void cas_split_avx2(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
                     uint8_t *out, size_t items) {

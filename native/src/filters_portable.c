@@ -6,6 +6,7 @@
  * from 64-bit items is 3 to 4 times slower. Every combination of predictor and rotation is a loop of its own: they are
  * constants after inlining.
  */
+#include "filters_cases.h"
 #include "internal.h"
 
 #define CAS_INLINE static inline __attribute__((always_inline))
@@ -151,19 +152,6 @@ CAS_STEP void collect64(const uint8_t *const *planes, size_t at, item64 *z, size
 CAS_DEFINE_WIDTH(16)
 CAS_DEFINE_WIDTH(32)
 CAS_DEFINE_WIDTH(64)
-
-#define CAS_CASE(action, bits, predictor, rotate)                                                                      \
-    case (bits / 8) * 8 + predictor * 2 + rotate:                                                                      \
-        action##bits(predictor, rotate, src, base, out, items);                                                        \
-        break;
-#define CAS_CASES_OF(action, bits)                                                                                     \
-    CAS_CASE(action, bits, CAS_PREDICT_NONE, 0)                                                                        \
-    CAS_CASE(action, bits, CAS_PREDICT_NONE, 1)                                                                        \
-    CAS_CASE(action, bits, CAS_PREDICT_SUB, 0)                                                                         \
-    CAS_CASE(action, bits, CAS_PREDICT_SUB, 1)                                                                         \
-    CAS_CASE(action, bits, CAS_PREDICT_XOR, 0)                                                                         \
-    CAS_CASE(action, bits, CAS_PREDICT_XOR, 1)
-#define CAS_CASES(action) CAS_CASES_OF(action, 16) CAS_CASES_OF(action, 32) CAS_CASES_OF(action, 64)
 
 void cas_split_portable(int32_t predictor, uint32_t width, int32_t rotate, const uint8_t *src, const uint8_t *base,
                         uint8_t *out, size_t items) {
