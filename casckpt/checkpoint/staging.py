@@ -167,9 +167,14 @@ class _Copies:
         # Addresses, since threads that make views of memory wait for each other. ctypes lets go
         # of the GIL; a deque gives each piece to one thread.
         move, take = ctypes.memmove, self.pieces.popleft
-        with contextlib.suppress(IndexError):
+        try:
             while True:
                 move(*take())
+        except IndexError:
+            return  # all are taken
+        except ctypes.ArgumentError as exc:
+            # So ctypes says that it has no memory for an argument; addresses are always numbers.
+            raise MemoryError("no memory to copy the state") from exc
 
     def _copy_others(self) -> None:
         for source, place in self.others:

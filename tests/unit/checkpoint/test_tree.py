@@ -18,7 +18,6 @@ import pytest
 
 from casckpt.checkpoint import manifest as manifests
 from casckpt.checkpoint.leaves import Pickled
-from casckpt.checkpoint.staging import StagingPool
 from casckpt.checkpoint.tree import DEPTH_MAX, flatten
 from casckpt.errors import BadLeaf, Corrupt, MissingExtra, NotFound, PickleRefused, TreeMismatch
 from tests.suites.memory_repository import Saved
@@ -328,23 +327,6 @@ def test_the_same_array_twice_is_stored_once_and_one_again():
     back = saved.restore()
     assert back["a"] is back["b"][0]
     assert saved.manifest.logical_bytes == array.nbytes
-
-
-def test_staging_keeps_what_was_there_and_its_memory_is_used_again():
-    state = {"a": np.zeros(10), "b": bytearray(b"a" * 2000), "l": [1]}
-    pool = StagingPool()
-    staged = pool.stage(flatten(state))
-    state["a"][:] = 1
-    state["b"][:] = b"b" * 2000
-    state["l"].append(2)
-    leaves = staged.state.leaves
-    assert bytes(leaves[0].source.view()) == bytes(80)
-    assert bytes(leaves[1].source.view()) == b"a" * 2000
-    assert staged.state.tree["v"][2] == [1]
-    arena = staged._arena.memory
-    staged.release()
-    staged.release()
-    assert pool.stage(flatten(state))._arena.memory is arena
 
 
 def test_small_arrays_share_blobs_by_width_and_stay_aligned():
