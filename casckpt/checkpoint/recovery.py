@@ -67,7 +67,7 @@ def repair_store_at(
     from casckpt.store import Repository
 
     # A rebuild finds out by itself: format.json may be what is lost.
-    for place in (source if rebuild_index else path, source):
+    for place in (source,) if rebuild_index else (path, source):
         if place is not None and not is_store(place):
             raise NoStore(f"no store at {place}")
     if source is not None and source.resolve() == path.resolve():
