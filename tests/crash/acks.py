@@ -53,12 +53,12 @@ class AckLog:
 def _says_no_memory(error: Exception) -> bool:
     """Tell whether Python had no memory.
 
-    It also says so within an ArgumentError of ctypes, and by taking a path that it cannot convert
-    for none.
+    Where it cannot look whether a path is one, it says that a PosixPath is no os.PathLike. Of a
+    path that says so about any other reason it would be a lie: a PosixPath is one.
     """
     said = str(error)
     return isinstance(error, MemoryError) or (
-        (isinstance(error, TypeError) and "os.PathLike" in said) or "MemoryError" in said
+        isinstance(error, TypeError) and "os.PathLike" in said and said.endswith("not PosixPath")
     )
 
 

@@ -16,6 +16,7 @@ import casckpt.checkpoint
 import casckpt.native
 import casckpt.store
 from casckpt import api
+from casckpt.checkpoint import handle
 from casckpt.errors import Corrupt
 from casckpt.store import compaction, layout, opening, packs, saving, walk
 from tests.crash import shim
@@ -37,6 +38,8 @@ def shrink() -> None:
     # Without torch an import makes numpy arrays, and a child needs no second to load it.
     vars(api)["_tensors"] = lambda required=False: None
     vars(opening)["walk_index"] = walk_in_a_fork
+    # Whoever finds a store half made waits for its maker; where the maker failed, for nothing.
+    vars(handle)["_MAKING_WAIT_S"] = 2.0
     # What a child would import anew each time is imported here once.
     for package in (casckpt.store, casckpt.checkpoint, casckpt.native):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
