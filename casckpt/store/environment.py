@@ -365,13 +365,3 @@ class Environment:
         """Return the number of the last committed transaction; 0 once closed."""
         with gate:
             return 0 if self._handle is None else int(self._handle.info()["last_txnid"])
-
-    def copy_to(self, path: Path) -> None:
-        """Write a compact copy of the index into the folder `path`, while others use it."""
-        with gate:
-            if self._handle is None:
-                raise OperationFailed("the store is closed")
-            try:
-                self._handle.copy(str(path), compact=True)
-            except lmdb.Error as exc:
-                raise translate(exc, "cannot copy the index") from exc

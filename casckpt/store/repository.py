@@ -202,14 +202,6 @@ class Repository:
             value = tx.get("checkpoints", key)
         return None if value is None else rows.decode_checkpoint(key, value)
 
-    def find_manifest(self, hex_prefix: str) -> list[CheckpointRow]:
-        """Return the live checkpoints whose manifest id begins with `hex_prefix`."""
-        return [
-            row
-            for row in self.checkpoint_rows()
-            if row.manifest_id.hex().startswith(hex_prefix.lower())
-        ]
-
     def head(self, run: str, line: int | None) -> int | None:
         """Return the commit seq at the largest step of a line, None for the last one, or None."""
         from casckpt.store.commits import line_head
@@ -305,12 +297,12 @@ class Repository:
     def write_rows(self, writes: Sequence[RowWrite]) -> None:
         """Put and remove rows that name no objects, in one transaction; durable on return.
 
-        Rows with roots are committed by the save that put them: `Saver.commit_rows`.
+        Rows with roots are committed by the save that put them: `Saver.add_rows`.
         """
         from casckpt.store.commits import write_rows
 
         if any(write.roots for write in writes):
-            raise ValueError("rows with roots are committed by Saver.commit_rows")
+            raise ValueError("rows with roots are committed by Saver.add_rows")
         self._shared(write=True).writer.run(
             lambda tx: write_rows(tx, writes), row_count=len(writes)
         )
@@ -324,7 +316,7 @@ class Repository:
         from casckpt.store.commits import add_rows
 
         if any(write.roots for write in writes):
-            raise ValueError("rows with roots are committed by Saver.commit_rows")
+            raise ValueError("rows with roots are committed by Saver.add_rows")
         return self._shared(write=True).writer.run(
             lambda tx: add_rows(tx, writes), row_count=len(writes)
         )

@@ -19,7 +19,6 @@ from casckpt.store.commits import (
     add_rows,
     insert_checkpoint,
     keep_usable,
-    write_rows,
 )
 from casckpt.store.cutting import BlobSource as BlobSource
 from casckpt.store.cutting import Chunks
@@ -241,17 +240,11 @@ class Saver:
         """
         return self._finish(partial(insert_checkpoint, request=request), row_count=3)
 
-    def commit_rows(self, writes: Sequence[RowWrite]) -> None:
-        """Put rows whose roots are manifests of this save; durable when this returns.
-
-        Raises:
-            SaveAgain: a collector took something this save relies on; begin it anew.
-        """
-        self._check_roots(writes)
-        self._finish(partial(write_rows, writes=writes), row_count=len(writes))
-
     def add_rows(self, writes: Sequence[RowWrite]) -> list[bool]:
-        """Do as `commit_rows`, but put rows only where there are none; return which were put.
+        """Put rows whose roots are manifests of this save where there are none; durable on return.
+
+        Returns:
+            For each write whether it took effect: the first of two processes wins.
 
         Raises:
             SaveAgain: a collector took something this save relies on; begin it anew.

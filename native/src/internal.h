@@ -42,12 +42,6 @@ extern const uint32_t cas_b3_iv[8];
 /* Row r is the order in which round r reads the message words. */
 extern const uint8_t cas_b3_schedule[7][16];
 
-static inline uint32_t cas_load32(const uint8_t *from) {
-    uint32_t word;
-    memcpy(&word, from, sizeof word);
-    return word;
-}
-
 static inline uint64_t cas_load64(const uint8_t *from) {
     uint64_t word;
     memcpy(&word, from, sizeof word);

@@ -26,7 +26,6 @@ def test_what_is_saved_comes_back_and_is_listed(repository):
     assert (row.run, row.step, row.line, row.batch, row.state) == ("run", 7, 0, 0, "live")
     assert (row.manifest_id, row.seq, row.payload) == (saved.manifest_id, saved.seq, b"\x01mine")
     assert repository.head("run", 0) == saved.seq
-    assert [r.seq for r in repository.find_manifest(saved.manifest_id.hex()[:6])] == [saved.seq]
 
 
 @pytest.mark.parametrize("item_size", [1, 2, 4, 8, 16])
