@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra
+from casckpt.checkpoint.opaque import OpaqueHandler
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.store import Repository
 
@@ -25,8 +26,7 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import BaseJournalBackend
 
 if TYPE_CHECKING:
-    from casckpt.checkpoint.leaves import Leaf, RestoreOptions, Slot, Target, Walker
-    from casckpt.checkpoint.manifest import Entry
+    from casckpt.checkpoint.leaves import RestoreOptions, Walker
     from casckpt.training.run import Run
 
 _TABLE: Final = "history"
@@ -177,11 +177,14 @@ class RowsStorage(JournalStorage, BaseHeartbeat):
         return self._stale_callback
 
 
-class OptunaHandler:
+class OptunaHandler(OpaqueHandler):
     """Studies in state trees: one line of JSON per trial, so that a grown study shares its trials.
 
     A study comes back in memory, with the default sampler and pruner: those are no data.
     """
+
+    library = "optuna"
+    noun = "a study"
 
     def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
         """Return the node of a study; None for other values of the library."""
@@ -200,29 +203,6 @@ class OptunaHandler:
             return study_of(children[0].split(b"\n"))
         except (ValueError, KeyError, TypeError) as exc:
             raise malformed(f"a study that optuna refuses: {str(exc)[:200]}") from exc
-
-    def link(self, leaves: list[Leaf]) -> None:
-        """Do nothing: studies share no memory."""
-
-    def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
-        """Refuse: a study's leaf is bytes."""
-        raise malformed(f"{entry.path}: an array of optuna")
-
-    def is_leaf(self, value: Any) -> bool:
-        """Return False: a study is put in place of what was there."""
-        return False
-
-    def bind(self, target: Any, entry: Entry) -> Target | str:
-        """Say that a study takes no array."""
-        return "an array in the checkpoint, a study in into"
-
-    def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
-        """Say that a study takes no sparse tensor."""
-        return f"a {kind} in the checkpoint, a study in into"
-
-    def state_problems(self, target: Any, plain: Any) -> list[str] | None:
-        """Return none."""
-        return []
 
 
 HANDLER = OptunaHandler()

@@ -17,6 +17,7 @@ import numpy as np
 
 from casckpt.adapters import missing_extra
 from casckpt.checkpoint.leaves import refused
+from casckpt.checkpoint.opaque import OpaqueHandler
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.checkpoint.tree_paths import join
 
@@ -26,8 +27,7 @@ except ModuleNotFoundError as exc:
     raise missing_extra("sklearn") from exc
 
 if TYPE_CHECKING:
-    from casckpt.checkpoint.leaves import Leaf, RestoreOptions, Slot, Target, Walker
-    from casckpt.checkpoint.manifest import Entry
+    from casckpt.checkpoint.leaves import RestoreOptions, Walker
 
 _MODULE: Final = re.compile(r"sklearn(\.(?!tests\b|conftest\b|externals\b)[A-Za-z_]\w*)*\Z")
 _NAME: Final = re.compile(r"[A-Za-z_]\w*\Z")
@@ -48,8 +48,11 @@ class _Part:
         self.parts = parts
 
 
-class SklearnHandler:
+class SklearnHandler(OpaqueHandler):
     """Estimators and what they are made of."""
+
+    library = "scikit-learn"
+    noun = "an estimator"
 
     def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
         """Return the node of an object of scikit-learn."""
@@ -77,29 +80,6 @@ class SklearnHandler:
         except (TypeError, ValueError, AttributeError, KeyError, IndexError) as exc:
             raise malformed(f"an object that scikit-learn refuses: {str(exc)[:200]}") from exc
         raise malformed(f"a value of scikit-learn of the unknown kind {kind[:40]!r}")
-
-    def link(self, leaves: list[Leaf]) -> None:
-        """Do nothing: arrays are numpy's."""
-
-    def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
-        """Refuse: arrays are numpy's."""
-        raise malformed(f"{entry.path}: an array of scikit-learn")
-
-    def is_leaf(self, value: Any) -> bool:
-        """Return False: an estimator is put in place of what was there."""
-        return False
-
-    def bind(self, target: Any, entry: Entry) -> Target | str:
-        """Say that an estimator takes no array."""
-        return "an array in the checkpoint, an estimator in into"
-
-    def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
-        """Say that an estimator takes no sparse tensor."""
-        return f"a {kind} in the checkpoint, an estimator in into"
-
-    def state_problems(self, target: Any, plain: Any) -> list[str] | None:
-        """Return none."""
-        return []
 
 
 HANDLER = SklearnHandler()

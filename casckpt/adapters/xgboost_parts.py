@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra, xgboost_pieces
+from casckpt.checkpoint.opaque import OpaqueHandler
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.checkpoint.tree_paths import join
 
@@ -18,8 +19,7 @@ except ModuleNotFoundError as exc:
     raise missing_extra("xgboost") from exc
 
 if TYPE_CHECKING:
-    from casckpt.checkpoint.leaves import Leaf, RestoreOptions, Slot, Target, Walker
-    from casckpt.checkpoint.manifest import Entry
+    from casckpt.checkpoint.leaves import RestoreOptions, Walker
 
 Log = dict[str, dict[str, list[float]]]
 """Data set to metric to its value after each round, as xgboost keeps it."""
@@ -28,8 +28,11 @@ _STOP_CHECK_S: Final = 0.2
 _WHOLE: Final = "ubj"
 
 
-class XgboostHandler:
+class XgboostHandler(OpaqueHandler):
     """Boosters in state trees: xgboost's own UBJSON, which is byte for byte the same each time."""
+
+    library = "xgboost"
+    noun = "a booster"
 
     def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
         """Return the node of a booster; None for other values of the library."""
@@ -50,29 +53,6 @@ class XgboostHandler:
             return xgboost.Booster(model_file=bytearray(raw))
         except (ValueError, xgboost.core.XGBoostError) as exc:
             raise malformed(f"a booster that xgboost refuses: {str(exc)[:200]}") from exc
-
-    def link(self, leaves: list[Leaf]) -> None:
-        """Do nothing: boosters share no memory."""
-
-    def allocate(self, entry: Entry, options: RestoreOptions, memory: memoryview | None) -> Slot:
-        """Refuse: a booster's leaves are bytes."""
-        raise malformed(f"{entry.path}: an array of xgboost")
-
-    def is_leaf(self, value: Any) -> bool:
-        """Return False: a booster is put in place of what was there."""
-        return False
-
-    def bind(self, target: Any, entry: Entry) -> Target | str:
-        """Say that a booster takes no array."""
-        return "an array in the checkpoint, a booster in into"
-
-    def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
-        """Say that a booster takes no sparse tensor."""
-        return f"a {kind} in the checkpoint, a booster in into"
-
-    def state_problems(self, target: Any, plain: Any) -> list[str] | None:
-        """Return none."""
-        return []
 
 
 HANDLER = XgboostHandler()
