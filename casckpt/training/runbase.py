@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.errors import BadRequest, Stopped, TreeMismatch
+from casckpt.errors import BadRequest, RunBusy, Stopped, TreeMismatch
 from casckpt.logs import logger
 from casckpt.training import guards, keeping, series, status
 from casckpt.training.lines import Line, read_record, scope
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 
 open_runs: Final[weakref.WeakSet[Run]] = weakref.WeakSet()
 """Runs of this process that may still have to say goodbye."""
+
+_entering = threading.Lock()
+_Unit = TypeVar("_Unit")
 
 
 def parent_of(checkpoint: Checkpoint | None, run: str, line: int) -> str | None:
@@ -57,6 +64,8 @@ class RunBase:
         self._finished = opened.is_finished
         self._parent_id = parent_of(opened.checkpoint, name, opened.line)
         self._loop: Loop | None = None
+        self._is_entering = False
+        self._iterator: Callable[[], Any] = lambda: None
         self._saved: Checkpoint | None = None
         self._saved_by_hand: set[str] = set()
         self._before: tuple[Checkpoint | None, dict[str, float]] | None = None
@@ -120,12 +129,17 @@ class RunBase:
     def _begin(self, state: Any) -> None:
         """Lock the line and make it running; compare the structure of models."""
         if self._closed:
-            raise BadRequest(f"the run {self.name} is closed", "", "call store.run again")
+            raise BadRequest(
+                f"the run {self.name} is closed",
+                "its `with`, or that of its parent, has ended, or close() was called",
+                "call store.run again",
+            )
         if self._loop is not None:
             self._loop.saver.settle()
         if not self._peers.leads:
             self._session.begin({}, log_count=None)
             return
+        self._check_alone()
         if not self._session.is_begun:
             self._session.lock()
             self._catch_up()
@@ -136,6 +150,58 @@ class RunBase:
         if log_count is None and state is not None:
             log_count = 0  # a loop that begins its line anew logs all of it again
         self._session.begin(facts, log_count=log_count)
+
+    @property
+    def _is_looping(self) -> bool:
+        """Whether a loop is under way: neither at its end nor left by break or an exception."""
+        # Python ends the generator of a loop that is left; one that ended has no frame.
+        iterator = self._iterator()
+        return self._is_entering or (iterator is not None and iterator.gi_frame is not None)
+
+    def _enter(self, make: Callable[[], Iterator[_Unit]]) -> Iterator[_Unit]:
+        """Return the iterator of a loop, and know from now on whether it is under way."""
+        with _entering:
+            if self._peers.size == 1:  # else the first process looks, and tells the others
+                self._check_alone()
+            self._is_entering = True
+        try:
+            iterator = make()
+            self._iterator = weakref.ref(iterator)
+        finally:
+            self._is_entering = False
+        return iterator
+
+    def _check_alone(self) -> None:
+        """Refuse to work beside a loop of the same run: the lock only tells processes apart.
+
+        Of a loop that was left, the save in flight is waited for: work goes on from it.
+
+        Raises:
+            RunBusy: another Run of this process trains it.
+        """
+        others = [
+            other
+            for other in list(open_runs)
+            if other is not self
+            and other.name == self.name
+            and not other._closed
+            and other._session._pid == os.getpid()
+            and other.repository.path == self.repository.path
+        ]
+        for other in others:
+            if other._is_looping:
+                line = read_record(self.repository, self.name).lines.get(other.line)
+                raise RunBusy(
+                    f"{self.name} is being trained by this process already",
+                    "a loop of another Run of that name is under way",
+                    "use that one, close() it first, or use another name",
+                    run=self.name,
+                    pid=os.getpid(),
+                    host=socket.gethostname(),
+                    since=line.started if line is not None else "",
+                )
+            if other._loop is not None:
+                other._loop.saver.wait()
 
     def _begin_together(self, state: Any) -> tuple[Checkpoint | None, Extra]:
         """Begin, and return where all processes of the run go on; each of them makes this call."""

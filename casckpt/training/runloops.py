@@ -61,7 +61,7 @@ class RunLoops(RunBase):
         Raises:
             TreeMismatch: the state does not fit what was saved; nothing was touched.
             ConfigMismatch: the structure of a model has changed.
-            RunBusy: another live process trains the run.
+            RunBusy: another live process trains the run, or another Run of this one.
             BadRequest: options that make no sense.
             Stopped: from the loop, after a request to stop; the state is saved.
         """
@@ -72,7 +72,8 @@ class RunLoops(RunBase):
             keep,
             at_end,
         )
-        return iter(EpochLoop(cast("Run", self), state, options, save_latest=save_latest))
+        run = cast("Run", self)
+        return self._enter(lambda: iter(EpochLoop(run, state, options, save_latest=save_latest)))
 
     def batches(
         self, loader: Any, *, accumulate: int = 1, save_every_s: float | None = 600
@@ -93,7 +94,11 @@ class RunLoops(RunBase):
             BadRequest: outside an epoch.
         """
         if not isinstance(self._loop, EpochLoop) or self._row is None:
-            raise BadRequest("batches() outside an epoch", "", "use it inside `for ... epochs()`")
+            raise BadRequest(
+                "batches() outside an epoch",
+                "a batch is counted within its epoch",
+                "use it inside `for ... epochs()`",
+            )
         _check_accumulate(accumulate)
         return self._loop.batches(loader, accumulate, save_every_s)
 
@@ -136,15 +141,19 @@ class RunLoops(RunBase):
         options = LoopOptions(
             total, Every.of(save_every, "step"), Monitor.of(monitor, mode), keep, at_end
         )
-        loop = StepLoop(
-            cast("Run", self),
-            state,
-            options,
-            loader,
-            accumulate=accumulate,
-            save_latest_s=save_latest_s,
+        run = cast("Run", self)
+        return self._enter(
+            lambda: iter(
+                StepLoop(
+                    run,
+                    state,
+                    options,
+                    loader,
+                    accumulate=accumulate,
+                    save_latest_s=save_latest_s,
+                )
+            )
         )
-        return iter(loop)
 
     def stop(self, reason: str = "") -> None:
         """End the loop after the body at hand, and save; not an error outside a loop."""

@@ -168,6 +168,12 @@ class LoopSaver:
                 raise
             self._alarm(exc)
 
+    def wait(self) -> None:
+        """Wait for the save in flight, and leave its outcome to `settle`."""
+        pending = self._pending
+        if pending is not None:
+            pending._await()
+
     def level_for(self, left_s: float | None) -> str | None:
         """Return how to save in what is left of a grace period; "none" if it does not fit.
 

@@ -426,3 +426,79 @@ def test_run_restore_by_what_and_into(train, store, name):
     into = casckpt.State(epochs=[], value=1.0)
     run.restore("latest", into=into)
     assert into.epochs == [1, 2, 3, 4]
+
+
+def test_another_run_of_the_process_is_refused_while_a_loop_is_under_way(store, name):
+    first, second = store.run(name), store.run(name)
+    state = {"n": 0}
+    for epoch in first.epochs(3, state):
+        state["n"] += 1
+        if epoch == 2:
+            for work in (
+                lambda: second.epochs(3, {"n": 0}),
+                lambda: second.steps(3, {"n": 0}, [1]),
+                lambda: second.save({"n": 0}),
+                lambda: second.stage("items", [1]).map(str),
+            ):
+                with pytest.raises(RunBusy, match="by this process already") as caught:
+                    work()
+                assert caught.value.pid == os.getpid()
+                assert caught.value.since
+            # Runs below it, and runs of the name in another store, are others.
+            assert list(store.run(f"{name}/below").epochs(1, {"n": 0})) == [1]
+    assert state["n"] == 3
+    assert [one.step for one in store.checkpoints(name)] == [3]
+    # The loop is at its end: who comes next goes on there.
+    assert list(second.epochs(4, state)) == [4]
+
+
+def test_a_loop_that_was_left_is_in_nobodys_way(store, name):
+    """As in a notebook, where a cell that failed is run again and nobody has closed anything."""
+    kept = []
+
+    def cell(fail_at):
+        run = store.run(name)
+        kept.append(run)
+        for epoch in run.epochs(4, {"n": 0}):
+            if epoch == fail_at:
+                raise ValueError("bad batch")
+
+    with pytest.raises(ValueError, match="bad batch") as caught:
+        cell(2)
+    with pytest.raises(ValueError, match="bad batch"):
+        cell(3)
+    for epoch in store.run(name).epochs(4, {"n": 0}):
+        assert epoch == 3
+        break
+    held = store.run(name)
+    suspended = held.epochs(4, {"n": 0})
+    assert next(suspended) == 3
+    with pytest.raises(RunBusy):
+        store.run(name).epochs(4, {"n": 0})
+    held.close()
+    assert list(store.run(name).epochs(4, {"n": 0})) == [3, 4]
+    assert caught.tb is not None
+    assert len(kept) == 2
+
+
+def test_of_threads_that_train_the_same_run_one_does(store, name):
+    gate = threading.Barrier(4)
+    ends = []
+
+    def train():
+        run = store.run(name)
+        gate.wait()
+        try:
+            epochs = list(run.epochs(3, {"weights": [0.0] * 1000}))
+        except RunBusy:
+            epochs = None
+        gate.wait()
+        ends.append(epochs)
+
+    threads = [threading.Thread(target=train) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trained = [epochs for epochs in ends if epochs]
+    assert trained == [[1, 2, 3]]
