@@ -60,7 +60,7 @@ class State(TorchState):
         if not accelerator._models:
             raise BadRequest(
                 "the Accelerator has prepared no model",
-                "",
+                "a state is made of what it has prepared",
                 "call accelerator.prepare(...) before casckpt.accelerate.State(accelerator)",
             )
         found: dict[str, Any] = {}

@@ -55,7 +55,10 @@ def decoded(text: str) -> Metadata:
     try:
         document = json.loads(text)
         if document["format"] > FORMAT:
-            raise NewerFormat(f"a distributed checkpoint of format {document['format']}")
+            raise NewerFormat(
+                f"a distributed checkpoint of format {document['format']}",
+                f"this casckpt reads formats up to {FORMAT}",
+            )
         items: dict[str, Any] = {}
         for name, about in document["items"].items():
             if "bytes" in about:

@@ -91,7 +91,11 @@ def train(
         # LightGBM cannot go on with a random forest: it is one segment, and done or not.
         is_over = done >= num_boost_round or (stopping is not None and stopping.is_over)
         if done and is_left and not is_over:
-            raise BadRequest("LightGBM cannot add trees to a random forest", "", "use a new run")
+            raise BadRequest(
+                "LightGBM cannot add trees to a random forest",
+                f"the run has {done} of {num_boost_round}",
+                "use a new run",
+            )
         segment = num_boost_round
     for data in (train_set, *valid_sets):
         data.free_raw_data = False

@@ -94,7 +94,7 @@ def optimize(
     per_trial = PerTrialSampler(sampler or _tpe, seed)
     wanted = [one.lower() for one in directions or [direction or "minimize"]]
     if not set(wanted) <= {"minimize", "maximize"}:
-        raise BadRequest(f"direction {wanted}", "", "it is 'minimize' or 'maximize'")
+        raise BadRequest(f"direction {wanted}", "it is 'minimize' or 'maximize'")
     study = _study(run, own, wanted, per_trial, pruner)
     work = _Work(run, study, objective, n_total, timeout_total_s, _as_tuple(catch), callbacks)
     if work.is_over:

@@ -116,7 +116,7 @@ class FilePlaces(FileSaves, Questions, Curation):
                 if tree.single:
                     holding.append(checkpoint)
         if newest is None:
-            raise NotFound(f"{run} has no file {name}")
+            raise NotFound(f"{run} has no file {name}", "none of its checkpoints has one so named")
         if not newest[1].single:
             raise BadRequest(
                 f"{name} cannot be removed alone",

@@ -285,7 +285,9 @@ def _mapped(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as exc:
-        raise BadRequest(f"there is no {exc.filename or path}", "", "check the path") from exc
+        raise BadRequest(
+            f"cannot read {exc.filename or path}", "there is no such file", "check the path"
+        ) from exc
     except OSError as exc:
         raise OperationFailed(
             f"cannot read {exc.filename or path}",

@@ -163,7 +163,9 @@ class StoreHandle:
         """Raise unless the store is open, and writable if it has to be."""
         if self._closed:
             raise BadRequest(
-                f"the store {self.path} is closed", "", "open it again: casckpt.open(path)"
+                f"the store {self.path} is closed",
+                "close() was called, or its `with` has ended",
+                "open it again: casckpt.open(path)",
             )
         if write and self.mode == "r":
             raise BadRequest(
@@ -224,7 +226,9 @@ class StoreHandle:
         if path == self.path.resolve():
             return self
         if not is_store(path):
-            raise NoStore(f"no store at {path}")
+            raise NoStore(
+                f"no store at {path}", "what is before :: names a store", "check that path"
+            )
         key: tuple[Path, Mode] = (path, "a" if write else "r")
         if key not in self._others:
             self._others[key] = type(self)(path, mode=key[1], options=self._options)
@@ -242,7 +246,12 @@ class StoreHandle:
         if len(top) == 1:
             return top[0]
         if not top:
-            raise NotFound(f"{text}: the store in this folder has no runs", ref=text)
+            raise NotFound(
+                f"{text}: the store in this folder has no runs",
+                "a folder with a store stands for the run in it",
+                "name the run and the store: STORE::RUN",
+                ref=text,
+            )
         raise Ambiguous(
             f"{text}: the store in this folder has {len(top)} runs",
             f"none is called {name}; there are {', '.join(top[:5])}",

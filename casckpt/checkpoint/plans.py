@@ -83,7 +83,9 @@ def make_plan(
     """
     if policy is not None and not isinstance(policy, Policy):
         raise BadRequest(
-            f"{policy!r:.60} is no policy", "", "pass KeepLast(3), or KeepLast(3) | KeepEvery(10)"
+            f"{policy!r:.60} is no policy",
+            "policies are KeepLast, KeepBest, KeepEvery, KeepNewerThan, joined by | and &",
+            "pass KeepLast(3), or KeepLast(3) | KeepEvery(10)",
         )
     everything = catalog.matching()
     chosen = everything if run == "*" else catalog.matching(run.removesuffix("~*"))

@@ -52,6 +52,12 @@ class RepairResult:
     verified: VerifyResult | None = None
 
 
+def _way_out(place: Path) -> str:
+    if any(place.glob("packs/*")):
+        return "if it is a store all the same, run `casckpt repair --rebuild-index`"
+    return ""
+
+
 def repair_store_at(
     path: Path,
     *,
@@ -69,9 +75,11 @@ def repair_store_at(
     # A rebuild finds out by itself: format.json may be what is lost.
     for place in (source,) if rebuild_index else (path, source):
         if place is not None and not is_store(place):
-            raise NoStore(f"no store at {place}")
+            raise NoStore(f"no store at {place}", "it has no format.json", _way_out(place))
     if source is not None and source.resolve() == path.resolve():
-        raise BadRequest("a store is no source for itself", "", "name another store")
+        raise BadRequest(
+            "a store is no source for itself", f"{path} is what is repaired", "name another store"
+        )
     messages: tuple[str, ...] = ()
     if rebuild_index:
         messages = _messages(Repository.rebuild_index(path, progress, place_of))

@@ -172,7 +172,12 @@ def select(ref: Ref, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """
     selector = ref.selector or Selector()
     if not checkpoints:
-        raise NotFound(f"{ref.text}: the run has no checkpoints", run=ref.run)
+        raise NotFound(
+            f"{ref.text}: there is no checkpoint",
+            "nothing has been saved on the line that it names, or all of it was removed",
+            f"`casckpt ls '{ref.run}~*'` shows all lines",
+            run=ref.run,
+        )
     if selector.kind == "best":
         return _select_best(ref, selector, checkpoints)
     if selector.kind == "latest":

@@ -86,7 +86,11 @@ def rm(output: Output, names: tuple[str, ...], dry_run: bool, yes: bool) -> None
         known = {entry.name for entry in entries}
         for name in names:
             if name not in known:
-                raise NotFound(f"nothing is cached as {name!r}", "", "see `casckpt cache ls`")
+                raise NotFound(
+                    f"nothing is cached as {name!r}",
+                    f"there are {formatting.count(len(known), 'name')}",
+                    "see `casckpt cache ls`",
+                )
         chosen = [entry for entry in entries if entry.name in names]
         sizes = [_stored_bytes(store, entry) for entry in chosen]
         if not output.json and not output.quiet:

@@ -57,11 +57,19 @@ def export(
     (target,) = stores.split(output.settings, ref)
     if results is not None:
         if format_ is not None or destination is not None:
-            raise BadRequest("export: --results goes with neither --format nor -o")
+            raise BadRequest(
+                "export: --results goes with neither --format nor -o",
+                "it writes JSON and CSV files to its own folder",
+                "leave them out",
+            )
         _export_results(output, target, results)
         return
     if format_ is None and destination is None:
-        raise BadRequest("export: in which format?", "", "pass --format, or a file name with -o")
+        raise BadRequest(
+            "export: in which format?",
+            "neither --format nor the name of a file says it",
+            "pass --format, or a file name with -o",
+        )
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
         path = destination or Path(_default_name(checkpoint, str(format_)))

@@ -33,7 +33,9 @@ _PLOT_COLUMNS_MAX = 120
 def history(output: Output, run: str, metric: str | None, as_csv: bool, as_plot: bool) -> None:
     """Show the metrics of RUN, one line per step; with METRIC only that one."""
     if as_csv and as_plot:
-        raise BadRequest("history: --csv or --plot?", "", "pass one of them")
+        raise BadRequest(
+            "history: --csv or --plot?", "each is the whole output", "pass one of them"
+        )
     (name,) = stores.split(output.settings, run)
     with stores.opened(output.settings) as store:
         series = dict(store.history(name))

@@ -75,7 +75,11 @@ def ls(
     if best and sort:
         raise BadRequest("ls takes --best or --sort, not both", "each of them sets the order")
     if mode and not best:
-        raise BadRequest("--mode without --best", "", "name the metric: --best METRIC --mode max")
+        raise BadRequest(
+            "--mode without --best",
+            "it says which end of a metric is good",
+            "name the metric: --best METRIC --mode max",
+        )
     pattern = stores.split(output.settings, run)[0] if run else "*"
     with stores.rows(output.settings) as catalog:
         try:

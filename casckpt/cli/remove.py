@@ -101,17 +101,14 @@ def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) 
     """Drop the results of a stage from the current line of a run."""
     from casckpt.ids import check_run_name
     from casckpt.training import runlock
+    from casckpt.training.deleting import no_stage
     from casckpt.training.stage_rows import clear_stage, count_stage
 
     check_run_name(run)
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
         number = count_stage(store, run, stage)
         if number is None:
-            raise NotFound(
-                f"run {run!r} has no stage {stage!r} on its current line",
-                "",
-                f"see `casckpt status {run}`; a shared stage goes with `casckpt cache rm {stage}`",
-            )
+            raise no_stage(run, stage)
         what = formatting.count(number, "result")
         if not output.json and not output.quiet:
             output.line(f"{run}  stage {stage}: {what}")

@@ -87,7 +87,11 @@ def _folder(scratch: Path | None) -> Iterator[Path]:
     """Make a folder for the stores; one that nobody asked to keep is removed again."""
     if scratch is not None:
         if scratch.is_dir() and any(scratch.iterdir()):
-            raise BadRequest(f"{scratch} is not empty", "", "name a new folder with --scratch")
+            raise BadRequest(
+                f"{scratch} is not empty",
+                "the command has to begin in new stores",
+                "name a new folder with --scratch",
+            )
         scratch.mkdir(parents=True, exist_ok=True)
         folder = scratch.absolute()
     else:

@@ -73,7 +73,7 @@ def resume_choice(args: argparse.Namespace) -> str:
         if resume not in (None, _LATEST, origin):
             raise BadRequest(
                 f"--resume {resume} and --resume-from {origin} name two places",
-                "",
+                "a run goes on from one",
                 "leave one of them out",
             )
         return str(origin)

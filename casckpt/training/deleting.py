@@ -29,11 +29,21 @@ def drop_stage(store: Store, run: str | Checkpoint, stage: str) -> GcPlan:
     check_run_name(run)
     count = count_stage(store, run, stage)
     if count is None:
-        raise NotFound(f"run {run!r} has no stage {stage!r} on its current line", run=run)
+        raise no_stage(run, stage)
     _check_idle(store, run)
     clear_stage(store, run, stage)
     logger.info("%s: %d results of the stage %s are dropped", run, count, stage)
     return _NOTHING
+
+
+def no_stage(run: str, stage: str) -> NotFound:
+    """Return the error for a stage of which nothing is on the current line of a run."""
+    return NotFound(
+        f"run {run!r} has no stage {stage!r} on its current line",
+        "no item of it is done or failed there",
+        f"see `casckpt status {run}`; a shared stage goes with `casckpt cache rm {stage}`",
+        run=run,
+    )
 
 
 def drop(store: Store, target: str | Checkpoint, delete: Callable[[], GcPlan]) -> GcPlan:

@@ -44,7 +44,7 @@ class Every:
         if len(given) != 1:
             raise BadRequest(
                 f"Every with {len(given)} distances",
-                "",
+                "it takes exactly one",
                 "pass one of epochs, steps, seconds, overhead",
             )
         name, value = given[0]

@@ -68,7 +68,11 @@ def pack(value: Any) -> Node:
     blobs = [base64.b85encode(memory.blobs[ref]).decode("ascii") for ref in refs]
     size = len(body) + sum(map(len, blobs))
     if size > LIMIT_BYTES:
-        raise BadLeaf(f"{size:,} bytes beside the state", f"the limit is {LIMIT_BYTES:,}")
+        raise BadLeaf(
+            f"{size:,} bytes beside the state",
+            f"the limit is {LIMIT_BYTES:,}; a loader's position and generators are kept there",
+            "keep what is large in the state",
+        )
     return {"body": body.decode("ascii"), "blobs": blobs}
 
 

@@ -290,7 +290,11 @@ class Fingerprinter:
             flat = flatten(value)
         except BadLeaf as exc:
             if not self.lenient:
-                raise BadRequest(f"{where} has no fingerprint: {exc.what}", exc.why) from exc
+                raise BadRequest(
+                    f"{where} has no fingerprint: {exc.what}",
+                    exc.why,
+                    "pass plain values, arrays or a path instead",
+                ) from exc
             self.refuse(value, out, where)
             return
         _put(out, b"x", canonical(flat.tree))

@@ -140,7 +140,7 @@ def read_row(row: rows.Row) -> tuple[str, int]:
         Corrupt: if the row is none of these.
     """
     if len(row.payload) < _ROW.size:
-        raise Corrupt("a cached file hash is cut off")
+        raise Corrupt("a cached file hash is cut off", f"its row has {len(row.payload)} bytes")
     _, size, *_ = _ROW.unpack_from(row.payload)
     return os.fsdecode(row.payload[_ROW.size :]), int(size)
 

@@ -59,11 +59,13 @@ class Importer:
     def files(self, run: str, paths: Sequence[Path], step: int | None) -> list[Checkpoint]:
         """Import files one by one, and folders as piles; see `Store.import_files`."""
         if not paths:
-            raise BadRequest("no files to import")
+            raise BadRequest("no files to import", "import_files takes a path or more")
         if len(paths) == 1 and _is_pile(paths[0]):
             if step is not None:
                 raise BadRequest(
-                    "step= for a folder of many files", "its steps are in the names of the files"
+                    "a step for a folder of many files",
+                    "its steps are in the names of the files",
+                    "leave the step out, or name the files one by one",
                 )
             return self.pile(run, paths[0])
         made = []

@@ -55,9 +55,15 @@ class LoopOptions:
         if self.at_end not in ("last", "best"):
             raise BadRequest(f"at_end={self.at_end!r}", "it is 'last' or 'best'")
         if self.at_end == "best" and not self.monitor.metric:
-            raise BadRequest("at_end='best' of what?", "", "pass monitor= and mode=")
+            raise BadRequest(
+                "at_end='best' of what?", "the loop has no metric", "pass monitor= and mode="
+            )
         if self.keep is not None and not isinstance(self.keep, Policy):
-            raise BadRequest(f"keep={self.keep!r:.60} is no policy", "", "pass KeepLast(3)")
+            raise BadRequest(
+                f"keep={self.keep!r:.60} is no policy",
+                "policies are KeepLast, KeepBest, KeepEvery, KeepNewerThan, joined by | and &",
+                "pass KeepLast(3)",
+            )
 
 
 class Loop:

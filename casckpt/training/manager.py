@@ -125,7 +125,9 @@ class CheckpointManager:
             young = KeepNewerThan(f"{max_age_days * 86400:.6f}s")
             policy = young if policy is None else policy & young
         if policy is None:
-            raise BadRequest("clean up what?", "", "pass keep_last= or max_age_days=")
+            raise BadRequest(
+                "clean up what?", "nothing says what to keep", "pass keep_last= or max_age_days="
+            )
         name = algorithm or self.algorithm
         if not self.store.checkpoints(name):
             return 0

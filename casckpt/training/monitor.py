@@ -48,7 +48,9 @@ class Monitor:
         if metric is None:
             if patience is not None or mode is not None:
                 raise BadRequest(
-                    "patience and mode need a metric", "", 'pass monitor="val_loss", mode="min"'
+                    "patience and mode need a metric",
+                    "monitor= is not given",
+                    'pass monitor="val_loss", mode="min"',
                 )
             return Monitor()
         if patience is not None and (isinstance(patience, bool) or patience < 1):

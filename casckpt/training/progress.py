@@ -67,7 +67,7 @@ class Progress:
             BadRequest: if the width is below 1.
         """
         if width < 1:
-            raise BadRequest(f"a bar of {width} characters")
+            raise BadRequest(f"a bar of {width} characters", "it has 1 or more")
         filled = int((self.ratio or 0.0) * width)
         return "#" * filled + "-" * (width - filled)
 

@@ -259,7 +259,9 @@ def read(repository: Repository, row: Row, name: str) -> Any:
             **exc.details,
         ) from exc
     except IndexError as exc:
-        raise Corrupt(f"the result of {name} does not decode") from exc
+        raise Corrupt(
+            f"the result of {name} does not decode", "it names a leaf that it does not have"
+        ) from exc
 
 
 def parse(row: Row) -> tuple[bytes, list[Any]]:

@@ -233,7 +233,11 @@ def _inherit(
                 break
             return Decision(None, found.checkpoint, branch_at(store, found.checkpoint))
     if choice == MUST:
-        raise NotFound(f"{run} has nothing to go on from", "it is a new line of its parent")
+        raise NotFound(
+            f"{run} has nothing to go on from",
+            "it is a new line of its parent",
+            "resume='auto' begins it afresh",
+        )
     return Decision(None)
 
 

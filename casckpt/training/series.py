@@ -216,7 +216,11 @@ def numbers(values: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[s
         BadRequest: one is no number, or is named twice.
     """
     if values and more and not values.keys().isdisjoint(more):
-        raise BadRequest(f"logged twice in one call: {min(values.keys() & more.keys())}")
+        raise BadRequest(
+            f"logged twice in one call: {min(values.keys() & more.keys())}",
+            "it is in the mapping and among the keywords",
+            "pass it once",
+        )
     both = {**values, **more} if values else more
     for name, value in both.items():
         if type(value) is not float or type(name) is not str or not name:

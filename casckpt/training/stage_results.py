@@ -75,5 +75,9 @@ class Results(Sequence[Any]):
         where = f"{unit.name:.80} of stage {self._stage}"
         row = shelf.repository.row(shelf.table, shelf.done_key(unit.identity))
         if row is None:
-            raise NotFound(f"there is no result of {where} any more", "the stage was cleared")
+            raise NotFound(
+                f"there is no result of {where} any more",
+                "the stage was cleared",
+                "run the stage again",
+            )
         return results.read(shelf.repository, row, where)

@@ -36,7 +36,11 @@ class StepLoop(Loop):
     ) -> None:
         """See `Run.steps`."""
         if options.every is not None and options.every.epochs is not None:
-            raise BadRequest("steps() knows no epochs", "", "pass save_every=Every(steps=...)")
+            raise BadRequest(
+                "steps() knows no epochs",
+                f"it was given save_every={options.every!r:.60}",
+                "pass save_every=Every(steps=...)",
+            )
         super().__init__(run, state, options)
         self._loader = loader
         self._accumulate = accumulate

@@ -274,6 +274,7 @@ def _read_entry(
         raise PickleRefused(
             f"refused to unpickle {shown(entry.path)} in {tensors.path}",
             "it was saved as casckpt.Pickled, and loading that runs whatever code it names",
+            "if you trust the file, save plain values instead where it was written",
         )
     if entry.kind in VALUE_KINDS:
         slot: Slot = ValueSlot.of(entry)
