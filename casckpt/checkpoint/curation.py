@@ -211,7 +211,7 @@ class Curation(Compacting):
         if glob_or_name(ref_or_run.partition("@")[0].partition("~")[0]):
             found = self._catalog.checkpoints(ref_or_run)
             if not found:
-                raise NotFound(f"no run matches {ref_or_run}")
+                raise self._catalog.no_run(ref_or_run)
             return self, found
         ref = parse_ref(ref_or_run)
         if not selects_run(ref):

@@ -18,7 +18,7 @@ from casckpt.checkpoint.lines import PLAIN, LineView, read_view, visible, with_i
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import ALL_LINES, Ref, Selector, check_mode, parse_ref, select
-from casckpt.errors import Ambiguous, BadRequest, NotFound
+from casckpt.errors import Ambiguous, BadRef, BadRequest, NotFound
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Manifest
@@ -58,9 +58,16 @@ class Catalog:
 
         Raises:
             NotFound: if a run was named and it has none.
+            BadRef: if a checkpoint was named.
         """
         if _GLOB.isdisjoint(run.partition("~")[0]):
             ref = parse_ref(run)
+            if not selects_run(ref):
+                raise BadRef(
+                    f"{run} names a checkpoint",
+                    "a list is of a run, a line of it, or a pattern",
+                    f"`casckpt show {run}` shows it alone",
+                )
             line = ALL_LINES if trash and ref.line is None else ref.line
             return self.of_line(ref.run, line, trash=trash)
         return self.matching(run.removesuffix("~*"), trash=trash)
@@ -71,9 +78,20 @@ class Catalog:
         Raises:
             NotFound: if the run, or the line, has none.
         """
-        found = visible(self._of_run(run, trash=trash), line, self.view(run))
+        everything = self._of_run(run, trash=trash)
+        view = self.view(run)
+        found = visible(everything, line, view)
         if not found:
-            raise NotFound(f"no line {run}~{line}", f"`casckpt ls {run}~*` shows all", run=run)
+            lines = sorted({ck.line for ck in everything}, reverse=True)
+            there = ", ".join(f"{run}~{number}" for number in lines[:5])
+            raise NotFound(
+                f"nothing is saved on the current line of {run}, {run}~{view.current}"
+                if line is None
+                else f"no line {run}~{line} with checkpoints",
+                f"there are checkpoints on {there}",
+                f"`casckpt ls '{run}~*'{' --trash' if trash else ''}` shows them",
+                run=run,
+            )
         return found
 
     def matching(self, pattern: str = "*", *, trash: bool = False) -> list[Checkpoint]:
@@ -109,7 +127,7 @@ class Catalog:
             found = self._of_one_line(ref.run, view, selector)
             if found is not None:
                 return found
-        return select(with_monitor(ref, view), visible(self._of_run(ref.run), ref.line, view))
+        return select(with_monitor(ref, view), self.of_line(ref.run, ref.line))
 
     def resolve_trash(self, ref: Ref) -> Checkpoint:
         """Return the checkpoint in the trash that a REF means; of equals the one put last.
@@ -236,7 +254,7 @@ class Catalog:
     def _of_run(self, run: str, *, trash: bool = False) -> list[Checkpoint]:
         rows = self._repository.checkpoint_rows(run, states=_TRASH if trash else _LIVE)
         if not rows:
-            raise self._no_run(run, trash=trash)
+            raise self.no_run(run, trash=trash)
         return self._decode(rows)
 
     def _of_one_line(
@@ -273,7 +291,9 @@ class Catalog:
             )
         if found:
             return found[-1]
-        elsewhere = ("it is live" if trash else "it is in the trash") if rows else ""
+        elsewhere = "no id in the store begins so"
+        if rows:
+            elsewhere = "it is live" if trash else "it is in the trash"
         hint = "`casckpt undelete` brings it back" if rows and not trash else ""
         raise NotFound(f"{ref.text}: no such id", elsewhere, hint, ref=ref.text)
 
@@ -284,7 +304,8 @@ class Catalog:
         with _collector_paused():
             return [decode_row(row, many_lines=row.run in branched, source=self) for row in rows]
 
-    def _no_run(self, run: str, *, trash: bool) -> NotFound:
+    def no_run(self, run: str, *, trash: bool = False) -> NotFound:
+        """Return the error for a run, or a glob, that no checkpoint is of."""
         if trash:
             return NotFound(
                 f"nothing of {run} is in the trash",
@@ -294,16 +315,27 @@ class Catalog:
             )
         trashed = self._repository.checkpoint_rows(run, states=_TRASH)
         if trashed:
+            them = "checkpoint is" if len(trashed) == 1 else "checkpoints are"
             return NotFound(
                 f"no run {run}",
-                f"its {len(trashed)} checkpoints are in the trash",
+                f"its {len(trashed)} {them} in the trash",
                 f"`casckpt undelete {run}@STEP` brings one back",
                 run=run,
             )
+        if self._repository.run_row(run):
+            return NotFound(
+                f"no checkpoint of {run}",
+                "nothing has been saved to it, or all of it was removed",
+                f"`casckpt status {run}` shows how it stands",
+                run=run,
+            )
         names = sorted({row.run for row in self._repository.checkpoint_rows()})
+        why = f"the store has {len(names)} run{'' if len(names) == 1 else 's'}"
+        if not _GLOB.isdisjoint(run):
+            return NotFound(f"no run matches {run}", why, run=run)
         near = _near(run, names)
-        why = f"did you mean {', '.join(near)}?" if near else f"the store has {len(names)} runs"
-        return NotFound(f"no run {run}", why, run=run, near=near)
+        hint = f"did you mean {', '.join(near)}?" if near else ""
+        return NotFound(f"no run {run}", why, hint, run=run, near=near)
 
 
 @contextmanager

@@ -61,7 +61,9 @@ class Questions(StoreHandle):
         metric, mode = declared.metric, declared.mode
         if metric is None:
             raise BadRef(
-                f"best of {run} by which metric?", "", 'name it: best(run, "val_loss", "min")'
+                f"best of {run} by which metric?",
+                "no loop of it has declared one by monitor=",
+                'name it: best(run, "val_loss", "min")',
             )
         checked = check_mode(mode, metric)
         try:
@@ -80,6 +82,9 @@ class Questions(StoreHandle):
 
         Returns:
             An empty list if nothing matches, also for a run that is not there.
+
+        Raises:
+            BadRef: `run` names a checkpoint.
         """
         self._ready()
         try:
@@ -120,7 +125,9 @@ class Questions(StoreHandle):
         other, second = self._find(b)
         if store is not other:
             raise BadRequest(
-                "diff compares checkpoints of one store", f"{a} and {b} are in different ones"
+                "diff compares checkpoints of one store",
+                f"{a} and {b} are in different ones",
+                "export one as safetensors, import that into the store of the other, and compare",
             )
         return diff_of(store._repository, store._catalog, first, second)
 

@@ -10,7 +10,6 @@ import click
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
-from casckpt.errors import NotFound
 
 if TYPE_CHECKING:
     from casckpt.api import Store
@@ -43,7 +42,7 @@ def stop(output: Output, name: str, wait: bool) -> None:
     with stores.opened(output.settings, "a") as store:
         family = _family(store, name)
         if not family:
-            raise NotFound(f"there is no run {name}", "", "see `casckpt status`", run=name)
+            raise store._catalog.no_run(name)
         working = _working(family)
         own = next((one.status for one in family if one.name == name), "")
         asked = bool(working) or own in _MAY_COME_BACK

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.errors import NotFound
 from casckpt.store import files
 from casckpt.training import status
 
@@ -33,7 +32,7 @@ def export_run(store: Store, name: str, folder: str | Path) -> None:
         one for pattern in (name, f"{name}/*") for one in status.infos(repository, catalog, pattern)
     ]
     if not found:
-        raise NotFound(f"no run {name}", run=name)
+        raise catalog.no_run(name)
     target = Path(folder).expanduser().absolute()
     target.mkdir(parents=True, exist_ok=True)
     (target / "histories").mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 from casckpt.checkpoint.payloads import RowFacts, encode_payload
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.refs import parse_ref
-from casckpt.errors import BadRequest, NotFound
+from casckpt.errors import BadRef, BadRequest, NotFound
 from casckpt.store import CheckpointRow
 
 
@@ -84,6 +84,14 @@ def test_lines_by_number_and_all(branched):
     assert branched.resolve(parse_ref("r~*@best:loss:min")).ref == "r~0@3"
     with pytest.raises(NotFound, match="no line r~5"):
         branched.checkpoints("r~5")
+    with pytest.raises(NotFound, match=r"no line r~5.*\n.* on r~1, r~0\n"):
+        branched.resolve(parse_ref("r~5@1"))
+
+
+def test_a_list_is_of_no_single_checkpoint(branched):
+    for one in ("r@2", "id:0123"):
+        with pytest.raises(BadRef, match="names a checkpoint"):
+            branched.checkpoints(one)
 
 
 def test_every_ref_that_is_shown_resolves_to_its_checkpoint(branched):
