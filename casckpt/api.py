@@ -152,10 +152,13 @@ class Store(Runs, FileSaves, Questions, Curation):
             The checkpoints, by step.
 
         Raises:
+            FilesLeftOut: some of many files could not be imported, each for one of the reasons
+                below; the others were.
             BadRequest: a file is of no known format.
             PickleRefused: a file would run code.
             StepExists: a step is not larger than the run's last.
             Corrupt: a file contradicts itself.
+            OperationFailed: a file cannot be read.
             MissingExtra: it was written by a framework that is not installed.
         """
         from casckpt.training.importing import Importer

@@ -11,6 +11,7 @@
     │   └── ConfigMismatch                a run is resumed with other settings than before
     ├── OperationFailed                3  the system refused: other operating-system errors
     ├── StageFailed                    3  items of a stage failed; the results of others are kept
+    ├── FilesLeftOut                   3  files could not be imported; the others were
     ├── StoreUnavailable              10  the path cannot be used as a store
     │   ├── NoStore                       there is no store here
     │   ├── FileSystemRefused             a file system on which commits are not safe
@@ -143,6 +144,18 @@ class StageFailed(CasckptError):
 
     exit_code = 3
     default_hint = "run the same command again: only the items that failed are tried"
+
+
+class FilesLeftOut(CasckptError):
+    """Files could not be imported; what is in the others is saved.
+
+    Attributes:
+        checkpoints: what was made of the others.
+        left_out: (path, error) of each file.
+    """
+
+    exit_code = 3
+    default_hint = "mend or remove them, and import again: what is there stays"
 
 
 class StoreUnavailable(CasckptError):

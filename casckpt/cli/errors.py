@@ -91,5 +91,6 @@ def show(error: BaseException, *, as_json: bool, debug: bool, color: str) -> int
     print(prefix + formatting.printable_lines(shown.what), file=sys.stderr)
     for label, text in (("why", shown.why), ("try", shown.hint)):
         if text:
-            print(f"    {label}: {formatting.printable_lines(text)}", file=sys.stderr)
+            lines = formatting.printable_lines(text).replace("\n", "\n         ")
+            print(f"    {label}: {lines}", file=sys.stderr)
     return shown.exit_code

@@ -12,7 +12,7 @@ from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.cli.progress import waiting
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, FilesLeftOut
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
@@ -134,10 +134,15 @@ def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None)
     Pickles go through an unpickler that builds tensors, plain values, boosters of xgboost and
     LightGBM, estimators of scikit-learn and studies of Optuna, and refuses everything else; no
     code of a file is run. A folder of an old pile becomes a run, or several below RUN.
+
+    What cannot be imported is left out and named at the end, with exit code 3.
     """
     (name,) = stores.split(output.settings, run)
     with stores.opened(output.settings, "a") as store, waiting(output, "importing"):
-        made = store.import_files(name, *files, step=step)
+        try:
+            made, problem = store.import_files(name, *files, step=step), None
+        except FilesLeftOut as exc:
+            made, problem = exc.details["checkpoints"], exc
     if output.json:
         output.document("import", checkpoints=[views.record(checkpoint) for checkpoint in made])
     elif output.quiet:
@@ -148,3 +153,5 @@ def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None)
             f"{formatting.size(checkpoint.new_bytes)} new"
             for checkpoint in made
         )
+    if problem is not None:
+        raise problem

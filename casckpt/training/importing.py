@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ from casckpt.checkpoint import exchange
 from casckpt.checkpoint.exchange import foreign, piles
 from casckpt.checkpoint.exchange.trainers import TrainerFolder, is_trainer_folder
 from casckpt.checkpoint.filetrees import Files
-from casckpt.errors import BadRequest, MissingExtra, PickleRefused, StepExists
+from casckpt.errors import BadRequest, CasckptError, FilesLeftOut, StepExists
+from casckpt.ids import check_run_name
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
@@ -55,9 +57,25 @@ class Importer:
     def __init__(self, store: Store, tensors: Tensors | None) -> None:
         self._store = store
         self._tensors = tensors
+        self._left_out: dict[Path, CasckptError] = {}
 
     def files(self, run: str, paths: Sequence[Path], step: int | None) -> list[Checkpoint]:
         """Import files one by one, and folders as piles; see `Store.import_files`."""
+        made = self._made(run, paths, step)
+        left_out = list(self._left_out.items())
+        if not made and len(left_out) == 1:
+            raise left_out[0][1]
+        if left_out:
+            count = f"{len(left_out)} files were" if len(left_out) > 1 else "a file was"
+            raise FilesLeftOut(
+                f"{count} left out of the import into {run}",
+                "\n".join(_reason(path, exc) for path, exc in left_out),
+                checkpoints=made,
+                left_out=left_out,
+            )
+        return made
+
+    def _made(self, run: str, paths: Sequence[Path], step: int | None) -> list[Checkpoint]:
         if not paths:
             raise BadRequest("no files to import", "import_files takes a path or more")
         if len(paths) == 1 and _is_pile(paths[0]):
@@ -67,24 +85,31 @@ class Importer:
                     "its steps are in the names of the files",
                     "leave the step out, or name the files one by one",
                 )
-            return self.pile(run, paths[0])
-        made = []
+            return self._pile(run, paths[0])
+        check_run_name(run)
+        made: list[Checkpoint] = []
         for path, at in self._with_steps(paths, step):
-            for name, found in self._read(path, run, None):
-                where = found.step if at is None and name != run else at
-                made.append(self._save(name, found, where))
+            with self._noting(path, BadRequest):
+                for name, found in self._found_in(path, run, None):
+                    where = found.step if at is None and name != run else at
+                    made.append(self._save(name, found, where))
         return made
 
-    def pile(self, run: str, folder: Path) -> list[Checkpoint]:
+    def _pile(self, run: str, folder: Path) -> list[Checkpoint]:
         """Import a folder that training scripts have filled over time.
 
         Raises:
             BadRequest: nothing in it can be imported.
         """
+        check_run_name(run)
         made = []
         for name, pieces in piles.by_run(folder, exchange.is_known).items():
             made += self._group(f"{run}/{name}" if name else run, pieces)
-        if not made:
+        for path, exc in list(self._left_out.items()):
+            if not getattr(exc, "is_known", True):  # no checkpoint at all
+                logger.info("left out: %s (%s)", path, exc.why)
+                del self._left_out[path]
+        if not made and not self._left_out:
             raise BadRequest(
                 f"cannot import {folder}", "no file in it has a format that casckpt knows"
             )
@@ -108,11 +133,13 @@ class Importer:
                 placed.append((at, one))
         made: list[Checkpoint] = []
         for at, one in sorted(placed, key=lambda pair: pair[0]):
-            for name, found in self._tolerant(one.path, run, every):
-                made.append(self._save(name, found, at, _tags(one)))
+            with self._noting(one.path, BadRequest):
+                for name, found in self._found_in(one.path, run, every):
+                    made.append(self._save(name, found, at, _tags(one)))
         for at, one in late:
-            for name, found in self._tolerant(one.path, run, every):
-                made.append(self._save_beside(name, found, at, one, made))
+            with self._noting(one.path, BadRequest):
+                for name, found in self._found_in(one.path, run, every):
+                    made.append(self._save_beside(name, found, at, one, made))
         return made
 
     def _save_beside(
@@ -134,18 +161,23 @@ class Importer:
     ) -> Checkpoint:
         return self._store.save(run, found.state, step, metrics=found.metrics or None, tags=tags)
 
-    def _tolerant(self, path: Path, run: str, every: int | None) -> list[tuple[str, Found]]:
-        """Return what is in a file of a pile; nothing, said so, if it is no checkpoint at all."""
+    def _found_in(self, path: Path, run: str, every: int | None) -> list[tuple[str, Found]]:
+        """Return (run, what is to be saved there) of a file; nothing if it cannot be read."""
+        found: list[tuple[str, Found]] = []
+        with self._noting(path, CasckptError):
+            found = list(self._read(path, run, every))
+        return found
+
+    @contextmanager
+    def _noting(self, path: Path, kind: type[CasckptError]) -> Iterator[None]:
+        """Leave a file out because of an error of its own; the store's own errors go through."""
         try:
-            return list(self._read(path, run, every))
-        except (PickleRefused, MissingExtra):
-            raise
-        except BadRequest as exc:
-            logger.info("left out: %s (%s)", path, exc.why)
-            return []
+            yield
+        except kind as exc:
+            self._left_out[path] = exc
 
     def _own_step(self, path: Path) -> int | None:
-        found = self._tolerant(path, "x", None)
+        found = self._found_in(path, "x", None)
         return found[0][1].step if len(found) == 1 else None
 
     def _with_steps(self, paths: Sequence[Path], step: int | None) -> list[tuple[Path, int | None]]:
@@ -179,6 +211,11 @@ class Importer:
             yield run, Found(continued[0], continued[1], {})
         else:
             yield run, Found(value, _step_in(value), _metrics_in(value))
+
+
+def _reason(path: Path, error: CasckptError) -> str:
+    what = error.what if str(path) in error.what else f"{path}: {error.what}"
+    return f"{what} ({error.why})" if error.why else what
 
 
 def _is_pile(path: Path) -> bool:

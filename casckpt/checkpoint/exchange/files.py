@@ -113,12 +113,14 @@ def read_file(
 def is_known(path: Path) -> bool:
     """Return whether a file begins as one of the formats that are read; text must be named .json.
 
-    Raises:
-        OSError: it cannot be read.
+    Of one that cannot be opened nobody knows; whoever reads it is told why.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return True
     if path.suffix.lower() == ".json":
         return True
     return (
@@ -229,7 +231,7 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
             return npz.read_npz(archive, name, options)
         if any(record.endswith("/data.pkl") for record in archive.names):
             return PickleReader(name, size, tensors).read_archive(archive)
-        raise unreadable(name, "it is a zip file of another kind", _READABLE)
+        raise unreadable(name, "it is a zip file of another kind", _READABLE, is_known=False)
     if head.startswith(_NPY):
         return npz.read_npy(_whole(file, size, name), name)
     if _is_ubj(head):
@@ -241,7 +243,8 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if text and text[0] in _JSON_STARTS:
         return jsontree.read(file, size, name, options)
-    raise unreadable(name, "its content is of no format that casckpt knows", _READABLE)
+    why = "its content is of no format that casckpt knows"
+    raise unreadable(name, why, _READABLE, is_known=False)
 
 
 def _is_ubj(head: bytes) -> bool:

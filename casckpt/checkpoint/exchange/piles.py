@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from casckpt.checkpoint.exchange.trainers import TrainerFolder, is_trainer_folder
+from casckpt.errors import CasckptError
 
 ROLES: Final = ("best", "latest", "last", "final")
 """Words by which piles name what is not numbered."""
@@ -105,9 +106,17 @@ def by_run(folder: Path, is_known: Callable[[Path], bool]) -> dict[str, list[Pie
 
 def _of_trainer(home: Path, paths: list[Path]) -> list[Piece]:
     """Return the checkpoint folders of one Trainer, and the weights that it left at the end."""
-    folders = sorted(map(TrainerFolder.of, paths), key=lambda one: one.step)
-    best = folders[-1].best
-    pieces = [Piece(one.path, one.step, "best" if one.path.name == best else "") for one in folders]
+    folders, pieces = [], []
+    for path in paths:
+        try:
+            folders.append(TrainerFolder.of(path))
+        except CasckptError:
+            pieces.append(Piece(path, step_of(path.name), ""))  # whoever reads it is told why
+    folders.sort(key=lambda one: one.step)
+    best = folders[-1].best if folders else ""
+    pieces += [
+        Piece(one.path, one.step, "best" if one.path.name == best else "") for one in folders
+    ]
     final = [Piece(home / name, None, "final") for name in _WEIGHTS if (home / name).is_file()]
     return pieces + final[:1]
 

@@ -60,6 +60,13 @@ def refused(path: str, name: str, hint: str = "") -> PickleRefused:
     )
 
 
-def unreadable(path: str, why: str, hint: str) -> BadRequest:
-    """Return the error for a sound file that holds something casckpt does not import."""
-    return BadRequest(f"cannot import {path}", why, hint, path=path)
+def unreadable(path: str, why: str, hint: str, *, is_known: bool = True) -> BadRequest:
+    """Return the error for a sound file that holds something casckpt does not import.
+
+    Args:
+        path: the file.
+        why: what it holds.
+        hint: the way out.
+        is_known: whether it has a format that casckpt imports.
+    """
+    return BadRequest(f"cannot import {path}", why, hint, path=path, is_known=is_known)

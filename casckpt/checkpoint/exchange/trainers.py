@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from casckpt.checkpoint.exchange.refusals import damaged
+from casckpt.errors import OperationFailed
 
 STATE_NAME: Final = "trainer_state.json"
 
@@ -47,6 +48,7 @@ class TrainerFolder:
 
         Raises:
             Corrupt: its state is none.
+            OperationFailed: it cannot be read.
         """
         file = path / STATE_NAME
         try:
@@ -60,6 +62,10 @@ class TrainerFolder:
             metrics = metrics_at(history, step)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise damaged(str(file), f"it is no state of a Trainer: {str(exc)[:100]!a}") from exc
+        except OSError as exc:
+            raise OperationFailed(
+                f"cannot read {file}", exc.strerror or str(exc), "check the file and its disk"
+            ) from exc
         name = best.replace("\\", "/").rpartition("/")[2] if isinstance(best, str) else ""
         return TrainerFolder(path, step, metrics, name)
 

@@ -43,6 +43,7 @@ def test_no_documented_error_has_gone():
     [
         (library.StepExists("a", "b"), 2),
         (library.OperationFailed("a"), 3),
+        (library.FilesLeftOut("a"), 3),
         (library.NoStore("a"), 10),
         (library.StoreBusy("a"), 11),
         (library.Ambiguous("a"), 12),
@@ -69,6 +70,13 @@ def test_an_error_is_three_lines_on_stderr_without_a_traceback(capsys):
     assert captured.err == (
         "casckpt: no run 'x'\n    why: the store has 2 runs\n    try: see `casckpt tree`\n"
     )
+
+
+def test_what_takes_many_lines_stands_below_its_first(capsys):
+    errors.show(
+        library.FilesLeftOut("a", "one\ntwo", "b"), as_json=False, debug=False, color="never"
+    )
+    assert capsys.readouterr().err == "casckpt: a\n    why: one\n         two\n    try: b\n"
 
 
 def test_an_error_under_json_is_one_document(capsys):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import zipfile
 
 import numpy as np
 import pytest
 
 import casckpt
-from casckpt.errors import BadRequest, CasckptError, Corrupt, PickleRefused
+from casckpt.errors import BadRequest, CasckptError, Corrupt, FilesLeftOut, PickleRefused
 
 X = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
 Y = X[:, 0] * X[:, 1]
@@ -114,6 +115,47 @@ def test_numbers_in_names(name, step):
     from casckpt.checkpoint.exchange.piles import step_of
 
     assert step_of(name) == step
+
+
+def test_what_cannot_be_imported_is_left_out_and_named(store, tmp_path):
+    old = tmp_path / "old"
+    trainer_folder(old / "bart", 500, {})
+    (trainer_folder(old / "bart", 1000, {}) / "trainer_state.json").write_text("{")
+    for epoch in (5, 10, 15, 20):
+        np.savez(old / f"model_epoch_{epoch}.npz", w=np.full(2, epoch))
+    cut = (old / "model_epoch_10.npz").read_bytes()[:-30]
+    (old / "model_epoch_10.npz").write_bytes(cut)
+    dump(old / "model_epoch_12.pkl", Evil())
+    (old / "model_epoch_20.npz").unlink()
+    (old / "model_epoch_20.npz").symlink_to("nowhere.npz")
+    with zipfile.ZipFile(old / "table.zip", "w") as archive:
+        archive.writestr("table.csv", "no checkpoint at all")
+    with pytest.raises(FilesLeftOut) as caught:
+        store.import_files("reg", old)
+    error = caught.value
+    there = [("reg/bart", 500), ("reg/model", 5), ("reg/model", 15)]
+    assert [(one.run, one.step) for one in error.checkpoints] == there
+    assert {path.name: type(one) for path, one in error.left_out} == {
+        "model_epoch_10.npz": Corrupt,
+        "model_epoch_12.pkl": PickleRefused,
+        "checkpoint-1000": Corrupt,
+    }
+    assert error.what == "3 files were left out of the import into reg"
+    assert "model_epoch_12.pkl: it names posix.system (" in error.why
+    np.savez(old / "model_epoch_7.npz", w=np.full(2, 7))  # smaller than what is there
+    with pytest.raises(FilesLeftOut, match=r"model_epoch_7\.npz: ") as caught:
+        store.import_files("reg", old)
+    assert [(one.run, one.step) for one in caught.value.checkpoints] == there
+
+
+def test_files_named_one_by_one_come_in_but_for_the_refused(store, tmp_path):
+    names = [tmp_path / f"epoch_{epoch}.pkl" for epoch in (1, 2, 3)]
+    for path in names:
+        dump(path, {"w": 1.5})
+    dump(names[1], Evil())
+    with pytest.raises(FilesLeftOut, match=r"a file was left out.*\n.*epoch_2.pkl: it names"):
+        store.import_files("r", *names)
+    assert [one.step for one in store.checkpoints("r")] == [1, 3]
 
 
 def test_a_folder_without_checkpoints_is_an_error(store, tmp_path):
