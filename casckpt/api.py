@@ -391,7 +391,11 @@ def _tensors(*, required: bool = False) -> Tensors | None:
     """
     from importlib.util import find_spec
 
-    if find_spec("torch") is None and not required:
+    if find_spec("torch") is None:
+        if required:
+            from casckpt.checkpoint.exchange.tensors import no_torch
+
+            raise no_torch()
         return None
     from casckpt.checkpoint.leaves import handler
 

@@ -280,11 +280,11 @@ def handler(root: str) -> Handler:
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] != root:
             raise
-        extra = _EXTRA_OF_ROOT.get(root, root)
+        way_out = f"pip install 'casckpt[{_EXTRA_OF_ROOT.get(root, root)}]'"
         raise MissingExtra(
             f"this needs {root}, which is not installed",
             f"the checkpoint holds leaves of {root}",
-            f"pip install 'casckpt[{extra}]', or pass as_numpy=True",
+            f"{way_out}, or pass as_numpy=True" if root == "torch" else way_out,
         ) from exc
     found: Handler = module.HANDLER
     _handlers[root] = found

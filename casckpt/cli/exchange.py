@@ -44,14 +44,17 @@ FORMATS = ("safetensors", "torch", "npz", "ubj", "json")
     "--results",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write results of a run and its children instead: results.json, histories/*.csv.",
+    help="Write results of a run and its children instead: results.json, histories/*.csv; "
+    "those of before are replaced.",
 )
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
 def export(
     output: Output,
     ref: str,
     format_: str | None,
     destination: Path | None,
     results: Path | None,
+    force: bool,
 ) -> None:
     """Write a checkpoint as one file that other programs read, or the results of a run."""
     (target,) = stores.split(output.settings, ref)
@@ -73,6 +76,12 @@ def export(
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
         path = destination or Path(_default_name(checkpoint, str(format_)))
+        if path.is_file() and not force:
+            raise BadRequest(
+                f"there is a file {path} already",
+                "export replaces none unasked",
+                "name another with -o, or pass --force",
+            )
         with waiting(output, "exporting"):
             written = store.export(checkpoint, path, format=format_)
     if output.json:

@@ -155,6 +155,16 @@ def test_export_npz(own_cli, tmp_path):
         assert np.array_equal(arrays["model.weight"], state["model"]["weight"])
 
 
+def test_export_replaces_a_file_only_if_told(own_cli, tmp_path):
+    (tmp_path / "nn.json").write_text("mine")
+    answer = own_cli("export", "bpm/nn", "-o", tmp_path / "nn.json")
+    assert (answer.code, answer.out) == (2, "")
+    assert "--force" in answer.err
+    assert (tmp_path / "nn.json").read_text() == "mine"
+    assert own_cli("export", "bpm/nn", "-o", tmp_path / "nn.json", "--force").code == 0
+    assert json.loads((tmp_path / "nn.json").read_text())
+
+
 def test_damage_is_a_finding_that_names_tensor_and_checkpoints(own_cli):
     packs = sorted(own_cli.store.glob("packs/*/*.pack"), key=lambda path: path.stat().st_size)
     data = bytearray(packs[-1].read_bytes())

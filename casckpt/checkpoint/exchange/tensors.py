@@ -100,8 +100,13 @@ class NumpyTensors:
     def save(self, state: Any, file: IO[bytes]) -> None:
         """Refuse: the format is torch's own pickle."""
         del state, file
-        raise MissingExtra(
-            "cannot write a torch file",
-            "torch is not installed",
-            "install it: pip install 'casckpt[torch]', or export to safetensors",
-        )
+        raise no_torch()
+
+
+def no_torch() -> MissingExtra:
+    """Return the error for a torch file that is to be written without torch."""
+    return MissingExtra(
+        "cannot write a torch file",
+        "torch is not installed",
+        "install it: pip install 'casckpt[torch]', or export to safetensors",
+    )
