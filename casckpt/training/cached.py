@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from casckpt.errors import CasckptError, Corrupt, Deleted
+from casckpt.errors import BadLeaf, CasckptError, Corrupt, Deleted
 from casckpt.logs import logger
 from casckpt.store import layout, rows
 from casckpt.training import fingerprint_files, results, stage_rows
@@ -68,7 +68,11 @@ def run_cached(
     began_s = time.monotonic()
     value = fn(*args, **kwargs)
     numbers = {"seconds": time.monotonic() - began_s}
-    for _ in results.write(repository, [results.pending("cache", key, name, value, numbers)]):
+    try:
+        pending = results.pending("cache", key, name, value, numbers)
+    except BadLeaf as exc:
+        raise results.unfit(exc, f"cached {name}") from exc
+    for _ in results.write(repository, [pending]):
         pass
     return value
 

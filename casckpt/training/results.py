@@ -18,7 +18,7 @@ from casckpt.checkpoint.leaves import BytesSource, RestoreOptions, refused
 from casckpt.checkpoint.scalars import JSON_INT_MAX, Node, encode_int, encode_str
 from casckpt.checkpoint.tree import FlatState, flatten
 from casckpt.checkpoint.tree_build import Builder
-from casckpt.errors import BadRequest, Corrupt, NewerFormat
+from casckpt.errors import BadLeaf, BadRequest, Corrupt, NewerFormat
 from casckpt.logs import logger
 from casckpt.store import layout
 from casckpt.training import extras
@@ -160,6 +160,16 @@ def pending(
         if len(payload) <= INLINE_BYTES:
             return Pending(table, key, payload)
     return _large(table, key, about, flat)
+
+
+def unfit(error: BadLeaf, whose: str) -> BadLeaf:
+    """Return the error of a result that cannot be stored, with whose result it is."""
+    return BadLeaf(
+        f"the result of {whose}: {error.what.removeprefix('the root: ')}",
+        error.why,
+        "return arrays, numbers, texts and containers of them; of a file, its path or its bytes",
+        **error.details,
+    )
 
 
 class _NotPlain(Exception):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from casckpt.errors import BadRequest
+from casckpt.errors import BadLeaf, BadRequest
 from casckpt.logs import logger
 from casckpt.training import results, stage_rows
 from casckpt.training.fingerprint_files import FileHashes
@@ -167,9 +167,12 @@ class Ledger:
         """Take a result, to be written with its group."""
         unit = self._units[number]
         shelf = self._own
-        row = results.pending(
-            shelf.table, shelf.done_key(unit.identity), unit.name, result, numbers
-        )
+        try:
+            row = results.pending(
+                shelf.table, shelf.done_key(unit.identity), unit.name, result, numbers
+            )
+        except BadLeaf as exc:
+            raise results.unfit(exc, f"{unit.name:.80} of stage {self.name}") from exc
         if self._states[number] == _FAILED:
             row.remove = shelf.failed_key(unit.identity)
         self._queue(number, row, numbers)
