@@ -47,7 +47,8 @@ class Runs(Curation):
                 on there, on a new line unless it is the end of one.
             on_mismatch: what to do if config, data, environment or model differ from what the
                 line recorded: "raise", "warn", "allow" or "restart" (a new empty line); or
-                {pattern: action} over dotted names, `data`, `env.*` and `model`, first match.
+                {pattern: action} over dotted names, `data`, `env` and `model`, first match; a name
+                means what is below it too.
             grace_s: seconds between SIGTERM and the kill where the machine's owner tells them;
                 a save that would not fit is not begun.
             rank: number of this process; None for what torch.distributed says.

@@ -203,7 +203,7 @@ def _action(policy: Policy, field: str, group: str) -> Action:
     if isinstance(policy, str):
         return policy if not is_machine or policy == "allow" else "warn"
     for pattern, action in policy.items():
-        if fnmatchcase(field, pattern):
+        if fnmatchcase(field, pattern) or field.startswith(f"{pattern}."):
             return action
     return "warn" if is_machine else "raise"
 

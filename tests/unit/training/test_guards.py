@@ -92,6 +92,16 @@ def test_the_first_pattern_that_matches_decides():
     ]
 
 
+def test_a_name_means_what_is_below_it_too():
+    policy = {"data": "allow", "opt": "warn", "env": "raise"}
+    assert differences({"train": "a"}, {"train": "b"}, policy, "data")[0][3] == "allow"
+    assert differences({"": "a"}, {"": "b"}, policy, "data")[0][3] == "allow"
+    assert differences({"python": "3.11"}, {"python": "3.12"}, policy, "env")[0][3] == "raise"
+    assert [one[3] for one in differences(
+        {"opt.lr": 1, "optimizer": 1}, {"opt.lr": 2, "optimizer": 2}, policy
+    )] == ["warn", "raise"]  # fmt: skip
+
+
 def test_the_environment_warns_unless_told():
     old, new = {"python": "3.11", "torch": "2"}, {"python": "3.12", "numpy": "2"}
     assert differences(old, new, "raise", "env") == [("env.python", "3.11", "3.12", "warn")]
