@@ -106,8 +106,9 @@ def outlook_of(
     line = read_record(repository, info.name).lines.get(info.line)
     saves = progress.read_saves(repository, info.name, info.line)
     elapsed_s = info.elapsed_s
-    if line is not None and info.status == "running" and (row_s := moment(line.updated)):
-        elapsed_s += max(0.0, now_s - row_s)
+    until_s = _alive_until(info, now_s)
+    if line is not None and until_s is not None and (row_s := moment(line.updated)):
+        elapsed_s += max(0.0, until_s - row_s)
     eta_s = sum(known) if left and len(known) == len(left) else None
     return Outlook(
         info=info,
@@ -131,6 +132,18 @@ def outlook_of(
         if line is not None and info.status == "running"
         else (),
     )
+
+
+def _alive_until(info: RunInfo, now_s: float) -> float | None:
+    """Return until when a session has worked that its row does not know of; None if none has."""
+    if info.status == "running":
+        return now_s
+    if info.status != "lost":
+        return None
+    signs = [at for part in info.progress if (at := moment(part.updated)) is not None]
+    if info.last is not None:
+        signs.append(info.last.created.timestamp())
+    return max(signs, default=None)
 
 
 def _kept(repository: Repository, info: RunInfo) -> list[Checkpoint]:

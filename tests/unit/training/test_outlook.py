@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
 from casckpt.errors import NoSpace
-from casckpt.training import outlook, progress
+from casckpt.training import outlook, progress, runlock
+from casckpt.training.lines import read_record
 from casckpt.training.outlook import alarms, outlook_of
 from casckpt.training.progress import Progress, Saves
 
@@ -98,6 +100,18 @@ def test_a_real_run_tells_how_often_it_saves(at_work):
     assert seen.saves.gap_s > 0
     assert seen.alarms == ()
     assert seen.eta_s is not None
+
+
+def test_a_session_that_died_has_worked_until_its_last_sign_of_life(at_work, monkeypatch):
+    row = read_record(at_work.repository, at_work.name).lines[0]
+    later = datetime.fromisoformat(row.updated) + timedelta(seconds=20)
+    monkeypatch.setattr(progress, "now_text", later.isoformat)
+    at_work.note_progress("epochs", 50, 100)
+    at_work._session.flush()
+    monkeypatch.setattr(runlock, "is_held", lambda *_: False)
+    seen = look(at_work, 3600)
+    assert seen.info.status == "lost"
+    assert seen.elapsed_s == pytest.approx(row.elapsed_s + 20)
 
 
 def test_a_real_run_whose_saves_stop_raises_the_alarm(at_work, monkeypatch):
