@@ -14,6 +14,7 @@ Names load at their first use: importing casckpt imports neither numpy nor any f
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -98,6 +99,13 @@ _FRAMEWORKS: Final = frozenset(
 """Each needs its extra, so none is among the names that a star import loads."""
 
 __all__ = sorted([*_HOMES, *_MODULES])
+
+
+if "CASCKPT_SUPERVISOR" in os.environ:
+    # Before anything can fail: a wrong option of the script is one that no restart mends.
+    from casckpt.supervised import report_at_exit
+
+    report_at_exit()
 
 
 def __getattr__(name: str) -> Any:

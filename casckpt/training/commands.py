@@ -7,7 +7,6 @@ store from elsewhere is never executed. One file per run, readable by its owner 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt import native
-from casckpt.errors import CasckptError, NotFound, PermissionRefused
+from casckpt.errors import NotFound, PermissionRefused
 from casckpt.hostnotes import state_folder, write_private
 from casckpt.logs import logger
+from casckpt.supervised import COMMAND_FILE, SUPERVISOR
 from casckpt.training.lines import now_text
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 """FORMAT: version of a recorded command; a reader passes over others."""
-
-SUPERVISOR: Final = "CASCKPT_SUPERVISOR"
-"""Names the folder that `casckpt run` shares with its command: what was typed, and how it ended."""
-
-COMMAND_FILE: Final = "command.json"
-REPORT_FILE: Final = "report.json"
 
 KEPT_VARIABLES: Final = (
     "CASCKPT_STORE",
@@ -138,23 +132,6 @@ def path_of(store: Path, run: str) -> Path:
     key = "\0".join((socket.gethostname(), str(store.resolve()), run))
     name = native.blake3(key.encode("utf-8", "surrogateescape")).hex()[:32]
     return state_folder("commands") / f"{name}.json"
-
-
-def _report_at_exit() -> None:
-    """Tell the supervisor which error of ours ended this process: Python's exit code is 1 for all.
-
-    With it a wrong setting, which no restart mends, is told from a crash.
-    """
-    folder = os.environ.get(SUPERVISOR)
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if not folder or not isinstance(error, CasckptError):
-        return
-    with contextlib.suppress(OSError):
-        document = {"error": type(error).__name__, "exit_code": error.exit_code}
-        write_private(Path(folder) / REPORT_FILE, json.dumps(document))
-
-
-atexit.register(_report_at_exit)
 
 
 def _typed() -> list[str] | None:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final
 from casckpt.checkpoint.diffs import Change, diff_of
 from casckpt.checkpoint.places import ENVIRONMENT, is_store
 from casckpt.errors import BadRequest, OperationFailed
-from casckpt.training import commands, results, stage_rows
+from casckpt.supervised import SUPERVISOR
+from casckpt.training import results, stage_rows
 from casckpt.training.lines import read_record
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def _run(
 ) -> Session:
     store = folder / name
     words = [word.replace(PLACEHOLDER, str(store)) for word in argv]
-    variables = {key: value for key, value in os.environ.items() if key != commands.SUPERVISOR}
+    variables = {key: value for key, value in os.environ.items() if key != SUPERVISOR}
     with (
         (folder / f"{name}.log").open("ab") as log,
         _started(words, variables, store, log) as child,

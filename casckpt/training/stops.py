@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.logs import logger
 from casckpt.store import rows
-from casckpt.training.commands import SUPERVISOR
+from casckpt.supervised import SUPERVISOR
 from casckpt.training.lines import now_text
 from casckpt.training.peers import ALONE, Peers
 
@@ -101,7 +101,7 @@ class _Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.request is not None:
-            if number == signal.SIGTERM and self._is_echo(time.monotonic()):
+            if self._is_echo(number, time.monotonic()):
                 return
             self._leave(number)
         if number == signal.SIGINT:
@@ -112,13 +112,14 @@ class _Signals:
             text = "SIGTERM: stopping at the next boundary to save"
         logger.warning("%s", text)
 
-    def _is_echo(self, now_s: float) -> bool:
-        """Return whether a second SIGTERM is the first one, passed on by the supervisor.
+    def _is_echo(self, number: int, now_s: float) -> bool:
+        """Return whether a second signal is the first one, passed on by the supervisor.
 
         Whoever ends a whole group or container signals both at once.
         """
         request = self.request
-        if request is None or request.kind != "term" or SUPERVISOR not in os.environ:
+        kind = "interrupt" if number == signal.SIGINT else "term"
+        if request is None or request.kind != kind or SUPERVISOR not in os.environ:
             return False
         return now_s - request.at_s < ECHO_S
 

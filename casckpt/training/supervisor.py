@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 from casckpt.errors import BadRequest
 from casckpt.hostnotes import write_private
-from casckpt.training import commands
+from casckpt.supervised import COMMAND_FILE, REPORT_FILE, SUPERVISOR
 
 FIRST_DELAY_S: Final = 1.0
 DELAY_MAX_S: Final = 60.0
@@ -171,8 +171,8 @@ def supervise(
     shared = Path(tempfile.mkdtemp(prefix="casckpt-run-"))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     try:
-        write_private(shared / commands.COMMAND_FILE, json.dumps({"argv": list(argv)}))
-        variables = {**os.environ, **(environment or {}), commands.SUPERVISOR: str(shared)}
+        write_private(shared / COMMAND_FILE, json.dumps({"argv": list(argv)}))
+        variables = {**os.environ, **(environment or {}), SUPERVISOR: str(shared)}
         child = _Child(argv, cwd, variables, stdout, before, shared)
         return _keep_running(child, max_restarts, tell, is_stopped)
     finally:
@@ -199,7 +199,7 @@ class _Child:
 
     def start(self) -> int:
         """Start it and return its process id."""
-        (self._shared / commands.REPORT_FILE).unlink(missing_ok=True)
+        (self._shared / REPORT_FILE).unlink(missing_ok=True)
         mask = self._mask
         try:
             self._process = subprocess.Popen(
@@ -233,7 +233,7 @@ class _Child:
     def told(self) -> int | None:
         """Return the exit code of the casckpt error that ended it."""
         try:
-            return int(json.loads((self._shared / commands.REPORT_FILE).read_text())["exit_code"])
+            return int(json.loads((self._shared / REPORT_FILE).read_text())["exit_code"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -114,6 +114,16 @@ def test_a_group_that_gets_sigterm_together_saves_once_and_leaves(new_cli):
     assert "stopped by SIGTERM, saved as net@" in err
 
 
+def test_a_group_that_gets_sigint_together_saves_once_and_leaves(new_cli):
+    process = new_cli.begin("run", "net", "--", *script(60, 0.4), start_new_session=True)
+    wait_for_epoch(process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    with casckpt.open(new_cli.store) as store:
+        assert "stop" in store.latest("net").reasons
+
+
 def test_ctrl_c_of_a_terminal_reaches_the_command_once(new_cli):
     master, terminal = pty.openpty()
     process = new_cli.begin(

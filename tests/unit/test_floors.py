@@ -28,6 +28,7 @@ FLOORS = {
     "casckpt.hostnotes": 0,
     "casckpt.logs": 0,
     "casckpt.programs": 0,
+    "casckpt.supervised": 0,
     "casckpt.native": 1,
     "casckpt.store": 2,
     "casckpt.checkpoint": 3,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import casckpt
+from casckpt import supervised
 from casckpt.errors import CasckptError, NotFound
 from casckpt.training import commands
 
@@ -89,13 +90,34 @@ def test_one_of_many_processes_of_a_launcher_is_not_recorded(script, tmp_path):
 def test_under_a_supervisor_what_was_typed_counts_and_the_error_is_told(script, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
-    (shared / commands.COMMAND_FILE).write_text(json.dumps({"argv": ["bash", "train.sh"]}))
+    (shared / supervised.COMMAND_FILE).write_text(json.dumps({"argv": ["bash", "train.sh"]}))
     start(script, CASCKPT_SUPERVISOR=str(shared))
     assert commands.read(tmp_path / "store", "net").argv == ("bash", "train.sh")
-    assert not (shared / commands.REPORT_FILE).exists()
+    assert not (shared / supervised.REPORT_FILE).exists()
     assert start(script, "0.2", CASCKPT_SUPERVISOR=str(shared)).returncode == 1
-    told = json.loads((shared / commands.REPORT_FILE).read_text())
+    told = json.loads((shared / supervised.REPORT_FILE).read_text())
     assert told == {"error": "ConfigMismatch", "exit_code": 2}
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("""
+import argparse
+parser = argparse.ArgumentParser()
+casckpt.add_arguments(parser)
+casckpt.resume_choice(parser.parse_args(["--resume", "--ignore-checkpoint"]))
+""", "BadRequest"),
+        ("casckpt.open(sys.executable)", "NoStore"),
+    ],
+)  # fmt: skip
+def test_an_error_before_any_run_is_told_as_well(tmp_path, code, error):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, casckpt\n{code}"],
+        env={**os.environ, "CASCKPT_SUPERVISOR": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert json.loads((tmp_path / supervised.REPORT_FILE).read_text())["error"] == error
 
 
 def test_a_home_that_cannot_be_written_is_no_reason_not_to_train(tmp_path, monkeypatch):

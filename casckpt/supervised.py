@@ -1,0 +1,39 @@
+"""What a process under `casckpt run` and its supervisor tell each other, by files they share."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from casckpt.errors import CasckptError
+from casckpt.hostnotes import write_private
+
+SUPERVISOR: Final = "CASCKPT_SUPERVISOR"
+"""Names the folder that `casckpt run` shares with its command: what was typed, and how it ended."""
+
+COMMAND_FILE: Final = "command.json"
+REPORT_FILE: Final = "report.json"
+
+
+def report_at_exit() -> None:
+    """Have the supervisor told which error of ours ends this process.
+
+    Python's exit code is 1 for all; with this a wrong setting, which no restart mends, is told
+    from a crash.
+    """
+    atexit.register(_report)
+
+
+def _report() -> None:
+    folder = os.environ.get(SUPERVISOR)
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if not folder or not isinstance(error, CasckptError):
+        return
+    with contextlib.suppress(OSError):
+        document = {"error": type(error).__name__, "exit_code": error.exit_code}
+        write_private(Path(folder) / REPORT_FILE, json.dumps(document))
