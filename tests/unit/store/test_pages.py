@@ -132,3 +132,96 @@ def test_a_table_that_claims_another_order_is_found(tmp_path, flag):
     file.write_bytes(data)
     with pytest.raises(Corrupt, match="order"):
         check_pages(file)
+
+
+def head_of(data):
+    """Return the offset of the newest head's records of tables."""
+    heads = [offset + 16 + 24 for offset in (0, PAGE)]
+    return max(heads, key=lambda at: struct.unpack_from("<Q", data, at + 104))
+
+
+def branch_of(data):
+    """Return the offset of a branch page below a table."""
+    root = struct.unpack_from("<Q", data, next(tables_of(data)) + 40)[0] * PAGE
+    assert struct.unpack_from("<H", data, root + 10)[0] & 1
+    return root
+
+
+def no_page_size(data):
+    for at in (16 + 24, PAGE + 16 + 24):
+        struct.pack_into("<I", data, at, 4097)
+
+
+def too_many_pages(data):
+    struct.pack_into("<Q", data, head_of(data) + 96, 2**40)
+
+
+def bounds(data):
+    struct.pack_into("<H", data, branch_of(data) + 12, PAGE + 2)
+
+
+def no_entries(data):
+    struct.pack_into("<H", data, branch_of(data) + 12, 16)
+
+
+def unsorted_lists(data):
+    start = newest(data)[0] * PAGE
+    (node,) = struct.unpack_from("<H", data, start + 16)
+    struct.pack_into("<Q", data, start + node + 8, 2**50)
+
+
+def unsorted_list(data):
+    at = first_free_list(data)
+    (count,) = struct.unpack_from("<Q", data, at)
+    assert count > 1
+    first = data[at + 8 : at + 16]
+    data[at + 8 : at + 16], data[at + 16 : at + 24] = data[at + 16 : at + 24], first
+
+
+@pytest.mark.parametrize(
+    ("forge", "why"),
+    [
+        (no_page_size, "pages of 4097 bytes"),
+        (too_many_pages, "is cut off"),
+        (bounds, "has impossible bounds"),
+        (no_entries, "leads nowhere"),
+        (unsorted_lists, "lists of free pages are out of order"),
+        (unsorted_list, "a free list is out of order"),
+    ],
+)
+def test_what_is_wrong_with_a_page_is_said(tmp_path, forge, why):
+    file = make(tmp_path, 40)
+    data = bytearray(file.read_bytes())
+    forge(data)
+    file.write_bytes(data)
+    with pytest.raises(Corrupt, match=why):
+        check_pages(file)
+
+
+def test_a_free_list_longer_than_a_page_passes_and_is_looked_into(tmp_path):
+    env = lmdb.open(str(tmp_path), map_size=1 << 30, max_dbs=2, lib_version=0, max_spare_txns=0)
+    table = env.open_db(b"objects")
+    keys = [number.to_bytes(4, "big") for number in range(700)]
+    with env.begin(write=True, db=table) as tx:
+        for key in keys:
+            tx.put(key, bytes(9000))
+    with env.begin(write=True, db=table) as tx:
+        for key in keys:
+            tx.delete(key)
+    env.close()
+    file = tmp_path / "data.mdb"
+    check_pages(file)
+    data = bytearray(file.read_bytes())
+    start = newest(data)[0] * PAGE
+    lower = struct.unpack_from("<H", data, start + 12)[0]
+    for node in struct.unpack_from(f"<{(lower - 16) // 2}H", data, start + 16):
+        low, high, flags, key = struct.unpack_from("<4H", data, start + node)
+        if flags & 1:
+            (first,) = struct.unpack_from("<Q", data, start + node + 8 + key)
+            struct.pack_into("<Q", data, first * PAGE + 16, low | high << 16)
+            break
+    else:
+        raise AssertionError("no list has pages of its own")
+    file.write_bytes(data)
+    with pytest.raises(Corrupt, match="a free list of"):
+        check_pages(file)

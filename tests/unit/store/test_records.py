@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casckpt import native
 from casckpt.errors import Corrupt, NewerFormat
 from casckpt.store import layout, records
 
@@ -166,3 +167,18 @@ def test_a_chunk_has_one_base_at_most():
 def test_the_hashes_of_rows_add_up_in_one_call(pairs):
     one_by_one = sum(records.row_hash("cache", key, value) for key, value in pairs)
     assert records.row_hash_sum("cache", pairs) == one_by_one
+
+
+def test_a_whole_pack_header_of_something_else_or_of_a_newer_version():
+    """The check holds, so these bytes are what somebody wrote."""
+
+    def forged(at: int, value: bytes) -> bytes:
+        head = bytearray(records.encode_pack_header(b"p" * 16, b"s" * 16, b"e" * 16)[:64])
+        head[at : at + len(value)] = value
+        return bytes(head) + native.blake3(head, out_len=16)
+
+    magic = len(layout.PACK_MAGIC)
+    with pytest.raises(Corrupt, match="bad pack header\nthe magic bytes are missing"):
+        records.decode_pack_header(forged(0, b"X"))
+    with pytest.raises(NewerFormat, match="a pack of a newer version"):
+        records.decode_pack_header(forged(magic, bytes([layout.FORMAT_VERSION + 1])))

@@ -151,3 +151,24 @@ def test_numbers():
     assert rows.read_u64(rows.u64(2**62)) == 2**62
     with pytest.raises(Corrupt):
         rows.read_u64(b"123")
+
+
+@pytest.mark.parametrize("state", [3, 255])
+def test_a_pack_in_a_state_that_there_is_not_is_corrupt(state):
+    value = bytearray(rows.PackRow(bytes(16), bytes(16), rows.LIVE, size=80).encode())
+    value[32] = state
+    with pytest.raises(Corrupt, match="a pack in state"):
+        rows.PackRow.decode(bytes(value))
+
+
+def test_rows_that_end_early_are_corrupt():
+    trash = rows.Row("trash", (bytes(32),), b"", 1, 2, bytes(16)).encode()
+    with pytest.raises(Corrupt, match="a trash row is cut off"):
+        rows.Row.decode(trash[:20])
+    with pytest.raises(Corrupt, match="ids are cut off"):
+        rows.Row.decode(trash[:-1])
+    two_roots = rows.Row("live", (bytes(32), bytes(32)), bytes(40)).encode()
+    no_place = rows.Row("live", (bytes(32),), b"short").encode()
+    for value in (two_roots, no_place):
+        with pytest.raises(Corrupt, match="a checkpoints row is cut off"):
+            rows.decode_checkpoint(rows.checkpoint_key("run", 1), value)

@@ -1,0 +1,132 @@
+"""Collections that are met by others halfway: what they must not free, and when they give up."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import pytest
+
+from casckpt.errors import Corrupt, StoreBusy
+from casckpt.store import Repository, layout, marking, rows
+from casckpt.store.index_writer import IndexWriter
+from tests.unit.store.stores import check, save
+
+
+def test_saves_that_come_faster_than_marks_keep_what_they_need(path, repository, monkeypatch):
+    """Before each of the three tries to condemn, another save makes an old chunk live again."""
+    weights = [os.urandom(60_000) for _ in range(3)]
+    for step, piece in enumerate(weights):
+        one = save(repository, [piece], step=step)
+        repository._shared().own.seal_all()  # each in a pack of its own, which dies with it
+        repository.trash([("run", one.seq)])
+    again = []
+    run = IndexWriter.run
+
+    def faster(writer, job, **how):
+        if isinstance(job, partial) and job.func.__name__ == "_condemn_all":
+            step = len(again)
+            monkeypatch.setattr(IndexWriter, "run", run)
+            again.append(save(repository, [weights[step], b"new"], run="again", step=step))
+            monkeypatch.setattr(IndexWriter, "run", faster)
+        return run(writer, job, **how)
+
+    monkeypatch.setattr(IndexWriter, "run", faster)
+    repository.gc(now=True)
+    monkeypatch.undo()
+    assert len(again) == 3
+    repository.gc(now=True)
+    for one in again:
+        check(repository, one)
+    assert not repository.verify().damaged
+    with Repository.open(path, mode="r") as other:
+        for one in again:
+            check(other, one)
+
+
+def test_a_collection_that_another_has_overtaken_gives_up(repository, monkeypatch):
+    keep = save(repository, [os.urandom(5000)], step=1)
+    gone = save(repository, [os.urandom(5000)], step=2)
+    repository.trash([("run", gone.seq)])
+    shared = repository._shared()
+
+    def overtaken(*given):
+        shared.writer.run(lambda tx: tx.put("meta", b"gc_run", b"another"), facts=False)
+        return mark(*given)
+
+    mark = marking.mark
+    with monkeypatch.context() as patched:
+        patched.setattr(marking, "mark", overtaken)
+        with pytest.raises(StoreBusy, match="this collection was overtaken"):
+            repository.gc(now=True)
+    check(repository, keep)
+    assert repository.gc(now=True).live_bytes > 5000
+    check(repository, keep)
+
+
+def test_half_of_a_store_gone_without_a_removal_is_refused_unless_forced(repository):
+    keep = save(repository, [os.urandom(1000)], step=1)
+    shared = repository._shared()
+    shared.writer.run(lambda tx: tx.set_number("marked_bytes", 10**9), facts=False)
+    with pytest.raises(Corrupt, match="refused to free more than half of the store"):
+        repository.gc(now=True)
+    repository.gc(now=True, force=True)
+    check(repository, keep)
+    repository.gc(now=True)  # what was forced is the measure from now on
+
+
+def test_an_object_row_that_names_another_record_stops_a_collection(repository):
+    """A freed pack cannot be had back: where rows and packs differ, nothing is freed."""
+    one = save(repository, [os.urandom(3000)], step=1)
+    two = save(repository, [os.urandom(3000)], step=2)
+    shared = repository._shared()
+
+    def swap(tx):
+        tx.put("objects", one.manifest_id, tx.object(two.manifest_id).encode())
+
+    shared.writer.run(swap, facts=False)
+    with pytest.raises(Corrupt, match="is not where it should be"):
+        repository.gc(now=True)
+
+
+def test_a_root_row_that_vanished_stops_a_collection(repository):
+    save(repository, [b"a" * 3000], step=1)
+    lost = save(repository, [os.urandom(3000)], step=2)
+    shared = repository._shared()
+
+    def lose(tx):
+        tx._handle.delete(rows.checkpoint_key("run", lost.seq), db=tx._tables["checkpoints"])
+
+    shared.writer.run(lose, facts=False)
+    with pytest.raises(Corrupt, match="the index has lost checkpoints"):
+        repository.gc(now=True)
+
+
+def test_rows_are_scanned_in_batches_and_none_is_left_out(repository, monkeypatch):
+    saved = save(repository, [os.urandom(200) for _ in range(30)])
+    whole = {key for batch in marking.scan_objects(repository._shared()) for key, _ in batch}
+    for size in (1, 7, len(whole)):
+        monkeypatch.setattr(marking, "_SCAN_ROWS", size)
+        batches = list(marking.scan_objects(repository._shared()))
+        assert {key for batch in batches for key, _ in batch} == whole
+        assert max(map(len, batches)) == size
+    assert {info.id for info in saved.infos} < whole
+
+
+def test_packs_with_facts_that_no_snapshot_has_are_kept_until_one_has(path, repository):
+    """Facts are all that a rebuild has: a pack of old ones may go when they stand elsewhere."""
+    for step in range(4):
+        saved = save(repository, [os.urandom(20_000)], step=step)
+        repository._shared().own.seal_all()
+        if step < 3:
+            repository.trash([("run", saved.seq)])
+    repository.gc(now=True)
+    repository.close()
+    for index in path.glob(f"{layout.INDEX_PREFIX}*/data.mdb"):
+        index.unlink()
+    from casckpt.api import repair_store
+
+    repair_store(path, rebuild_index=True, accept=True)
+    with Repository.open(path) as after:
+        assert [row.step for row in after.checkpoint_rows()] == [3]
+        check(after, saved)

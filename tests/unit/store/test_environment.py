@@ -1,0 +1,87 @@
+"""LMDB behind the gate: its errors in casckpt's words, and chains that lead nowhere."""
+
+from __future__ import annotations
+
+import lmdb
+import pytest
+
+from casckpt.errors import Corrupt, NoSpace, OperationFailed, PermissionRefused, StoreBusy
+from casckpt.store import files, layout, rows
+from casckpt.store.environment import translate
+from tests.unit.store.stores import save
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (lmdb.MapFullError("mdb_put: MDB_MAP_FULL"), NoSpace),
+        (lmdb.Error("write: No space left on device"), NoSpace),
+        (lmdb.Error("Disk quota exceeded"), NoSpace),
+        (lmdb.ReadonlyError("mdb_txn_begin: Read-only file system"), PermissionRefused),
+        (lmdb.Error("open: Permission denied"), PermissionRefused),
+        (lmdb.CorruptedError("MDB_CORRUPTED"), Corrupt),
+        (lmdb.ReadersFullError("MDB_READERS_FULL"), StoreBusy),
+        (lmdb.Error("mdb_txn_commit: Input/output error"), OperationFailed),
+    ],
+)
+def test_an_error_of_lmdb_says_what_to_do(error, expected):
+    found = translate(error, "cannot write")
+    assert type(found) is expected
+    assert (found.what, found.why) == ("cannot write", str(error))
+    assert found.hint
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(0, NoSpace), (1 << 40, OperationFailed)], ids=["full", "not full"]
+)
+def test_a_short_write_of_lmdb_is_a_full_disk_only_where_the_disk_is_full(
+    repository, monkeypatch, free, expected
+):
+    shared = repository._shared()
+
+    def fail(tx):
+        raise lmdb.Error("mdb_txn_commit: Input/output error")
+
+    monkeypatch.setattr(files, "free_bytes", lambda path: free)
+    with pytest.raises(expected, match="nothing was saved"):
+        shared.environment.write(fail)
+    monkeypatch.undo()
+    save(repository, [b"goes on"])
+
+
+def test_an_environment_that_was_closed_says_so(repository):
+    environment = repository._shared().environment
+    environment.close()
+    with pytest.raises(OperationFailed, match="the store is closed"), environment.read():
+        pass
+    assert environment.last_transaction() == 0
+    environment._open()
+
+
+def test_a_chain_that_meets_itself_or_never_ends_is_not_usable(repository):
+    """What a forged index may hold: a read of it ends."""
+    saved = save(repository, [b"x" * 5000])
+    shared = repository._shared()
+    with shared.environment.read() as tx:
+        row = tx.object(saved.infos[0].id)
+
+    def forge(tx):
+        one, other = bytes([1]) * 32, bytes([2]) * 32
+        for key, base in ((one, other), (other, one)):
+            tx.put("objects", key, _on(row, base).encode())
+        links = [number.to_bytes(32, "big") for number in range(1, layout.CHAIN_MAX_LINKS + 3)]
+        for key, base in zip(links, [*links[1:], b""], strict=True):
+            tx.put("objects", key, _on(row, base).encode())
+
+    shared.writer.run(forge, facts=False)
+    with shared.environment.read() as tx:
+        assert tx.chain(bytes([1]) * 32) is None
+        assert not tx.is_lost(bytes([1]) * 32)
+        assert tx.chain((1).to_bytes(32, "big")) is None
+        assert len(tx.chain((4).to_bytes(32, "big"))) == layout.CHAIN_MAX_LINKS - 1
+
+
+def _on(row: rows.ObjectRow, base: bytes) -> rows.ObjectRow:
+    from dataclasses import replace
+
+    return replace(row, base=base, depth=1 if base else 0)
