@@ -17,6 +17,7 @@ from casckpt.cli.status import INTERVAL_S, watch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from casckpt.api import Store
     from casckpt.training.outlook import Outlook
@@ -26,6 +27,11 @@ _DETAILED = 4
 
 _METRICS = 6
 _SPARK_WIDTH = 40
+
+_COLUMNS = ("RUN", "STATUS", "", "PROGRESS", "LEFT", "LAST SAVE", "BEST", "STORED")
+_WIDE_ONLY = frozenset({"", "STORED"})
+_WIDE = 110
+"""Terminals have 80 columns more often than not: there the bar and the size are left out."""
 
 
 @command(
@@ -69,14 +75,14 @@ def top(output: Output, name: str | None, interval: float, count: int | None) ->
     ):
         rounds = 0
         while True:
-            live.update(_screen(store, name), refresh=True)
+            live.update(_screen(store, name, console.width), refresh=True)
             rounds += 1
             if rounds == count or wait_for_key(interval) == "q":
                 return None
 
 
-def _screen(store: Store, name: str | None) -> RenderableType:
-    """Return what is on the screen."""
+def _screen(store: Store, name: str | None, width: int) -> RenderableType:
+    """Return what is on a screen of so many columns."""
     from rich.console import Group
     from rich.text import Text
 
@@ -86,7 +92,7 @@ def _screen(store: Store, name: str | None) -> RenderableType:
     found.sort(key=lambda one: one.info.status != "running")
     moment = time.strftime("%H:%M:%S")
     head = Text(f"casckpt  {formatting.printable(str(store.path))}  {moment}   q leaves", "dim")
-    parts: list[RenderableType] = [head, Text(), _table(found)]
+    parts: list[RenderableType] = [head, Text(), _table(found, width)]
     for one in found:
         for text in one.alarms:
             words = f"ALARM {one.info.name}: {text}"
@@ -96,30 +102,39 @@ def _screen(store: Store, name: str | None) -> RenderableType:
     return Group(*parts)
 
 
-def _table(found: Sequence[Outlook]) -> RenderableType:
+def _table(found: Sequence[Outlook], width: int) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("RUN", "STATUS", "", "PROGRESS", "LEFT", "LAST SAVE", "BEST", "STORED"):
-        table.add_column(title, no_wrap=True, overflow="ellipsis")
+    titles = [title for title in _COLUMNS if width >= _WIDE or title not in _WIDE_ONLY]
+    for title in titles:
+        # Of what does not fit, names and metrics lose their end before anything else does.
+        table.add_column(title, no_wrap=title not in ("RUN", "BEST"), overflow="ellipsis")
     for one in found:
         info = one.info
         known = [part for part in info.progress if part.total]
         done = known[-1] if known else None
         color = outlooks.STATUS_COLORS.get(info.status, "")
-        table.add_row(
-            Text(formatting.printable(info.name), style="bold"),
-            Text(info.status or "-", style=color),
-            ProgressBar(total=done.total or 1, completed=done.done, width=16) if done else "",
-            Text(outlooks.progress(one)),
-            Text(outlooks.left(one.eta_s) if info.status == "running" else "-"),
-            Text(outlooks.age(one.saved)),
-            Text(formatting.printable(outlooks.best(one))),
-            Text(formatting.size(info.stored_bytes)),
-        )
+        cells = {
+            "RUN": _cut(info.name, "bold"),
+            "STATUS": Text(info.status or "-", style=color),
+            "": ProgressBar(total=done.total or 1, completed=done.done, width=16) if done else "",
+            "PROGRESS": Text(outlooks.progress(one)),
+            "LEFT": Text(outlooks.left(one.eta_s) if info.status == "running" else "-"),
+            "LAST SAVE": Text(outlooks.age(one.saved)),
+            "BEST": _cut(outlooks.best(one)),
+            "STORED": Text(formatting.size(info.stored_bytes)),
+        }
+        table.add_row(*(cells[title] for title in titles))
     return table
+
+
+def _cut(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(formatting.printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _metrics(store: Store, one: Outlook) -> Iterator[RenderableType]:

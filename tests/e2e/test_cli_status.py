@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def test_top_without_a_terminal_prints_lines(cli):
 
 def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli):
     master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
     process = cli.begin(
         "top", stdin=terminal, stdout=terminal, env={**cli.environment, "TERM": "xterm"}
     )
@@ -101,6 +103,8 @@ def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli):
     seen = b""
     while b"bpm/nn" not in seen:
         seen += os.read(master, 4096)
+    assert b"LAST SAVE" in seen, "nothing is squeezed on 80 columns"
+    assert b"STORED" not in seen
     before = time.monotonic()
     os.write(master, b"q")
     with contextlib.suppress(OSError):  # the other end is closed
