@@ -273,3 +273,22 @@ def test_a_closed_writer_says_so(writer):
     writer.close()
     with pytest.raises(OperationFailed, match="closed"):
         writer.run(put(b"k"))
+
+
+def test_a_long_wait_for_the_index_is_told_while_it_lasts(writer, path, monkeypatch, caplog):
+    import os
+
+    from casckpt.store import writer_lock
+
+    monkeypatch.setattr(writer_lock, "_REPORT_AFTER_S", 0.02)
+    monkeypatch.setattr(writer_lock, "WRITE_WAIT_S", 0.3)
+    other = files.open_file(path / "writer", os.O_RDWR)
+    files.write_at(other, b"4242\n".ljust(24), 0, path)
+    assert files.try_lock(other, exclusive=True)
+    with pytest.raises(StoreBusy):
+        writer.run(put(b"k"))
+    told = [
+        record.message for record in caplog.records if "waiting for the index" in record.message
+    ]
+    assert len(told) == 1
+    assert "4242" in told[0]

@@ -259,3 +259,30 @@ def test_a_failed_opening_leaves_nothing_open(path):
 
 def _open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_format_file_with_a_uuid_of_another_length_is_no_store(path):
+    change_format(path, uuid="abcd")
+    with pytest.raises(NoStore, match="does not decode"):
+        Repository.open(path)
+
+
+def test_a_reader_goes_on_when_the_store_cannot_be_opened_for_writing(path, monkeypatch):
+    """The process keeps what it had, and its lock keeps nobody else out."""
+    with Repository.open(path) as repository:
+        saved = save(repository, [b"x" * 9000])
+    reader = Repository.open(path, mode="r")
+    (path / "index.0" / layout.CLEAN_FILE).unlink()  # else nobody looks whether it is old
+
+    def old(*given):
+        raise Corrupt("the index is older than its packs")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(opening, "refuse_old_index", old)
+        with pytest.raises(Corrupt):
+            Repository.open(path)
+    check(reader, saved)
+    other = files.open_file(path / layout.LOCK_FILE, os.O_RDWR)
+    assert files.try_lock(other, exclusive=False)
+    files.close_file(other)
+    reader.close()

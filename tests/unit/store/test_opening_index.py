@@ -10,9 +10,7 @@ import sys
 
 import pytest
 
-from casckpt.errors import (
-    Corrupt,
-)
+from casckpt.errors import Corrupt, OperationFailed
 from casckpt.store import Repository, opening, rows
 from casckpt.store.environment import Environment
 from tests.unit.store.stores import check, save
@@ -211,3 +209,52 @@ def test_a_stamp_of_another_boot_or_file_does_not_fit(path):
     for text in ("", "[]", "{", "\udcff"):
         (index / "clean").write_bytes(text.encode("utf-8", "surrogateescape"))
         assert not opening.stamp_fits(index)
+
+
+def test_an_index_that_a_child_cannot_look_at_for_want_of_packages_is_not_called_damaged(
+    path, monkeypatch
+):
+    wrong = [sys.executable, "-c", "import casckpt_has_no_such_package"]
+    monkeypatch.setattr(opening, "command_of", lambda *words: wrong)
+    with pytest.raises(OperationFailed, match="finds other packages than this process"):
+        opening.walk_index(path / "index.0")
+
+
+def test_a_walk_that_does_not_end_is_given_up_and_the_store_opens(path, monkeypatch):
+    """A slow disk is no damage: what is read later is checked as it is read."""
+    wrong = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(opening, "command_of", lambda *words: wrong)
+    monkeypatch.setattr(opening, "_WALK_LIMIT_S", 0.1)
+    assert opening.walk_index(path / "index.0") is False
+
+
+def test_packs_of_others_and_files_that_are_none_do_not_make_an_index_old(path, make_store):
+    """Only a pack of this store, under its own name, can hold commits that the index lacks."""
+    with Repository.open(path) as repository:
+        saved = save(repository, [b"mine"])
+    other = make_store("other")
+    with Repository.open(other) as repository:
+        for step in range(5):
+            save(repository, [os.urandom(100)], step=step)
+    folder = path / "packs" / "00"
+    folder.mkdir(exist_ok=True)
+    for number, pack in enumerate(other.glob("packs/*/*.pack")):
+        shutil.copy(pack, folder / pack.name)
+        shutil.copy(pack, folder / f"{number:032x}.pack")
+    (folder / "no-uuid.pack").write_bytes(b"x" * 5000)
+    with Repository.open(path) as repository:
+        check(repository, saved)
+
+
+def test_the_walk_refuses_an_object_under_a_key_that_is_no_id(path):
+    with Repository.open(path) as repository:
+        saved = save(repository, [b"x" * 3000])
+        shared = repository._shared()
+
+        def forge(tx):
+            value = tx.get("objects", saved.infos[0].id)
+            tx._handle.put(b"short", value, db=tx._tables["objects"])
+
+        shared.writer.run(forge, facts=False)
+    with pytest.raises(Corrupt, match="an objects key of another length"):
+        opening.walk_index(path / "index.0")

@@ -314,3 +314,42 @@ def test_a_flush_waits_for_the_seal_of_another_thread(pack, flush_fails):
         assert isinstance(flusher.error, PackFailed)
     else:
         assert (flusher.error, flusher.result) == (None, pack.end)
+
+
+def test_a_pack_takes_no_record_beyond_its_cap(pack, monkeypatch):
+    first = append(pack, os.urandom(400))
+    monkeypatch.setattr(layout, "PACK_CAP_BYTES", 1000)
+    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 100)
+    with pytest.raises(OperationFailed, match="the pack is full"):
+        append(pack, os.urandom(700))
+    assert scan(pack) == [first]
+    append(pack, os.urandom(100))
+
+
+def test_where_inodes_are_short_a_new_pack_goes_to_a_folder_that_is_there(folder, monkeypatch):
+    monkeypatch.setattr(files, "free_inodes", lambda path: 0)
+    assert len(packs.new_uuid(folder)) == 16  # no folder yet: it is made after all
+    for name in ("0a", "f3"):
+        (folder / "packs" / name).mkdir()
+    drawn = {packs.new_uuid(folder) for _ in range(40)}
+    assert {uuid[0] for uuid in drawn} == {0x0A, 0xF3}
+    assert len(drawn) == 40
+
+
+def test_two_threads_that_open_a_pack_at_once_share_one_descriptor(pack, folder, monkeypatch):
+    append(pack, b"x" * 100)
+    pack.sync()
+    opened = PackFiles(folder, STORE)
+    whole = records.decode_pack_header
+
+    def meanwhile(head):
+        monkeypatch.setattr(records, "decode_pack_header", whole)
+        inner.append(opened.borrow(UUID))
+        return whole(head)
+
+    inner: list = []
+    before = open_files()
+    monkeypatch.setattr(records, "decode_pack_header", meanwhile)
+    outer = opened.borrow(UUID)
+    assert outer is inner[0]
+    assert open_files() == before + 1

@@ -6,8 +6,25 @@ import threading
 
 import pytest
 
-from casckpt.errors import CasckptError, NoSpace, NotFound, OperationFailed, RunMoved
-from casckpt.store import BlobRead, BlobSource, CommitRequest, Repository, files, layout, records
+from casckpt.errors import (
+    BadRequest,
+    CasckptError,
+    NoSpace,
+    NotFound,
+    OperationFailed,
+    RunMoved,
+)
+from casckpt.store import (
+    BlobRead,
+    BlobSource,
+    CommitRequest,
+    Repository,
+    StoreOptions,
+    files,
+    layout,
+    records,
+)
+from casckpt.store.commits import RowWrite
 from casckpt.store.saving import SaveAgain
 from tests.unit.store.stores import MIB, check, pack_files, read, save
 
@@ -328,3 +345,83 @@ def test_long_run_names_do_not_mix(repository):
     for name in names:
         (row,) = repository.checkpoint_rows(name)
         assert row.run == name
+
+
+def test_a_row_may_only_name_a_manifest_of_its_own_save(repository):
+    """Whoever brings a root has the lease that keeps what it reaches."""
+    stranger = save(repository, [b"other"]).manifest_id
+    write = RowWrite("cache", b"key", b"payload", (stranger,))
+    with repository.saver() as saver, pytest.raises(ValueError, match="has not put"):
+        saver.add_rows([write])
+    for call in (repository.add_rows, repository.write_rows):
+        with pytest.raises(ValueError, match="committed by Saver"):
+            call([write])
+    assert repository.row("cache", b"key") is None
+
+
+def test_a_chunk_that_a_collector_took_meanwhile_makes_the_save_begin_anew(repository):
+    kept = save(repository, [b"kept"], step=1)
+    shared = repository._shared()
+    with repository.saver() as saver:
+        (info,) = saver.put_blobs([BlobSource([b"kept"], 4)])
+        assert info.id == kept.infos[0].id
+        manifest = saver.put_manifest([info.id], b"again")
+
+        def take(tx):
+            tx.delete("objects", info.id)
+            tx.set_number("gc_epoch", tx.number("gc_epoch") + 1)
+
+        shared.writer.run(take, facts=False)
+        with pytest.raises(SaveAgain, match="a collector freed"):
+            saver.commit(request(manifest.id, kept.seq, step=2))
+    assert [row.step for row in repository.checkpoint_rows()] == [1]
+
+
+def test_a_step_that_another_writer_took_below_a_trashed_one_is_not_overwritten(repository):
+    """The head says nothing of it: the largest step of the line stands in the trash."""
+    save(repository, [b"a"], step=1)
+    top = save(repository, [b"b"], step=5)
+    repository.trash([("run", top.seq)])
+    head = repository.head("run", 0)
+    with repository.saver() as saver:
+        (info,) = saver.put_blobs([BlobSource([b"mine"], 4)])
+        manifest = saver.put_manifest([info.id], b"mine")
+        with pytest.raises(RunMoved, match="has moved"):
+            saver.commit(request(manifest.id, head, step=1))
+
+
+def test_what_is_buried_must_be_there_live_and_unchanged(repository):
+    saved = save(repository, [b"a"], step=1)
+    repository.bury([("run", saved.seq + 99, b"\x01payload"), ("run", saved.seq, b"tagged")])
+    assert [row.state for row in repository.checkpoint_rows()] == ["live"]
+    repository.bury([("run", saved.seq, b"\x01payload")])
+    assert repository.checkpoint_rows() == []
+
+
+def test_options_that_cannot_work_are_refused(path):
+    for wrong in (
+        {"level": "best"},
+        {"memory_bytes": 1 << 20},
+        {"max_delta_depth": -1},
+        {"max_delta_depth": 501},
+        {"workers": 0},
+    ):
+        with pytest.raises(BadRequest):
+            StoreOptions(**wrong)
+    with pytest.raises(BadRequest, match="bad mode 'w'"):
+        Repository.open(path, mode="w")
+
+
+def test_an_edit_that_another_writer_overtakes_is_made_again(repository):
+    shared, seen = repository._shared(), []
+
+    def edit(old):
+        seen.append(old)
+        if len(seen) == 1:
+            repository.write_rows([RowWrite("progress", b"key", b"theirs")])
+        return (old or b"") + b"+mine"
+
+    assert repository.edit_row("progress", b"key", edit) == b"theirs+mine"
+    assert seen == [None, b"theirs"]
+    with shared.environment.read() as tx:
+        assert tx.get("progress", b"key").endswith(b"theirs+mine")
