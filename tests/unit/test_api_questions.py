@@ -65,15 +65,16 @@ def test_history_is_one_series_per_metric(store):
         store.history("x")
 
 
-def test_a_line_or_run_without_checkpoints_is_told_from_one_that_is_not_there(store):
-    store.save("r", {"v": 1}, 1)
-    for name in ("r", "new"):
-        with store.run(name, resume="never") as run:
-            run.stage("s", [1]).map(str)
-    with pytest.raises(NotFound, match=r"current line of r, r~1\n.*on r~0\n.*ls 'r~.'"):
-        store.get("r@1")
-    with pytest.raises(NotFound, match=r"no checkpoint of new\n.*\n.*casckpt status new"):
-        store.get("new")
+def test_a_line_or_run_without_checkpoints_is_told_from_one_that_is_not_there(tmp_path):
+    with casckpt.open(tmp_path / "own") as store:
+        store.save("r", {"v": 1}, 1)
+        for name in ("r", "new"):
+            with store.run(name, resume="never") as run:
+                run.stage("s", [1]).map(str)
+        with pytest.raises(NotFound, match=r"current line of r, r~1\n.*on r~0\n.*ls 'r~.'"):
+            store.get("r@1")
+        with pytest.raises(NotFound, match=r"no checkpoint of new\n.*\n.*casckpt status new"):
+            store.get("new")
 
 
 def test_a_near_miss_is_suggested(store):
