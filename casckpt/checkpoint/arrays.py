@@ -273,14 +273,26 @@ def check_view(entry: Entry, item_size: int, length: int) -> None:
         raise malformed(f"{entry.path}: a view past the end of what it views")
 
 
-def show(array: Array, entry: Entry) -> Array:
+def show(array: Array, entry: Entry) -> Any:
     """Return the values of a tensor entry, conjugated or negated if it was lazily so."""
     if "scalar" in entry.flags:
-        scalar: Array = array[()]
-        return scalar
+        return _scalar_of(array, entry.path)
     if "conj" in entry.flags:
         array = np.conjugate(array)
     return np.negative(array) if "neg" in entry.flags else array
+
+
+def _scalar_of(array: Array, path: str) -> Any:
+    # numpy cuts trailing NULs off what it takes out of an array.
+    if array.dtype.kind == "S":
+        return np.bytes_(array.tobytes())
+    if array.dtype.kind == "U":
+        order = "be" if array.dtype.str.startswith(">") else "le"
+        try:
+            return np.str_(array.tobytes().decode(f"utf-32-{order}", "surrogatepass"))
+        except UnicodeDecodeError as exc:
+            raise malformed(f"{path}: a string of what are no characters") from exc
+    return array[()]
 
 
 def sparse_part_names(layout: Any) -> tuple[str, ...]:
