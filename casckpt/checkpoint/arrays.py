@@ -198,7 +198,7 @@ class NumpyHandler:
             return tuple(attributes) if type(attributes) is list else attributes
         if options.as_numpy and kind == "sparse" and type(attributes) is dict:
             names = sparse_part_names(attributes.get("layout"))
-            if len(names) == len(children):
+            if names and len(names) == len(children):
                 return dict(attributes) | dict(zip(names, children, strict=True))
         raise malformed(f"a value of the unknown kind {kind[:40]!r}")
 

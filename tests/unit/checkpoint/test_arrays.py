@@ -187,6 +187,8 @@ def test_an_extension_that_no_save_writes_is_corrupt(node, why):
     [
         ({"layout": "coo"}, [1]),
         ({"layout": "csr"}, [1, 2]),
+        ({"layout": "zip"}, []),
+        ({"layout": 5}, []),
         ([], [1, 2]),
     ],
 )
