@@ -64,8 +64,6 @@ class ArraySource:
 
     def copy_to(self, dest: memoryview) -> None:
         """Copy with one pass over the array's memory."""
-        if not self.array.nbytes:
-            return
         target = np.frombuffer(dest, np.uint8)
         if self.array.flags.c_contiguous:
             np.copyto(target, np.frombuffer(as_bytes(self.array), np.uint8))
