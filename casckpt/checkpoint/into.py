@@ -27,7 +27,7 @@ from casckpt.checkpoint.into_parts import (
 )
 from casckpt.checkpoint.leaves import VALUE_KINDS, Handler, RestoreOptions, Target
 from casckpt.checkpoint.manifest import Entry, Manifest
-from casckpt.checkpoint.scalars import SCALAR_TAGS, Node, encode_key, malformed
+from casckpt.checkpoint.scalars import SCALAR_TAGS, Node, encode_key
 from casckpt.checkpoint.tree import DEPTH_MAX
 from casckpt.checkpoint.tree_build import (
     Builder,
@@ -141,9 +141,10 @@ class IntoPlan:
     def _match(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
         whole = whole or (self._selection is not None and self._selection.matches(path))
         self._depth += 1
-        if self._depth > DEPTH_MAX + 1:
-            raise malformed("a tree that is nested too deeply")
         try:
+            if self._depth > DEPTH_MAX + 1:
+                # The saved tree has been measured: this is an object whose state is an object.
+                return self._wrong(path, "objects nested too deeply in into", target)
             tag = tag_of(node)
             if is_object(target):
                 return self._object(node, target, path, whole)

@@ -1,0 +1,182 @@
+"""Restoring into a tree that does not fit, or fits in part."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from casckpt.errors import TreeMismatch
+from casckpt.training.state import State
+from tests.suites.memory_repository import Saved
+
+
+class Pair(NamedTuple):
+    x: object
+    y: object
+
+
+@dataclasses.dataclass
+class Record:
+    x: object
+
+
+class Holder:
+    def __init__(self, values):
+        self.values = values
+
+    def state_dict(self):
+        return {"values": self.values}
+
+    def load_state_dict(self, state):
+        self.values = state["values"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "target", "why"),
+    [
+        (5, np.zeros(2), "a plain value in the checkpoint, numpy.ndarray in into"),
+        (5, [1], "a plain value in the checkpoint, list in into"),
+        ("x" * 5000, np.zeros(2), "a plain value in the checkpoint, numpy.ndarray in into"),
+        (np.float32(1), np.zeros(()), "a plain value in the checkpoint, numpy.ndarray in into"),
+        (np.ones(2), 5, "array (2,) in the checkpoint, int in into"),
+        ([1], 5, "a list in the checkpoint, int in into"),
+        ([1, 2], {"x": 1}, "a list in the checkpoint, dict in into"),
+        ({"x": 1}, [1], "a dict in the checkpoint, list in into"),
+        ((1,), {"x": 1}, "a tuple in the checkpoint, dict in into"),
+        (Pair(1, 2), {"x": 1}, "a namedtuple in the checkpoint, dict in into"),
+        (Record(1), [1], "a dataclass in the checkpoint, list in into"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused_by_path(saved, target, why):
+    with pytest.raises(TreeMismatch, match=re.escape(f"a: {why}")) as caught:
+        Saved({"a": saved}).restore(into={"a": target})
+    assert caught.value.wrong == [f"a: {why}"]
+
+
+def test_values_that_are_stored_as_leaves_take_the_place_of_plain_ones():
+    saved = Saved({"s": "x" * 5000, "f": np.float32(2), "b": np.str_("y" * 2000)})
+    back = saved.restore(into={"s": "", "f": 0.0, "b": ""})
+    assert back == {"s": "x" * 5000, "f": np.float32(2), "b": "y" * 2000}
+    assert type(back["f"]) is np.float32
+
+
+def test_a_key_that_no_checkpoint_has_is_missing():
+    with pytest.raises(TreeMismatch) as caught:
+        Saved({"a": 1}).restore(into={"a": 1, frozenset(): 2})
+    assert caught.value.missing == ["frozenset()"]
+
+
+def test_a_tuple_whose_arrays_were_filled_stays_the_same_object():
+    into = {"t": (np.zeros(2), Pair(np.zeros(1), None))}
+    held = into["t"]
+    back = Saved({"t": (np.ones(2), Pair(np.ones(1), None))}).restore(into=into)
+    assert back["t"] is held
+    assert held[0].tolist() == [1, 1]
+    assert held[1].x.tolist() == [1]
+
+
+# ---- a part of it
+
+
+def test_only_leaves_alone_what_it_does_not_select_whatever_it_is():
+    saved = Saved({"list": [1], "none": {"x": np.ones(1)}, "h": Holder([1]), "o": np.ones(2)})
+    holder = Holder([7])
+    into = {"list": {"x": 1}, "none": None, "h": holder, "o": np.zeros(2)}
+    back = saved.restore(into=into, only="o")
+    assert back["o"].tolist() == [1, 1]
+    assert back["list"] == {"x": 1}
+    assert back["none"] is None
+    assert holder.values == [7]
+
+
+@pytest.mark.parametrize(
+    ("saved", "target", "only", "extra", "wrong"),
+    [
+        ({"x": np.ones(1), "y": 2}, None, "a.x", ["a"], []),
+        ([1, 2], {"x": 1}, "a.0", [], ["a: a list in the checkpoint, dict in into"]),
+        (Holder([1]), Holder([7]), "a.values", [],
+         ["a: an object takes its state whole, and only= selects a part"]),
+    ],
+)  # fmt: skip
+def test_a_part_that_has_no_place_in_into_is_refused(saved, target, only, extra, wrong):
+    into = {"a": target}
+    with pytest.raises(TreeMismatch) as caught:
+        Saved({"a": saved}).restore(into=into, only=only)
+    assert (caught.value.extra, caught.value.wrong) == (extra, wrong)
+    assert into == {"a": target}
+
+
+def test_only_fills_the_parts_of_a_state_that_it_names():
+    saved = Saved({"s": State(a=np.ones(2), b=5, c={"x": 1}).state_dict()})
+    state = State(a=np.zeros(2), b=0, d="own")
+    a = state.a
+    saved.restore(into={"s": state}, only=["s.a", "s.c.x"])
+    assert state.a is a
+    assert a.tolist() == [1, 1]
+    assert state.b == 0
+    assert state.c == {"x": 1}
+    assert state.d == "own"
+
+
+def test_a_state_takes_named_parts_only():
+    with pytest.raises(TreeMismatch, match="s: no state of named parts in the checkpoint"):
+        Saved({"s": [1]}).restore(into={"s": State(a=1)})
+
+
+# ---- torch
+
+
+def test_a_module_takes_a_state_without_metadata_and_refuses_a_plain_value():
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 1)
+    weight = module.weight
+    saved = Saved({"m": {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}})
+    saved.restore(into={"m": module})
+    assert module.weight is weight
+    assert weight.tolist() == [[1, 1]]
+    with pytest.raises(TreeMismatch, match=r"m: a plain value in the checkpoint, torch.nn.*Linear"):
+        Saved({"m": 5}).restore(into={"m": module})
+
+
+def test_a_module_whose_state_is_itself_is_the_fault_of_into():
+    torch = pytest.importorskip("torch")
+
+    class Endless(torch.nn.Module):
+        def state_dict(self):
+            return self
+
+    with pytest.raises(TreeMismatch, match="m: objects nested too deeply in into"):
+        Saved({"m": {"x": 1}}).restore(into={"m": Endless()})
+
+
+def group(*numbers):
+    return {"params": list(numbers), "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("plain", "why"),
+    [
+        (5, "something else in the checkpoint, an optimizer in into"),
+        ({"state": {}, "param_groups": 5}, "something else in the checkpoint"),
+        ({"state": {}, "param_groups": [5]}, "something else in the checkpoint"),
+        ({"state": {}, "param_groups": [group(0), group(1)]},
+         "2 parameter groups in the checkpoint, 1 in into"),
+        ({"state": {}, "param_groups": [group(0)]},
+         "group 0: 1 parameters in the checkpoint, 2 in into"),
+        ({"state": {}, "param_groups": [{"params": 5}]},
+         "group 0: 0 parameters in the checkpoint, 2 in into"),
+        ({"state": {1: {"exp_avg": np.ones(3)}}, "param_groups": [group(0, 1)]},
+         "state.1.exp_avg: shape (3,) in the checkpoint, (1,) in into"),
+    ],
+)  # fmt: skip
+def test_an_optimizer_is_told_what_it_cannot_take(plain, why):
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.Adam(torch.nn.Linear(2, 1).parameters())
+    before = optimizer.state_dict()
+    with pytest.raises(TreeMismatch, match=re.escape(f"o: {why}")):
+        Saved({"o": plain}).restore(into={"o": optimizer})
+    assert optimizer.state_dict() == before
