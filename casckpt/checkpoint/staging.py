@@ -80,23 +80,21 @@ class StagingPool:
             offsets[index] = length
             length += -(-leaf.length // ALIGNMENT) * ALIGNMENT
             maker = leaf.source.memory_maker or maker
-        arena = self._take(length, maker) if length else None
-        leaves = []
-        copies = _Copies(deque(), [])
-        base = 0 if arena is None else _address(arena.memory)
+        leaves = [leaf.moved_to(leaf.source) for leaf in flat.leaves]
+        if not offsets:
+            return StagedState(FlatState(flat.tree, leaves), self, None)
+        arena = self._take(length, maker)
         try:
-            for index, leaf in enumerate(flat.leaves):
-                offset = offsets.get(index)
-                if offset is None or arena is None or leaf.source is None:
-                    leaves.append(leaf.moved_to(leaf.source))
-                    continue
+            copies = _Copies(deque(), [])
+            base = _address(arena.memory)
+            for index, offset in offsets.items():
+                leaf = flat.leaves[index]
                 place = arena.memory[offset : offset + leaf.length]
                 copies.add(leaf, place, base + offset)
-                leaves.append(leaf.moved_to(BytesSource(place)))
+                leaves[index] = leaf.moved_to(BytesSource(place))
             copies.carry_out()
         except BaseException:
-            if arena is not None:
-                self._put(arena)
+            self._put(arena)
             raise
         return StagedState(FlatState(flat.tree, leaves), self, arena)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import numpy as np
 import pytest
 
+from casckpt.checkpoint import staging
 from casckpt.checkpoint.staging import StagingPool
 from casckpt.checkpoint.tree import flatten
 
@@ -39,3 +41,50 @@ def test_no_memory_within_a_copy_is_a_memory_error_and_nothing_is_held(monkeypat
             pool.stage(flatten({"a": np.zeros(10)}))
     staged = pool.stage(flatten({"a": np.ones(10)}))
     assert bytes(staged.state.leaves[0].source.view()) == np.ones(10).tobytes()
+
+
+def test_values_that_cannot_change_are_not_copied():
+    flat = flatten({"a": b"x" * 2000, "b": "y" * 5000, "c": np.empty(0), "n": 1})
+    staged = StagingPool().stage(flat)
+    for leaf, kept in zip(flat.leaves[:2], staged.state.leaves[:2], strict=True):
+        assert kept.source is leaf.source
+    assert bytes(staged.state.leaves[2].source.view()) == b""
+    staged.release()
+
+
+def test_memory_of_another_size_is_let_go_of():
+    pool = StagingPool()
+    large, small = {"a": np.zeros(100_000)}, {"a": np.zeros(10)}
+    staged = pool.stage(flatten(large))
+    arena = staged._arena.memory
+    staged.release()
+    other = pool.stage(flatten(small))
+    assert len(other._arena.memory) < len(arena)
+    other.release()
+    again = pool.stage(flatten(large))
+    assert len(again._arena.memory) >= 800_000
+    assert again._arena.memory is not arena
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_large_state_is_copied_whole_by_as_many_threads_as_there_are(monkeypatch, refuse):
+    monkeypatch.setattr(staging.os, "sched_getaffinity", lambda pid: set(range(3)))
+    if refuse:
+
+        def no_thread(self, work):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(staging.ThreadPoolExecutor, "submit", no_thread)
+    numbers = np.random.default_rng(0).integers(0, 256, 9_000_001, np.uint8)
+    strided = np.arange(1000)[::3]
+    state = {"large": numbers, "strided": strided}
+    staged = StagingPool().stage(flatten(state))
+    large, small = (bytes(leaf.source.view()) for leaf in staged.state.leaves)
+    assert large == numbers.tobytes()
+    assert small == strided.tobytes()
+
+
+def test_a_state_without_arrays_needs_no_numpy(monkeypatch):
+    monkeypatch.delitem(sys.modules, "numpy")
+    staged = StagingPool().stage(flatten([bytearray(b"a" * 2000)]))
+    assert bytes(staged.state.leaves[0].source.view()) == b"a" * 2000
