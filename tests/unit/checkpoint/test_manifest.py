@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casckpt.checkpoint import manifest as manifests
+from casckpt.checkpoint import manifest_reader
 from casckpt.checkpoint.decode import restore_tree
 from casckpt.checkpoint.environment import environment_facts
 from casckpt.errors import CasckptError, Corrupt, NewerFormat
@@ -118,16 +121,6 @@ def test_entries_out_of_bounds_are_corrupt(change):
         {"alias": -1, "path": "x"},
         {"alias": 3, "path": "x"},
         {"alias": 0, "path": "x", "stride": [1]},
-        {
-            "alias": 0,
-            "path": "x",
-            "kind": "tensor",
-            "dtype": "int8",
-            "flags": [],
-            "offset": 0,
-            "shape": [1],
-            "stride": [1],
-        },
     ],
 )
 def test_aliases_that_lead_nowhere_are_corrupt(entry):
@@ -135,6 +128,73 @@ def test_aliases_that_lead_nowhere_are_corrupt(entry):
     document["entries"].append(entry)
     with pytest.raises(Corrupt):
         decode(document)
+
+
+VIEW = {
+    "alias": 0,
+    "path": "x",
+    "kind": "tensor",
+    "dtype": "int8",
+    "flags": [],
+    "offset": 0,
+    "shape": [1],
+    "stride": [1],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, "x: a view of what has no memory"),
+        ({"kind": "array"}, "x: a view of an unknown kind"),
+        ({"dtype": 5}, "x: a dtype that is no text, or too long"),
+        ({"dtype": "d" * 70_000}, "x: a dtype that is no text, or too long"),
+        ({"offset": -1}, "x: an offset out of bounds"),
+        ({"offset": 2**63}, "x: an offset out of bounds"),
+        ({"stride": [-1]}, "x: a shape with a size out of bounds"),
+    ],
+)
+def test_views_out_of_bounds_are_corrupt(change, why):
+    document = json.loads(BODY)
+    document["entries"].append(VIEW | change)
+    with pytest.raises(Corrupt, match=why):
+        decode(document)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"entries": {}}, "entries that are no list, or too many"),
+        ({"entries": [5]}, "an entry that is no object"),
+        ({"metrics": {"loss": "0x1p0"}}, "a metric that is no canonical hex float"),
+        ({"metrics": {"loss": "much"}}, "a metric that is no hex float"),
+        ({"metrics": {"loss": "0x1p99999"}}, "a metric that is no hex float"),
+        ({"metrics": [1]}, "metrics that is no table, or too large"),
+        ({"environment": {"python": 3}}, "environment that is no table of words"),
+        ({"reasons": "latest"}, "reasons that are no list, or too many"),
+        ({"captured": [1]}, "captured that are no words"),
+        ({"parent": "abc"}, "a parent that is no id"),
+        ({"created": "yesterday"}, "a time of creation that is none"),
+        ({"run": 5}, "the run is no name"),
+        ({"format": "1"}, "the format version is not a number from 1 on"),
+        ({"more": 1}, "top keys other than those of format 1"),
+    ],
+)
+def test_facts_that_no_save_writes_are_corrupt(change, why):
+    with pytest.raises(Corrupt, match=why):
+        decode(json.loads(BODY) | change)
+
+
+def test_a_body_over_the_limit_is_not_parsed(monkeypatch):
+    monkeypatch.setattr(manifest_reader, "BODY_MAX_BYTES", len(BODY))
+    assert manifests.decode(BODY, len(SAVED.refs)).run == "run"
+    with pytest.raises(Corrupt, match=f"{len(BODY) + 1} bytes, over the limit of {len(BODY)}"):
+        manifests.decode(BODY + b"}", len(SAVED.refs))
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"\xff", b"[" * 100_000, b"5", BODY])
+def test_what_is_no_result_is_told_without_an_error(body):
+    assert not manifests.is_result(body)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +310,37 @@ def test_same_content_ignores_when_and_where():
 def test_different_content_is_told_apart(pair):
     a, b = (Saved(state) for state in pair)
     assert not manifests.same_content(a.manifest, a.refs, b.manifest, b.refs)
+
+
+class Cuda:
+    def __init__(self, count):
+        self.count = count
+
+    def is_initialized(self):
+        return self.count > 0
+
+    def device_count(self):
+        return self.count
+
+    def get_device_name(self):
+        if self.count > 7:
+            raise RuntimeError("the driver is gone")
+        return "H200"
+
+
+@pytest.mark.parametrize(("count", "device"), [(0, "cpu"), (2, "2 x H200"), (8, None)])
+def test_the_environment_names_the_device_in_use(monkeypatch, count, device):
+    torch = types.SimpleNamespace(__version__="9.9", cuda=Cuda(count))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    facts = environment_facts()
+    assert facts.get("device") == device
+    assert facts["torch"] == "9.9"
+
+
+@pytest.mark.parametrize("torch", [None, types.SimpleNamespace(__version__=9)])
+def test_a_torch_that_is_none_or_half_there_names_no_device(monkeypatch, torch):
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert environment_facts().keys().isdisjoint({"torch", "device"})
 
 
 def test_environment_names_no_variables(monkeypatch):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from casckpt.checkpoint import payloads
 from casckpt.checkpoint.payloads import (
     RowFacts,
     decode_row,
@@ -135,6 +136,29 @@ def test_a_newer_version_is_named():
 def test_a_cut_payload_is_corrupt(cut):
     with pytest.raises(Corrupt):
         decode_row(row(encode_payload(FACTS)[:cut]))
+
+
+@pytest.mark.parametrize("rest", [b"[]", b"5", b"{", b"\xff", b'{"t":5}'])
+def test_a_payload_whose_end_is_no_table_is_corrupt(rest):
+    payload = encode_payload(FACTS)
+    payload = payload[: payload.rindex(b'{"r"')] + rest
+    with pytest.raises(Corrupt, match="the row of bpm/nn at step 7 does not decode"):
+        decode_row(row(payload))
+    if rest != b'{"t":5}':
+        with pytest.raises(Corrupt, match="a row of a checkpoint does not decode"):
+            edit_payload(payload, pinned=True)
+
+
+def test_rows_of_many_kinds_are_read_as_they_are(monkeypatch):
+    monkeypatch.setattr(payloads, "_CACHE_MAX", 2)
+    monkeypatch.setattr(payloads, "_repeated_cache", {})
+    made = [
+        encode_payload(RowFacts(i, {f"m{i}": i}, (), (), None, 0, 0, 0, 0.0, 0.0)) for i in range(5)
+    ]
+    for _ in range(2):
+        for number, payload in enumerate(made):
+            assert decode_row(row(payload)).metrics == {f"m{number}": number}
+    assert len(payloads._repeated_cache) <= 2
 
 
 def test_more_metrics_than_fit_are_refused():

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 
 import pytest
 
-from casckpt.checkpoint.pending import BackgroundSaves
+from casckpt.checkpoint.pending import BackgroundSaves, _finish_at_exit
 from casckpt.errors import NoSpace, OperationFailed
 
 
@@ -110,6 +111,7 @@ def test_a_forked_child_has_nothing_in_flight(make_checkpoint):
     child = os.fork()
     if child == 0:
         try:
+            _finish_at_exit()  # else it would wait for a thread that is not in this process
             saves.wait()
             with saves.turn("run"):
                 pass
@@ -144,3 +146,44 @@ def test_a_failed_save_lets_go_of_its_copy_before_anybody_is_told():
         pending.result()
     assert seen[0]() is None
     assert [entry.name for entry in caught.traceback][-1] == "fail"  # where it failed is kept
+
+
+@pytest.mark.parametrize("ask", ["tell", "wait"])
+def test_of_two_that_wait_for_a_save_one_is_told(ask):
+    saves, gate, told = BackgroundSaves(), threading.Event(), []
+    start(saves, "run", lambda: gate.wait(60) and fail())
+    waiting = threading.Barrier(3)
+
+    def ask_for_it():
+        waiting.wait()
+        try:
+            if ask == "tell":
+                saves.tell("run", wait=True)
+            else:
+                saves.wait()
+        except NoSpace as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=ask_for_it) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    waiting.wait()
+    time.sleep(0.2)  # so that both have most likely begun to wait
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 1
+    saves.wait()
+
+
+def test_a_pending_save_says_how_it_stands(make_checkpoint):
+    saves, gate = BackgroundSaves(), threading.Event()
+    pending = start(saves, "run", lambda: gate.wait(60) and make_checkpoint())
+    assert repr(pending) == "<PendingSave of run: in flight>"
+    gate.set()
+    pending.result()
+    assert repr(pending) == "<PendingSave of run: done>"
+    failed = start(saves, "bad", fail)
+    with pytest.raises(NoSpace):
+        failed.result()
+    assert repr(failed) == "<PendingSave of bad: failed>"

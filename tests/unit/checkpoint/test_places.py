@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from casckpt.checkpoint.places import default_store, folder_of_ref, store_in
+from pathlib import Path
+
+import pytest
+
+from casckpt.checkpoint.places import default_store, folder_of_ref, is_store, store_in
 
 
 def a_store(path):
@@ -46,3 +50,17 @@ def test_a_folder_as_a_ref_keeps_its_selector(tmp_path):
     assert folder_of_ref(str(tmp_path / "nothing@3")) is None
     assert folder_of_ref("") is None
     assert folder_of_ref("a" * 400) is None
+
+
+def test_a_folder_without_a_store_gives_way_to_what_is_before_its_at_sign(tmp_path):
+    (tmp_path / "run@latest").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "format.json").write_text("{}")
+    found = folder_of_ref(f"{tmp_path}/run@latest")
+    assert found == (tmp_path / "run" / "checkpoints", "run", "@latest")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + "@latest"])
+def test_a_name_that_no_folder_can_have_is_none(name):
+    assert not is_store(Path(name))
+    assert folder_of_ref(name) is None

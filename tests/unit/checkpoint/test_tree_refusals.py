@@ -1,0 +1,123 @@
+"""What a state tree cannot hold, and what a saved one may not ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from casckpt.checkpoint import leaves
+from casckpt.checkpoint.leaves import Pickled, RestoreOptions
+from casckpt.checkpoint.tree import KEY_MAX, flatten
+from casckpt.checkpoint.tree_build import Builder
+from casckpt.checkpoint.tree_paths import ABSENT, PATH_MAX
+from casckpt.errors import BadLeaf, MissingExtra
+
+
+@dataclasses.dataclass
+class Bare:
+    first: int
+    second: int
+
+
+class Mine(dict):
+    pass
+
+
+def unset():
+    record = Bare(1, 2)
+    del record.second
+    return record
+
+
+def with_attributes():
+    state = OrderedDict(a=1)
+    state.note = "not in the items"
+    return state
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (unset(), "its field second is not set"),
+        (with_attributes(), "it has attributes: note"),
+        (Mine(a=1), "it is a dict of a class of its own"),
+        ({"k" * (KEY_MAX + 1): 1}, f"a dict key of {KEY_MAX + 1} characters at s"),
+        ({b"k" * (KEY_MAX + 1): 1}, f"a dict key of {KEY_MAX + 1} characters at s"),
+        ({"k" * PATH_MAX: np.ones(1)}, f"a path of {PATH_MAX + 2} characters: s.kkk"),
+        (Pickled(lambda: 0), "s: function cannot be pickled"),
+    ],
+)
+def test_what_a_tree_cannot_hold_says_why(value, why):
+    with pytest.raises(BadLeaf, match=why):
+        flatten({"s": value})
+
+
+def test_a_call_from_too_deep_says_so():
+    state = 1
+    for _ in range(100):
+        state = [state]
+
+    def down(count):
+        return flatten(state) if not count else down(count - 1)
+
+    with pytest.raises(BadLeaf, match="nested too deeply for this call"):
+        down(sys.getrecursionlimit() - len(inspect.stack()) - 60)
+    assert flatten(state).leaves == []
+
+
+@pytest.mark.parametrize("name", ["Gone", "function.<locals>.Gone"])
+def test_a_record_of_an_unknown_class_has_its_name(name):
+    back = Builder(lambda index: None, 0, RestoreOptions()).build(
+        {"n": ["nowhere", name], "f": ["x"], "v": [1]}
+    )
+    assert type(back).__name__ == "Gone"
+
+
+@pytest.mark.parametrize("name", ["two words", "class", ""])
+def test_a_class_name_that_is_no_name_gets_a_plain_one(name, caplog):
+    with caplog.at_level(logging.WARNING, "casckpt"):
+        back = Builder(lambda index: None, 0, RestoreOptions()).build(
+            {"D": ["nowhere", name], "f": ["x", "class"], "v": [1, 2]}
+        )
+    assert type(back).__name__ == "Restored"
+    assert back == (1, 2)
+    assert "not loaded in this program" in caplog.text
+
+
+def test_what_was_not_selected_has_a_name():
+    assert repr(ABSENT) == "ABSENT"
+
+
+@pytest.fixture
+def lazily(monkeypatch, tmp_path):
+    """Register an adapter whose module has the given text."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(leaves, "_lazy", dict(leaves._lazy))
+
+    def register(root, text):
+        (tmp_path / f"{root}_adapter.py").write_text(text)
+        leaves.register_lazy(root, f"{root}_adapter")
+
+    yield register
+    leaves._root_of_type.clear()
+
+
+def test_an_extension_of_no_adapter_names_its_root():
+    node = {"x": ["nobody", "thing"], "a": None, "v": []}
+    with pytest.raises(MissingExtra, match="values of nobody, which this casckpt does not know"):
+        Builder(lambda index: None, 0, RestoreOptions()).build(node)
+
+
+def test_a_library_that_is_not_installed_is_told_from_one_that_is_broken(lazily):
+    lazily("notthere", "import notthere")
+    with pytest.raises(MissingExtra, match="needs notthere, which is not installed"):
+        leaves.handler("notthere")
+    lazily("broken", "import a_part_of_broken_that_is_missing")
+    with pytest.raises(ModuleNotFoundError, match="a_part_of_broken_that_is_missing"):
+        leaves.handler("broken")
