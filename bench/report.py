@@ -116,12 +116,12 @@ def _cell(column: str, value: Any) -> str:
         return value or "-"
     if isinstance(value, list):
         return ", ".join(_cell(column, item) for item in value)
-    if "bytes" in column or column in ("disk_before", "disk_after"):
-        return f"{value / 1e6:,.1f} MB" if abs(value) >= 1e5 else f"{value / 1e3:,.1f} kB"
     if column.endswith("per_s"):
         return _number(value)
     if column.endswith("_s") or column == "gc_s_per_checkpoint":
         return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    if "bytes" in column or column in ("disk_before", "disk_after"):
+        return f"{value / 1e6:,.1f} MB" if abs(value) >= 1e5 else f"{value / 1e3:,.1f} kB"
     return _number(value)
 
 
