@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -87,3 +88,21 @@ def test_a_commit_starts_the_child_and_the_child_frees(
         again_sizes = again.sizes()
     assert autocollect.main(path) == 0
     assert again_sizes.pack_bytes < 300_000
+
+
+def test_a_second_child_is_not_started_while_the_first_one_works(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autocollect, "is_due", lambda tx, now_ns: True)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(autocollect, "command_of", lambda *words: sleeper)
+    shared = repository._shared()
+    assert autocollect.start_if_due(shared)
+    assert not autocollect.start_if_due(shared)
+    (child,) = autocollect._children
+    child.kill()
+    child.wait()
+    assert autocollect.start_if_due(shared)
+    for child in autocollect._children:
+        child.kill()
+        child.wait()

@@ -7,7 +7,18 @@ import time
 import pytest
 
 from casckpt.errors import CasckptError, Corrupt, Deleted
-from casckpt.store import BlobRead, Repository, StoreOptions, codec, files, layout, packs
+from casckpt.store import (
+    BlobRead,
+    Repository,
+    StoreOptions,
+    codec,
+    files,
+    layout,
+    lists,
+    packs,
+    records,
+    rows,
+)
 from tests.unit.store.stores import MIB, check, find, flip, pack_files, read, save
 
 
@@ -286,3 +297,44 @@ def test_large_chunks_are_decoded_one_at_a_time_in_memory_that_is_not_kept(path,
     assert max(most) == 1
     one = codec.scratch("test", 3 * MIB)
     assert codec.scratch("test", 3 * MIB).obj is not one.obj
+
+
+def test_large_chunks_are_restored_too(repository, monkeypatch):
+    monkeypatch.setattr(layout, "GRID_BYTES", 3 * MIB)
+    saved = save(repository, [os.urandom(3 * MIB), bytes(5 * MIB)], level="fast")
+    check(repository, saved)
+
+
+def test_lists_that_contradict_the_blob_or_have_no_end_are_corrupt(repository):
+    """As a forged manifest or index may have them: the read ends, with words."""
+    data = os.urandom(3 * MIB)
+    (info,) = save(repository, [data]).infos
+    for length in (info.length - 1, info.length + 1):
+        with pytest.raises(Corrupt, match="its members have"):
+            repository.read_blobs([BlobRead(info.id, length, 0, bytearray(length))])
+    shared = repository._shared()
+    body = lists.encode_list(2, [info.length])
+    length, inner = info.length, info.id
+    for _ in range(layout.LIST_MAX_LEVELS + 2):
+        identity = records.object_id(layout.TYPE_LIST, (inner,), body)
+        pack, record = shared.own.append(
+            layout.TYPE_LIST, layout.ENCODING_RAW, identity, len(body), (inner,), body
+        )
+        shared.own.sync([pack])
+        row = rows.ObjectRow(
+            layout.TYPE_LIST,
+            record.encoding,
+            0,
+            1,
+            pack.number,
+            record.offset,
+            record.stored,
+            len(body),
+            b"",
+        )
+        shared.writer.run(
+            lambda tx, key=identity, row=row: tx.put("objects", key, row.encode()), facts=False
+        )
+        inner = identity
+    with pytest.raises(Corrupt, match="nested too deep"):
+        repository.read_blobs([BlobRead(inner, length, 0, bytearray(length))])
