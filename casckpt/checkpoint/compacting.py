@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.errors import BadRequest
+
+if TYPE_CHECKING:
+    from casckpt.checkpoint.records import Checkpoint
+    from casckpt.store.columns import Lineage
 
 _LEVELS: Final = ("balanced", "small")
 _SAMPLED_COLUMNS: Final = 48
@@ -47,6 +51,8 @@ class CompactResult:
             next gc.
         looked_count: chunks that were looked at.
         recoded_count: those that were stored anew.
+        trash_bytes: of a plan, what runs need no more after it and the trash does: it goes with
+            the trash, so it is not won yet.
     """
 
     level: str
@@ -56,6 +62,7 @@ class CompactResult:
     after_bytes: int
     looked_count: int
     recoded_count: int
+    trash_bytes: int = 0
 
 
 class Compacting(StoreHandle):
@@ -117,19 +124,37 @@ class Compacting(StoreHandle):
         _check(level)
         self._ready()
         before, sizes = self._run_bytes(), self._repository.sizes()
+        trash = self._repository.closure(_ids(self._catalog.matching(trash=True)))
         runs = []
-        looked = recoded = 0
+        looked = recoded = trash_bytes = 0
         for run, (count, logical, stored) in sorted(before.items()):
-            done = recoding.estimate(
-                self._repository, lineages(self._catalog, run), level, _SAMPLED_COLUMNS
-            )
-            won = (done.before_bytes - done.after_bytes) * done.share
-            runs.append(CompactedRun(run, count, logical, stored, stored - int(won)))
+            versions = lineages(self._catalog, run)
+            done = recoding.estimate(self._repository, versions, level, _SAMPLED_COLUMNS)
+            won = int((done.before_bytes - done.after_bytes) * done.share)
+            runs.append(CompactedRun(run, count, logical, stored, stored - won))
             looked += done.looked_count
             recoded += done.recoded_count
+            if trash and won > 0:
+                trash_bytes += self._only_bases(run, versions, trash)
         won_bytes = sum(run.before_bytes - run.after_bytes for run in runs)
-        after = max(sizes.stored_bytes - won_bytes, 0)
-        return CompactResult(level, True, tuple(runs), sizes.stored_bytes, after, looked, recoded)
+        after = sizes.stored_bytes - max(won_bytes - trash_bytes, 0)
+        return CompactResult(
+            level, True, tuple(runs), sizes.stored_bytes, after, looked, recoded, trash_bytes
+        )
+
+    def _only_bases(self, run: str, versions: Sequence[Lineage], among: Container[bytes]) -> int:
+        """Return the stored bytes of chunks that others of a run stand on, and that it has not."""
+        from casckpt.store.columns import Plan
+        from casckpt.store.reading import Reader
+
+        repository = self._repository
+        needed = Plan(Reader(repository._shared(), repository._workers()), versions).needed
+        reached = repository.closure(_ids(self._catalog.matching(run)))
+        return sum(
+            stored
+            for one, (logical, stored) in reached.items()
+            if logical and one in among and one not in needed
+        )
 
     def _run_bytes(self) -> dict[str, tuple[int, int, int]]:
         """Return of each run its checkpoints, their logical bytes, and those of their records."""
@@ -147,6 +172,10 @@ class Compacting(StoreHandle):
             )
             for run, members in runs.items()
         }
+
+
+def _ids(checkpoints: Sequence[Checkpoint]) -> list[bytes]:
+    return [bytes.fromhex(checkpoint.id) for checkpoint in checkpoints]
 
 
 def _check(level: str) -> None:

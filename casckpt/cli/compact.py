@@ -62,6 +62,7 @@ def _record(result: CompactResult) -> dict[str, Any]:
         "after_bytes": result.after_bytes,
         "looked_count": result.looked_count,
         "recoded_count": result.recoded_count,
+        "trash_bytes": result.trash_bytes,
         "runs": [
             {
                 "run": run.run,
@@ -110,5 +111,8 @@ def _show(output: Output, result: CompactResult) -> None:
     )
     if result.planned:
         output.note(f"Estimated from {chunks} of a sample; nothing was changed.")
+        if result.trash_bytes:
+            kept = formatting.size(result.trash_bytes)
+            output.note(f"{kept} more would go with the trash: `casckpt gc --now` empties it.")
     else:
         output.note(f"{chunks} of {result.looked_count:,} stored anew.")

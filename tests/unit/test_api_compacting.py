@@ -70,6 +70,21 @@ def test_less_is_stored_and_every_bit_stays(trained):
     assert again.runs[0].after_bytes == run.after_bytes
 
 
+def test_a_plan_does_not_count_what_the_trash_still_needs(trained):
+    trained.compact()
+    for step in range(STEPS - 3, STEPS):  # what the older ones stand on
+        trained.delete(f"a/b@{step}")
+    held = trained.plan_compact()
+    (run,) = held.runs
+    assert run.after_bytes < run.before_bytes
+    assert held.trash_bytes > 0
+    assert held.after_bytes == held.before_bytes - max(
+        run.before_bytes - run.after_bytes - held.trash_bytes, 0
+    )
+    done = trained.compact()
+    assert done.after_bytes > held.before_bytes - (run.before_bytes - run.after_bytes)
+
+
 def test_a_plan_changes_nothing_and_may_be_made_by_a_reader(trained):
     before = sorted((path, path.stat().st_size) for path in trained.path.glob("packs/*/*"))
     with casckpt.open(trained.path, mode="r") as reader:
