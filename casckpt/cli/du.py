@@ -13,13 +13,14 @@ from casckpt.cli.output import Column, Output
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.codings import CodingStats
-    from casckpt.checkpoint.stats import Stats
+    from casckpt.checkpoint.stats import RunStats, Stats
 
 _HELP = """Show where the bytes are, of RUN or of all runs, and what was saved.
 
     LOGICAL is what restoring everything would write. UNIQUE is what only that run holds: bytes on
     disk that no other run shares. STORED is what is on disk: of the store all its files, of a run
-    all it reaches, so runs that share do not add up. SAVED is 1 - stored/logical.
+    all it reaches, so runs that share do not add up. SAVED is 1 - stored/logical, and 0 where
+    more is stored, as in a new store, whose index takes its room before much is saved.
 
     --codings tells how the chunks are stored: what is coded (the numbers, or their difference to
     another checkpoint: sub, xor, dictionary), and the coder of each byte plane.
@@ -78,7 +79,7 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
             size(each.logical_bytes),
             size(each.unique_bytes),
             size(each.stored_bytes),
-            formatting.saved(each.stored_bytes, each.logical_bytes),
+            _saved(each),
         )
         for each in found.runs
     ]
@@ -89,7 +90,7 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
             size(found.logical_bytes),
             size(found.unique_bytes),
             size(found.stored_bytes),
-            formatting.saved(found.stored_bytes, found.logical_bytes),
+            _saved(found),
         )
     )
     columns = [
@@ -101,6 +102,10 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
         Column("SAVED", right=True, color="green"),
     ]
     output.table(columns, rows, bold_rows=frozenset({len(rows) - 1}))
+    more_bytes = found.stored_bytes - found.logical_bytes
+    if whole and found.checkpoint_count and more_bytes > 0:
+        also = "the index, the trash and what gc has yet to free count, too"
+        output.note(f"The store takes {size(more_bytes)} more than restoring would write: {also}.")
     if found.trash_count:
         trash = formatting.count(found.trash_count, "checkpoint")
         take = "takes" if found.trash_count == 1 else "take"
@@ -108,6 +113,11 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
     if found.quarantine_bytes:
         aside = size(found.quarantine_bytes)
         output.note(f"{aside} of damaged packs are in `quarantine`; they are yours to remove.")
+
+
+def _saved(found: Stats | RunStats) -> str:
+    """Return the share that was saved, none where bookkeeping outweighs it."""
+    return formatting.saved(min(found.stored_bytes, found.logical_bytes), found.logical_bytes)
 
 
 def _coding_record(each: CodingStats) -> dict[str, Any]:

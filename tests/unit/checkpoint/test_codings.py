@@ -100,6 +100,16 @@ def test_stats_shows_the_codings(saved, capsys):
     assert "codings" not in json.loads(shown("du", "--json"))
 
 
+def test_nothing_is_saved_by_a_store_that_takes_more_than_its_checkpoints(tmp_path, capsys):
+    with casckpt.open(tmp_path / "new") as store:
+        store.save("r", {"w": np.arange(2000.0)})
+        assert store.stats().saved < 0
+    assert run(["--store", str(tmp_path / "new"), "du"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1].endswith(" 0.0 %")
+    assert "KiB more than restoring would write" in shown.err
+
+
 @pytest.mark.parametrize(
     ("dtype", "name"),
     [
