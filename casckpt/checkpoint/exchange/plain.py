@@ -230,7 +230,8 @@ def _date(kind: Any, size: int) -> Callable[..., str]:
         if zone:
             raise ValueError("a date with a time zone")
         if isinstance(state, str):
-            state = _encode(state)
+            # Python 2's, which happens to be text: its bytes are the text's (see the machine).
+            state = state.encode("utf-8")
         if len(_of(bytes, state)) != size:
             raise ValueError("a date of the wrong length")
         return str(kind(state).isoformat())

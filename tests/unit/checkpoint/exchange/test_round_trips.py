@@ -189,6 +189,12 @@ def test_what_a_tree_does_not_have_becomes_the_nearest_thing(tmp_path, caplog):
     assert "a set became a list" in caplog.text
 
 
+def test_a_date_of_python_2_that_reads_as_text_is_a_date(tmp_path):
+    state = b"\x07\x6c\x01\x02\x03\x04\x05\x00\xc3\xa9"  # 0xc3a9 microseconds, or an accent
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02cdatetime\ndatetime\nU\x0a" + state + b"\x85R.")
+    assert read_file(tmp_path / "x.pkl") == "1900-01-02T03:04:05.050089"
+
+
 def test_json_is_readable(tmp_path):
     state = {"lr": 0.1, "loss": math.nan, "w": np.array([[1, 2.5]]), "name": "x", "n": 3}
     about = Manifest("bpm/nn", 0, 7, 0, "2024-01-01T00:00:00.000000Z", None, (), metrics={"a": 1.5})
