@@ -199,8 +199,6 @@ def array_table(path: str, takes_objects: Callable[[], bool] = lambda: False) ->
 def _base_dtype(base: Any) -> Any:
     import numpy as np
 
-    if isinstance(base, DtypeNode):
-        return base.dtype
     if isinstance(base, Symbol) and base.value in EXTENSION_DTYPES:
         return numpy_dtype(base.value)
     text = base.decode("ascii") if isinstance(base, bytes) else base

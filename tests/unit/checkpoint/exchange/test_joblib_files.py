@@ -136,10 +136,18 @@ def test_what_claims_or_expands_to_too_much_is_damage(tmp_path, monkeypatch):
         read(tmp_path, bomb)
 
 
+@pytest.mark.parametrize("start", [b"x\x9c", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0"])
+def test_what_is_not_compressed_as_it_says_is_damage(tmp_path, start):
+    with pytest.raises(Corrupt, match="it cannot be unpacked"):
+        read(tmp_path, start + b"\xff" * 40)
+
+
 def test_an_array_inside_an_array_of_objects_is_not_followed(tmp_path):
     head = pickle.dumps(NumpyArrayWrapper(np.ndarray, (1,), "C", np.dtype(object)), 2)[:-1]
     with pytest.raises(Corrupt, match="nested too deep"):
         read(tmp_path, head + head + b"N...")
+    with pytest.raises(Corrupt, match="an object kept outside the pickle"):
+        read(tmp_path, head + b"NQ..")
 
 
 def test_what_is_not_read_says_what_to_do(tmp_path):
