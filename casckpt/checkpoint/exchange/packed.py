@@ -220,8 +220,6 @@ def _packed(name: str, leaf: Leaf, dtypes: frozenset[str]) -> PackedTensor:
 
 
 def _copies(leaf: Leaf, names: _Names, dtypes: frozenset[str]) -> list[PackedTensor]:
-    if leaf.value is None:
-        return []
     alone = [one for one in flatten(leaf.value).leaves if one.kind in ("array", "tensor")]
     return [_packed(names.unique(leaf.path), one, dtypes) for one in alone[:1]]
 

@@ -41,7 +41,12 @@ _SPARSE_PARTS: Final = {
 
 
 class Memory:
-    """The bytes several tensors may share; read when the first of them is finished."""
+    """The bytes several tensors may share; read when the first of them is finished.
+
+    Args:
+        length: how many there are.
+        read: returns them, all of them or an error; None while it is not known where they are.
+    """
 
     def __init__(self, length: int, read: Callable[[], bytearray] | None) -> None:
         self.length = length
@@ -53,10 +58,7 @@ class Memory:
         if self._storage is None:
             if self.read is None:
                 raise ValueError("a storage whose bytes are not in the file")
-            data = self.read()
-            if len(data) != self.length:
-                raise ValueError(f"a storage of {self.length} bytes has {len(data)}")
-            self._storage = tensors.storage(data)
+            self._storage = tensors.storage(self.read())
         return self._storage
 
 

@@ -140,6 +140,27 @@ def test_tensors_come_back_from_every_format(tmp_path, state, assert_same, tenso
         assert found["tied"][0].data_ptr() == found["tied"][1].data_ptr()
 
 
+@pytest.mark.parametrize("format", ["safetensors", "npz"])
+def test_a_view_in_two_places_is_one_object(tmp_path, tensors, format):
+    weight = torch.randn(10)
+    view = weight[3:]
+    write_file([weight, view, view], tmp_path / f"x.{format}")
+    found = read_file(tmp_path / f"x.{format}", tensors=tensors)
+    assert found[1] is found[2]
+    found[0].zero_()
+    assert found[1].tolist() == [0] * 7
+
+
+def test_a_dtype_that_only_torch_has_needs_torch(tmp_path, assert_same, tensors):
+    state = {"c": torch.tensor([1 + 2j, -3j]).to(torch.complex32)}
+    torch.save(state, tmp_path / "x.pt")
+    assert_same(state, read_file(tmp_path / "x.pt", tensors=tensors))
+    with pytest.raises(BadRequest, match="numpy has no dtype complex32"):
+        read_file(tmp_path / "x.pt")
+    write_file(state, tmp_path / "x.json")
+    assert_same(state, read_file(tmp_path / "x.json", tensors=tensors))
+
+
 def test_a_folder_keeps_ties_and_writes_them_once(tmp_path, assert_same, tensors):
     weight = torch.randn(1000)
     write_tree({"a": weight, "b": weight.view(10, 100)}, tmp_path / "out")
