@@ -81,16 +81,18 @@ class FilePlaces(FileSaves, Questions, Curation):
         """
         self._refuse_training(run)
         files = Files(path, name=name)
-        for attempt in range(_ATTEMPTS):
+        attempt = 0
+        while True:
+            attempt += 1
             request = self._request(run, None, None, (), False, None)
             try:
                 made = self._save_now(request, files)
                 break
             except RunMoved:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS:
                     raise
                 # Ranks begin at the same moment; they must not go on in step.
-                time.sleep(random.SystemRandom().uniform(0, 0.02 * (attempt + 1)))
+                time.sleep(random.SystemRandom().uniform(0, 0.02 * attempt))
         older = []
         for checkpoint in self._catalog.of_line(run, None):
             if checkpoint.seq < made.seq and not checkpoint.pinned and not checkpoint.tags:
