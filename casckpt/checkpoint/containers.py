@@ -211,9 +211,6 @@ class _Unclosed(io.RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
 
-    def tell(self) -> int:
-        return self._file.tell()
-
     def readable(self) -> bool:
         return True
 

@@ -289,12 +289,11 @@ def _extents(
             place += room
             if room < piece.length:
                 waiting.append(_cut(piece, room, piece.length, 0))
-        if offset is None:
-            return
-        if type(offset) is not int or offset != place or not isinstance(tensor, _Extent):
-            raise malformed(f"{name}: a tensor that does not lie where it should")
-        yield _cut(tensor, 0, tensor.length, place)
-        place += tensor.length
+        if offset is not None:
+            if type(offset) is not int or offset != place or not isinstance(tensor, _Extent):
+                raise malformed(f"{name}: a tensor that does not lie where it should")
+            yield _cut(tensor, 0, tensor.length, place)
+            place += tensor.length
 
 
 def _cut(piece: _Extent, low: int, high: int, start: int) -> _Extent:

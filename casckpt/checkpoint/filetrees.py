@@ -151,8 +151,6 @@ class _Part:
         if self.cut is None:
             return walker.add(Leaf(path, "bytes", length=length, source=self.source, opaque=True))
         name, shape, order = self.cut.dtype, self.cut.shape, self.cut.order
-        if name not in TORCH_TO_NUMPY:
-            name, shape, order = "uint8", (length,), "C"
         width = ITEM_BYTES[name] // (2 if name.startswith("complex") else 1)
         dtype = TORCH_TO_NUMPY[name]
         return walker.add(Leaf(path, "array", dtype, shape, order, (), width, length, self.source))
