@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 _AGAIN_S: Final = 60.0
 """A disk that stays full is not collected on for every save."""
 
-_tried: dict[Path, float] = {}
+_in_vain: dict[Path, float] = {}
+"""By store, when a save last failed although what could be freed was."""
 
 
 def free_bytes(path: Path) -> int:
@@ -32,10 +34,8 @@ def make_room(repository: Repository) -> bool:
     What retention planned goes before a save fails. What is in the trash for less stays: to undo
     a removal is a promise, and `casckpt gc --now` takes it back.
     """
-    now_s = time.monotonic()
-    if now_s - _tried.get(repository.path, -_AGAIN_S) < _AGAIN_S:
+    if time.monotonic() - _in_vain.get(repository.path, -math.inf) < _AGAIN_S:
         return False
-    _tried[repository.path] = now_s
     try:
         report = repository.gc()
     except CasckptError as exc:
@@ -55,6 +55,7 @@ def full_disk(repository: Repository, run: str, state_bytes: int, error: NoSpace
         state_bytes: of the state: what the save takes if nothing of it is stored already.
         error: what the store said.
     """
+    _in_vain[repository.path] = time.monotonic()
     try:
         free = free_bytes(repository.path)
         freeable = repository.plan_gc(()).freed_bytes

@@ -16,7 +16,7 @@ from casckpt.store import Repository, files
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    room._tried.clear()
+    room._in_vain.clear()
     yield
     files.set_crash_hook(None)
 
@@ -92,6 +92,23 @@ def test_what_is_dead_already_is_freed_before_a_save_fails(tmp_path, caplog):
         assert "the disk was full: " in caplog.text
         assert np.array_equal(store.restore("r@2")["a"], large())
         assert store.verify().ok
+
+
+def test_a_disk_that_is_full_again_at_once_is_collected_on_again(tmp_path):
+    path = tmp_path / "s"
+    for step in (0, 2):
+        with casckpt.open(path) as store:
+            dead = store.save("r", {"a": array(step)}, step)
+        with casckpt.open(path) as store:
+            store.save("r", {"a": array(step + 1)}, step + 1)
+            with Repository.open(path) as repository:
+                (row,) = [row for row in repository.checkpoint_rows("r") if row.step == step]
+                repository.bury([("r", dead.seq, row.payload)])
+            full = Full(times=2)
+            files.set_crash_hook(full)
+            store.save("large", {"a": array(10 + step, 2_000_000)}, step)
+            files.set_crash_hook(None)
+            assert full.refused == 2
 
 
 def test_a_disk_that_stays_full_is_not_collected_on_for_every_save(tmp_path, monkeypatch):
