@@ -181,7 +181,7 @@ def _study(about: Mapping[str, Any], path: str) -> optuna.Study:
     }
     try:
         trials = [_facts(trial) for trial in about["trials"]]
-        return study_of(json.dumps(line, sort_keys=True).encode() for line in (head, *trials))
+        return study_of(json.dumps(line).encode() for line in (head, *trials))
     except (TypeError, ValueError, KeyError) as exc:
         raise damaged(path, f"a study that Optuna refuses: {str(exc)[:200]!a}") from exc
 

@@ -217,7 +217,8 @@ def study_lines(study: optuna.Study) -> list[bytes]:
         "user_attrs": study.user_attrs,
     }
     lines = [about, *(_trial_facts(trial) for trial in study.get_trials(deepcopy=False))]
-    return [json.dumps(line, sort_keys=True).encode() for line in lines]
+    # Not sorted: a list of the values of `params` has them as they were suggested.
+    return [json.dumps(line).encode() for line in lines]
 
 
 def study_of(lines: Iterable[bytes]) -> optuna.Study:

@@ -175,6 +175,16 @@ def test_a_study_is_extended_under_another_name(store, name):
     assert facts(again) == facts(more)
 
 
+def test_parameters_of_inherited_trials_stay_in_the_order_of_their_suggestion(store, name):
+    def later_names_first(trial):
+        return trial.suggest_float("z", 0, 1) + trial.suggest_int("a", 0, 9)
+
+    optimize(store, name, later_names_first, 2)
+    more = optimize(store, f"{name}-more", later_names_first, 3, resume=name)
+    assert [list(trial.params) for trial in more.trials] == [["z", "a"]] * 3
+    assert [list(trial.distributions) for trial in more.trials] == [["z", "a"]] * 3
+
+
 def test_going_back_opens_a_line_with_the_trials_of_then(store, name):
     first = facts(optimize(store, name, objective, 6))
     back = optimize(store, name, objective, 5, resume=f"{name}@3")
