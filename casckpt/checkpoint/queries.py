@@ -330,7 +330,8 @@ class Catalog:
                 run=run,
             )
         names = sorted({row.run for row in self._repository.checkpoint_rows()})
-        why = f"the store has {len(names)} run{'' if len(names) == 1 else 's'}"
+        runs = f"{len(names)} run{'' if len(names) == 1 else 's'}"
+        why = f"the store {self._repository.path} has {runs}"
         if not _GLOB.isdisjoint(run):
             return NotFound(f"no run matches {run}", why, run=run)
         near = _near(run, names)

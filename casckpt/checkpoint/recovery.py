@@ -54,8 +54,8 @@ class RepairResult:
 
 def _way_out(place: Path) -> str:
     if any(place.glob("packs/*")):
-        return "if it is a store all the same, run `casckpt repair --rebuild-index`"
-    return ""
+        return f"if it is one all the same, run `casckpt repair --rebuild-index --store {place}`"
+    return "check the path"
 
 
 def repair_store_at(

@@ -217,7 +217,7 @@ def check_mode(mode: str | None, metric: str = "METRIC") -> Mode:
     raise BadRef(
         f"best {metric} of what end?" if mode is None else f"bad mode {mode!r}",
         "whether the smallest or the largest value is best is never guessed",
-        f"write best:{metric}:min or best:{metric}:max",
+        f"write {metric}:min or {metric}:max, in Python mode='min' or mode='max'",
     )
 
 

@@ -88,7 +88,7 @@ def rm(output: Output, names: tuple[str, ...], dry_run: bool, yes: bool) -> None
             if name not in known:
                 raise NotFound(
                     f"nothing is cached as {name!r}",
-                    f"there are {formatting.count(len(known), 'name')}",
+                    "the store keeps nothing of that name for its runs",
                     "see `casckpt cache ls`",
                 )
         chosen = [entry for entry in entries if entry.name in names]

@@ -75,6 +75,12 @@ def export(
         )
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
+        if store.holds_files(checkpoint):
+            raise BadRequest(
+                f"{checkpoint.ref} is no state to export",
+                "it was saved as files",
+                f"`casckpt restore {checkpoint.ref} -o DIR` writes them as they were",
+            )
         path = destination or Path(_default_name(checkpoint, str(format_)))
         if path.is_file() and not force:
             raise BadRequest(
@@ -135,8 +141,19 @@ def _default_name(checkpoint: Checkpoint, format_: str) -> str:
 @click.argument(
     "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )
-@click.option("--run", required=True, shell_complete=completers.runs, help="The run they go to.")
-@click.option("--step", type=click.IntRange(min=0), metavar="N", help="Step of the first file.")
+@click.option(
+    "--run",
+    required=True,
+    metavar="RUN",
+    shell_complete=completers.runs,
+    help="The run they go to.",
+)
+@click.option(
+    "--step",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Step of the first file. Default: the numbers in the names, else what the files say.",
+)
 def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None) -> None:
     """Take files in as checkpoints of a run: safetensors, torch, npz, npy, ubj, json, and more.
 

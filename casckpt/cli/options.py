@@ -42,7 +42,7 @@ def global_options(function: _Function) -> _Function:
             help="Colour the output; auto obeys NO_COLOR and the terminal.",
         ),
         option("-q", "--quiet", is_flag=True, help="Print ids only, and no remarks."),
-        option("--json", is_flag=True, help="Print one JSON document."),
+        option("--json", is_flag=True, help="Print JSON: one document, or many, one a line."),
         option(
             "--store",
             metavar="PATH",

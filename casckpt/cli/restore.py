@@ -27,10 +27,10 @@ from casckpt.cli.output import Output
     required=True,
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A new folder.",
+    help="A new or empty folder.",
 )
 def restore(output: Output, ref: str, destination: Path) -> None:
-    """Write a checkpoint into a new folder, every byte verified.
+    """Write a checkpoint into a new or empty folder, every byte verified.
 
     Files that were saved as files come back as they were. A state tree becomes
     DIR/state.safetensors, which other programs read, and DIR/tree.json; together they

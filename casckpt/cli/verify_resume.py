@@ -55,9 +55,9 @@ def verify_resume(
     """Run CMD whole, and killed and run again, and compare what both leave, tensor by tensor.
 
     Exit code 0: the same to the bit; 1: not. Each of the two gets a new store: CMD must open the
-    one that CASCKPT_STORE names, or take its path where {store} stands. It runs two times in all,
-    a third time if there are differences, to tell whether it comes out the same at all. What CMD
-    writes elsewhere is not looked at.
+    one that CASCKPT_STORE names, or take its path where {store} stands. That takes about as long
+    as two whole runs; if there are differences a third one, to tell whether it comes out the same
+    at all. What CMD writes elsewhere is not looked at.
     """
     from casckpt.training import rehearsal
 

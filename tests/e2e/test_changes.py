@@ -155,6 +155,15 @@ def test_export_npz(own_cli, tmp_path):
         assert np.array_equal(arrays["model.weight"], state["model"]["weight"])
 
 
+def test_files_are_restored_and_not_exported(own_cli, tmp_path):
+    with casckpt.open(own_cli.store) as store:
+        store.save_files("kept", own_cli.store / "format.json")
+    answer = own_cli("export", "kept", "-o", tmp_path / "kept.npz")
+    assert answer.code == 2
+    assert "casckpt restore kept@0 -o" in answer.err
+    assert not (tmp_path / "kept.npz").exists()
+
+
 def test_export_replaces_a_file_only_if_told(own_cli, tmp_path):
     (tmp_path / "nn.json").write_text("mine")
     answer = own_cli("export", "bpm/nn", "-o", tmp_path / "nn.json")

@@ -79,8 +79,9 @@ def test_a_line_or_run_without_checkpoints_is_told_from_one_that_is_not_there(tm
 
 def test_a_near_miss_is_suggested(store):
     store.save("bpm/xgboost", {"v": 1})
-    with pytest.raises(NotFound, match="did you mean bpm/xgboost"):
+    with pytest.raises(NotFound, match="did you mean bpm/xgboost") as caught:
         store.get("bpm/xgbost")
+    assert caught.value.why == f"the store {store.path} has 1 run"
     with pytest.raises(NotFound, match="did you mean bpm/xgboost"):
         store.get("bpm")
 

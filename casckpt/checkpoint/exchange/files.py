@@ -207,7 +207,7 @@ def _only_bytes(state: object) -> bytes:
         raise BadRequest(
             "cannot export as ubj",
             f"the state holds {'more than one' if found else 'no'} booster in that format",
-            "select one with only=, or choose another format",
+            "choose another format",
         )
     return found[0]
 

@@ -36,9 +36,14 @@ _SHOWN = 5
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--minutes", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="How long."
+    "--minutes",
+    type=click.FloatRange(min=0.05),
+    metavar="N",
+    default=1.0,
+    show_default=True,
+    help="How long.",
 )
-@click.option("--seed", type=int, help="Repeat a run: the number that it printed.")
+@click.option("--seed", type=int, metavar="N", help="Repeat a run: the number that it printed.")
 def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> int:
     """Test this disk and file system, and casckpt on them, by crashing.
 
