@@ -317,3 +317,29 @@ def test_where_no_copy_can_be_made_it_is_said(stored, unwritable, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(OperationFailed, match="cannot start"):
         Repository.open(path, mode="r")
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind", "why"),
+    [
+        (StoreBusy.exit_code, "it is written all the time", StoreBusy, None),
+        (PermissionRefused.exit_code, "Permission denied (errno 13)", PermissionRefused, None),
+        (Corrupt.exit_code, "a traceback\nand what it ends with", Corrupt, "and what it ends with"),
+        (1, "", Corrupt, "reading it ended with status 1"),
+    ],
+)
+def test_what_ends_the_reader_of_an_index_is_the_error(
+    stored, unwritable, tmp_path, monkeypatch, status, said, kind, why
+):
+    path, _ = stored
+    (path / "index.0" / "clean").unlink()
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nprintf '%s' '{said}' >&2\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(kind) as caught:
+        Repository.open(path, mode="r")
+    assert type(caught.value) is kind
+    assert "index.0" in caught.value.what
+    assert caught.value.why == (why or said)
+    assert len(str(caught.value).splitlines()) == 3
