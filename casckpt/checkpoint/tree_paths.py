@@ -12,19 +12,13 @@ PATH_MAX: Final = 4096
 """Longest path, in characters: what an entry of a manifest may be asked to hold."""
 
 
-def key_text(key: object) -> str:
-    """Return how a dict key reads inside a dotted path: strings as they are, others as repr."""
-    if type(key) is str:
-        if key.isascii():
-            return key
-        return key.encode("utf-8", "backslashreplace").decode()
-    return repr(key)
-
-
 def join(path: str, key: object) -> str:
-    """Return the path of a child."""
-    text = key if type(key) is str and key.isascii() else key_text(key)
-    return f"{path}.{text}" if path else str(text)
+    """Return the path of a child: keys that are strings read as they are, others as repr."""
+    if type(key) is not str:
+        text = repr(key)
+    else:
+        text = key if key.isascii() else key.encode("utf-8", "backslashreplace").decode()
+    return f"{path}.{text}" if path else text
 
 
 @dataclass(frozen=True)
