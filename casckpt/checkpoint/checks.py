@@ -110,8 +110,6 @@ def _paths(
     catalog: Catalog, checkpoint: Checkpoint, blobs: frozenset[bytes]
 ) -> dict[bytes, list[str]]:
     """Return the paths in a checkpoint that each of the blobs holds."""
-    if not blobs:
-        return {}
     try:
         manifest, refs = catalog.manifest_and_refs(checkpoint)
     except CasckptError:
