@@ -131,18 +131,20 @@ class Committing(StoreHandle):
         """Store the state and commit it, anew if a collector got in between, or room was made."""
         from casckpt.store import SaveAgain
 
-        for attempt in range(_ATTEMPTS):
+        attempts_left = _ATTEMPTS
+        while True:
+            attempts_left -= 1
             try:
                 checkpoint = self._commit_once(request, place, flat, stall_s)
                 break
             except NoSpace as exc:
                 from casckpt.checkpoint import room
 
-                if attempt == _ATTEMPTS - 1 or not room.make_room(self._repository):
+                if not attempts_left or not room.make_room(self._repository):
                     needed = sum(leaf.length for leaf in flat.leaves)
                     raise room.full_disk(self._repository, request.run, needed, exc) from exc
             except SaveAgain as exc:
-                if attempt == _ATTEMPTS - 1:
+                if not attempts_left:
                     raise
                 logger.debug("saving %s again: %s", request.run, exc.why)
         if request.placement is not None and request.placement.after_commit is not None:
