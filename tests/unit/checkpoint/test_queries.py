@@ -5,8 +5,9 @@ import hashlib
 
 import pytest
 
+from casckpt.checkpoint.lines import LineView
 from casckpt.checkpoint.payloads import RowFacts, encode_payload
-from casckpt.checkpoint.queries import Catalog
+from casckpt.checkpoint.queries import Catalog, with_monitor
 from casckpt.checkpoint.refs import parse_ref
 from casckpt.errors import BadRef, BadRequest, NotFound
 from casckpt.store import CheckpointRow
@@ -170,3 +171,37 @@ def test_ten_thousand_rows_are_listed_without_the_collector():
     assert len(catalog.checkpoints()) == 10_000
     assert gc.get_stats()[0]["collections"] - before < 45  # 27; 66 where it is not paused
     assert gc.isenabled()
+
+
+def test_a_list_turns_no_collector_on():
+    gc.disable()
+    try:
+        assert len(Catalog(Rows([a_row("r", 1, 1)])).checkpoints("r")) == 1
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("ref", "shown"),
+    [
+        ("r@best", ("loss", "min")),
+        ("r@best:loss", ("loss", "min")),
+        ("r~1@best", ("acc", "max")),
+        ("r~*@best", ("loss", "min")),
+        ("r@best:acc", ("acc", None)),
+        ("r@best:loss:max", ("loss", "max")),
+        ("r~3@best", (None, None)),
+        ("r~2@best", (None, None)),
+    ],
+)
+def test_best_is_by_the_monitor_of_the_line_where_it_does_not_say(ref, shown):
+    monitors = {0: ("loss", "min"), 1: ("acc", "max"), 2: ("loss", "sideways")}
+    selector = with_monitor(parse_ref(ref), LineView(0, {}, monitors)).selector
+    assert (selector.metric, selector.mode) == shown
+
+
+def test_a_ref_that_is_no_best_needs_no_monitor():
+    for text in ("r", "r@3", "r@latest"):
+        ref = parse_ref(text)
+        assert with_monitor(ref, LineView(0, {}, {0: ("loss", "min")})) is ref

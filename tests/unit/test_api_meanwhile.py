@@ -1,0 +1,135 @@
+"""What others do to a store while a call is under way, and what is asked of the wrong one."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+import casckpt
+from casckpt.checkpoint import handle
+from casckpt.checkpoint.queries import Catalog
+from casckpt.errors import BadRef, BadRequest, Busy, Corrupt, Deleted, NotFound, OperationFailed
+from casckpt.store import Repository, SaveAgain
+from casckpt.store.saving import Saver
+
+np = pytest.importorskip("numpy")
+
+
+def weights(seed):
+    return np.random.default_rng(seed).standard_normal(1000)
+
+
+@pytest.mark.parametrize(("met", "saved"), [(4, True), (5, False)])
+def test_a_save_that_meets_a_collector_is_begun_anew(store, monkeypatch, met, saved):
+    real, calls = Saver.commit, []
+
+    def commit(self, request):
+        calls.append(request)
+        if len(calls) <= met:
+            raise SaveAgain("a collector freed what the save had found")
+        return real(self, request)
+
+    monkeypatch.setattr(Saver, "commit", commit)
+    if saved:
+        assert store.save("r", {"w": weights(0)}).ref == "r@0"
+    else:
+        with pytest.raises(SaveAgain, match="a collector freed"):
+            store.save("r", {"w": weights(0)})
+    assert len(calls) == 5
+    assert [ck.ref for ck in store.checkpoints()] == (["r@0"] if saved else [])
+
+
+def test_a_plan_that_others_keep_ahead_of_is_given_up(store, monkeypatch):
+    for step in range(3):
+        store.save("r", {"v": step}, step)
+    plan = store.plan_gc(casckpt.KeepLast(1))
+
+    def trash(rows):
+        raise NotFound("one of them is gone")
+
+    monkeypatch.setattr(store._repository, "trash", trash)
+    with pytest.raises(Busy, match="the plan could not be carried out"):
+        store.gc(plan)
+
+
+@pytest.fixture
+def collected(store, monkeypatch):
+    """Save two steps; the first cannot be read, the second is collected before it is."""
+    for step in range(2):
+        store.save("r", {"w": weights(step)}, step)
+    real = Catalog.manifest_and_refs
+
+    def read(self, checkpoint):
+        if checkpoint.step == 0:
+            raise Corrupt("a manifest is damaged", "its hash differs")
+        store.delete("r@1")
+        store.gc(now=True, force=True)
+        return real(self, checkpoint)
+
+    monkeypatch.setattr(Catalog, "manifest_and_refs", read)
+    return store
+
+
+def test_what_is_collected_while_it_is_restored_is_deleted(collected):
+    with pytest.raises(Deleted):
+        collected.restore("r")
+
+
+def test_where_no_other_is_whole_a_fallback_tells_of_the_one_asked_for(collected, caplog):
+    asked = collected.get("r")
+    with caplog.at_level(logging.WARNING, "casckpt"), pytest.raises(Deleted) as caught:
+        collected.restore(asked, fallback=True)
+    assert asked.id[:8] in str(caught.value)
+    assert "r@0 is damaged too" in caplog.text
+
+
+def test_a_store_that_another_process_is_making_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(handle, "_MAKING_WAIT_S", 0.1)
+    real, calls = Repository.init, []
+
+    def busy(path):
+        calls.append(path)
+        raise OperationFailed(f"{path} is being made")
+
+    monkeypatch.setattr(Repository, "init", busy)
+    with pytest.raises(OperationFailed, match="is being made"):
+        casckpt.open(tmp_path / "never")
+    assert len(calls) > 1
+
+    def made_by_another(path):
+        real(path)
+        busy(path)
+
+    monkeypatch.setattr(Repository, "init", made_by_another)
+    with casckpt.open(tmp_path / "made") as store:
+        assert store.checkpoints() == []
+
+
+# ---- of the wrong store, or in the wrong way
+
+
+def test_a_checkpoint_of_another_handle_is_found_by_its_id(store, tmp_path):
+    saved = store.save("r", {"v": 1})
+    with casckpt.open(store.path, mode="r") as again:
+        assert again.get(saved) == saved
+        assert store.get(again.get("r")) == saved
+    with casckpt.open(tmp_path / "other") as other:
+        with pytest.raises(NotFound, match="no such id"):
+            other.get(saved)
+        with pytest.raises(BadRequest, match="cannot save against r@0 of another store"):
+            other.save("r", {"v": 2}, parent=f"{store.path}::r")
+        assert other.checkpoints() == []
+
+
+def test_a_call_with_what_there_is_not_says_what_there_is(store, tmp_path):
+    with pytest.raises(BadRequest, match="bad mode 'w'"):
+        casckpt.open(tmp_path / "s", mode="w")
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(BadRequest, match=r"bad level 'tiny'\n.*fast, balanced, small"):
+        store.save("r", {"v": 1}, level="tiny")
+    with pytest.raises(BadRef, match="after '~' comes the number of a line"):
+        store.get("r~x")
+    for options in ({"sample": 0.5}, {"max_rate": 1e6}, {"resume": True}):
+        with pytest.raises(BadRequest, match="level 'refs' reads no records"):
+            store.verify("refs", **options)
