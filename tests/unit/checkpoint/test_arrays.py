@@ -130,6 +130,23 @@ def test_what_numpy_has_and_a_checkpoint_has_not_is_refused_by_path(value):
     assert caught.value.path == "m.0"
 
 
+@pytest.mark.parametrize("stage", [False, True])
+def test_of_an_array_that_is_not_dense_its_items_are_stored_and_nothing_between(stage):
+    fields = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+    memory = np.frombuffer(bytearray(b"\xff" * 160_000), fields)
+    state = {"records": memory[::2], "reversed": np.arange(20_000.0)[::-1]}
+    for name in memory.dtype.names:
+        memory[name] = 1
+    saved = Saved(state, stage=stage)
+    records, numbers = (saved.repo.blobs[blob] for blob in saved.refs)
+    assert len(records) == 80_000
+    assert set(records[1:8]) == {0}, "what lies between two fields"
+    assert numbers == state["reversed"].tobytes()
+    back = saved.restore()
+    assert np.array_equal(back["records"], state["records"])
+    assert back["reversed"].tolist() == state["reversed"].tolist()
+
+
 # ---- scalars
 
 

@@ -122,6 +122,55 @@ def test_only_fills_the_parts_of_a_state_that_it_names():
     assert state.d == "own"
 
 
+def test_the_parts_of_a_state_keep_what_others_may_hold():
+    held = State(
+        array=np.ones(2),
+        losses=[3.0, 2.0],
+        counts={"a": 1, "b": 2},
+        mixed={"w": np.ones(1), "n": 5},
+        empty={"x": np.ones(1)},
+        none=(1, 2),
+        best=0.5,
+        kind=[1],
+    )
+    saved = Saved({"s": held.state_dict()})
+    state = State(
+        array=np.zeros(2),
+        losses=[9.0],
+        counts={"c": 3},
+        mixed={"w": np.zeros(1), "n": 0},
+        empty={},
+        none=None,
+        best=0.0,
+        kind=(7, 8),
+    )
+    before = state.state_dict()
+    saved.restore(into={"s": state})
+    for name in ("array", "losses", "counts", "mixed", "empty"):
+        assert getattr(state, name) is before[name], name
+    assert state.array.tolist() == [1, 1]
+    assert state.losses == [3.0, 2.0]
+    assert state.counts == {"a": 1, "b": 2}
+    assert before["mixed"] == {"w": np.ones(1), "n": 5}
+    assert state.empty["x"].tolist() == [1]
+    assert (state.none, state.best, state.kind) == ((1, 2), 0.5, [1])
+
+
+def test_a_part_that_the_checkpoint_lacks_is_missing():
+    with pytest.raises(TreeMismatch) as caught:
+        Saved({"s": {"a": 1}}).restore(into={"s": State(a=0, b=0)})
+    assert caught.value.missing == ["s.b"]
+
+
+@pytest.mark.parametrize("into", [{}, {"a": {}}])
+def test_an_empty_dict_takes_all_there_is(into):
+    saved = Saved({"a": {"x": [1, {"y": 2}], 3: "z"}})
+    held = dict(into)
+    assert saved.restore(into=into) is into
+    assert into == {"a": {"x": [1, {"y": 2}], 3: "z"}}
+    assert all(into[key] is part for key, part in held.items())
+
+
 def test_a_state_takes_named_parts_only():
     with pytest.raises(TreeMismatch, match="s: no state of named parts in the checkpoint"):
         Saved({"s": [1]}).restore(into={"s": State(a=1)})
@@ -151,6 +200,29 @@ def test_a_module_whose_state_is_itself_is_the_fault_of_into():
 
     with pytest.raises(TreeMismatch, match="m: objects nested too deeply in into"):
         Saved({"m": {"x": 1}}).restore(into={"m": Endless()})
+
+
+def test_a_module_whose_parts_are_compiled_takes_a_state_by_bare_names():
+    torch = pytest.importorskip("torch")
+    from casckpt.adapters.torch_state import BareModule
+
+    class Compiled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._orig_mod = torch.nn.Linear(2, 1)
+
+    module = torch.nn.Sequential(Compiled())
+    weight = module[0]._orig_mod.weight
+    plain = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    Saved({"m": plain}).restore(into={"m": BareModule(module)})
+    assert torch.equal(weight, plain[0].weight)
+    saved = Saved({"m": {"0.weight": torch.zeros(1, 2)}})
+    with pytest.raises(TreeMismatch) as caught:
+        saved.restore(into={"m": BareModule(module)})
+    assert caught.value.missing == ["m.0.bias"]
+    saved.restore(into={"m": BareModule(module)}, strict=False)
+    assert weight.tolist() == [[0, 0]]
+    assert torch.equal(module[0]._orig_mod.bias, plain[0].bias)
 
 
 def group(*numbers):
