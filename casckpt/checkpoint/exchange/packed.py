@@ -281,8 +281,6 @@ def _read_entry(
         slot = leaf_module.handler("torch" if torch else "numpy").allocate(entry, options, None)
     if name is not None:
         dest = slot.dest.cast("B")
-        if len(dest) != entry.length:
-            raise damaged(tensors.path, f"{shown(entry.path)} does not fit its bytes")
         if entry.order == "C" or not _has_dtype(entry, tensors.dtypes):
             tensors.load(name, dest)
         else:

@@ -148,6 +148,12 @@ def test_tensors_that_are_not_imported_say_what_to_do(tmp_path, value, why, hint
     assert hint in caught.value.hint
 
 
+def test_a_tensor_rebuilt_from_its_type_without_attributes_is_read(tmp_path):
+    inner = (storage(), 0, (4,), (1,), False, {})
+    value = Made(FROM_TYPE, UTILS._rebuild_tensor_v2, torch.Tensor, inner, {})
+    assert read(tmp_path, as_zip(value, _0=FOUR)).tolist() == [0, 1, 2, 3]
+
+
 def test_attributes_of_tensors_are_left_out_with_a_note(tmp_path, assert_same, tensors, caplog):
     noted, plain = torch.arange(3.0), torch.nn.Parameter(torch.ones(2))
     noted.origin = plain.origin = "here"

@@ -151,6 +151,7 @@ def test_a_view_in_two_places_is_one_object(tmp_path, tensors, format):
     assert found[1].tolist() == [0] * 7
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_a_dtype_that_only_torch_has_needs_torch(tmp_path, assert_same, tensors):
     state = {"c": torch.tensor([1 + 2j, -3j]).to(torch.complex32)}
     torch.save(state, tmp_path / "x.pt")
