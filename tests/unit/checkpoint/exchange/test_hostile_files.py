@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import random
+import resource
+import sys
 import zlib
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from casckpt.checkpoint.exchange import (
     write_file,
     write_tree,
 )
+from casckpt.checkpoint.exchange.trainers import TrainerFolder
 from casckpt.errors import BadRequest, CasckptError, Corrupt, OperationFailed, PickleRefused
 
 
@@ -287,8 +291,6 @@ def test_a_class_named_by_json_is_not_imported_or_called(tmp_path, caplog):
     document = {"casckpt": 1, "about": {}, "state": record}
     value = read_file(put(tmp_path, json.dumps(document).encode()))
     assert value._asdict() == {"a": 1}
-    import sys
-
     assert "antigravity" not in sys.modules
 
 
@@ -315,6 +317,21 @@ def test_a_file_behind_a_file_is_an_error_of_the_system(tmp_path):
     put(tmp_path, b"x", "a")
     with pytest.raises(OperationFailed):
         read_file(tmp_path / "a" / "b")
+
+
+def test_the_state_of_a_trainer_has_a_length_that_one_has(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 5, "log_history": []}')
+    assert TrainerFolder.of(tmp_path).step == 5
+    os.truncate(tmp_path / "trainer_state.json", (256 << 20) + 1)
+    with pytest.raises(Corrupt, match="it is far too long"):
+        TrainerFolder.of(tmp_path)
+
+
+def test_importing_what_tries_files_in_a_child_limits_nothing_here():
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    sys.modules.pop("casckpt.checkpoint.exchange.trial", None)
+    importlib.import_module("casckpt.checkpoint.exchange.trial")
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz", "json", "pkl", "tree"])
