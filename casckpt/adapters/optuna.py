@@ -18,6 +18,7 @@ from casckpt.adapters import missing_extra
 from casckpt.adapters.optuna_storage import HANDLER as HANDLER
 from casckpt.adapters.optuna_storage import RowsStorage, add_trials
 from casckpt.errors import BadRequest
+from casckpt.logs import logger
 
 try:
     import optuna
@@ -97,6 +98,7 @@ def optimize(
         raise BadRequest(f"direction {wanted}", "it is 'minimize' or 'maximize'")
     study = _study(run, own, wanted, per_trial, pruner)
     work = _Work(run, study, objective, n_total, timeout_total_s, _as_tuple(catch), callbacks)
+    work.say()
     if work.is_over:
         return study
     run._alone("optuna")
@@ -278,6 +280,19 @@ class _Work:
         is_saved = checkpoint is not None and checkpoint.step >= done
         return (done >= self._n_total or self._is_late()) and is_saved
 
+    def say(self) -> None:
+        """Say what is done already, if anything is."""
+        if not (trials := self._study.get_trials(deepcopy=False)):
+            return
+        parts = [f"{self._finished()} of {self._n_total} trials are done"]
+        best = self._best()
+        if best is not None:
+            parts.append(f"best {best.value:.6g} in trial {best.number}")
+        left = [str(trial.number) for trial in trials if trial._trial_id in self._dead]
+        if left:
+            parts.append(f"going on with trial {', '.join(left)}")
+        logger.info("%s: %s", self._run.name, "; ".join(parts))
+
     def begin(self) -> None:
         """Save the trials that finished just before their process died."""
         self._note()
@@ -338,11 +353,14 @@ class _Work:
         self._run.note_progress(_PART, done, self._n_total)
         checkpoint, _ = self._run._position()
         if done and (checkpoint is None or checkpoint.step < done):
-            metrics = {}
-            complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if complete and len(self._study.directions) == 1:
-                metrics = {"best_value": self._study.best_value}
+            best = self._best()
+            metrics = {} if best is None else {"best_value": best.value}
             self._run.save({"study": self._study}, done, metrics=metrics)
+
+    def _best(self) -> FrozenTrial | None:
+        """Return the best trial, if there is one, and one thing to be best at."""
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return self._study.best_trial if complete and len(self._study.directions) == 1 else None
 
     def _finished(self) -> int:
         return len(self._study.get_trials(deepcopy=False, states=_FINISHED))

@@ -166,6 +166,21 @@ def test_a_finished_study_does_nothing_and_a_larger_total_goes_on(store, name):
     assert facts(larger) == facts(optimize(store, f"{name}-whole", objective, 7))
 
 
+def test_what_is_done_is_said_and_nothing_of_a_new_study(store, name, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(Killed):
+        optimize(store, name, killed_at(2, 1), 4)
+    assert "trials are done" not in caplog.text
+    study = optimize(store, name, objective, 4)
+    best = min(study.trials[:2], key=lambda trial: trial.value)
+    assert (
+        f"{name}: 2 of 4 trials are done; best {best.value:.6g} in trial {best.number};"
+        " going on with trial 2"
+    ) in caplog.text
+    optimize(store, name, objective, 4)
+    assert f"4 of 4 trials are done; best {study.best_value:.6g}" in caplog.text
+
+
 def test_a_study_is_extended_under_another_name(store, name):
     first = facts(optimize(store, name, objective, 4))
     more = optimize(store, f"{name}-more", objective, 6, resume=name)
