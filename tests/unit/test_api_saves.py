@@ -14,7 +14,8 @@ from multiprocessing import get_context
 import pytest
 
 import casckpt
-from casckpt.errors import BadLeaf, BadRef, BadRequest, RunMoved, StepExists
+from casckpt.checkpoint.queries import Catalog
+from casckpt.errors import BadLeaf, BadRef, BadRequest, Corrupt, RunMoved, StepExists
 
 np = pytest.importorskip("numpy")
 
@@ -67,6 +68,31 @@ def test_the_same_step_and_content_is_the_existing_checkpoint(store):
     assert again.metrics == {"a": 1.0, "b": 2.0}
     assert again.tags == ("x", "y")
     assert len(store.checkpoints("r")) == 1
+
+
+def test_the_same_save_again_changes_nothing(store, monkeypatch):
+    first = store.save("r", state(1), 3, metrics={"a": 1.0}, tags="x")
+
+    def edit(*arguments):
+        raise AssertionError("its row was written again")
+
+    monkeypatch.setattr(store._repository, "edit_checkpoint", edit)
+    assert store.save("r", state(1), 3, tags="x") == first
+    assert store.get("r").metrics == {"a": 1.0}
+
+
+def test_a_parent_that_cannot_be_read_is_no_reason_not_to_save(store, monkeypatch):
+    store.save("r", state(1))
+    with casckpt.open(store.path) as another:  # which does not remember what it saved last
+
+        def damaged(self, checkpoint):
+            raise Corrupt("a manifest is damaged", "its hash differs")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Catalog, "manifest_and_refs", damaged)
+            saved = another.save("r", state(2))
+    assert saved.parent == store.get("r@0").id
+    assert np.array_equal(store.restore("r@1")["w"], state(2)["w"])
 
 
 def test_the_same_step_with_other_content_is_refused(store):

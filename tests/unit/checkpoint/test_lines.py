@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-from casckpt.checkpoint.lines import branch_points, by_line, visible
+import json
+
+import pytest
+
+from casckpt.checkpoint.lines import PLAIN, branch_points, by_line, read_view, visible
 from casckpt.checkpoint.refs import ALL_LINES
+from casckpt.errors import Corrupt
 
 
 def three_lines(make):
@@ -53,3 +58,33 @@ def test_by_line_orders_each(make_checkpoint):
     late, early = make_checkpoint(step=5), make_checkpoint(step=2)
     other = make_checkpoint(run="x", step=1)
     assert by_line([late, other, early]) == {("run", 0): [early, late], ("x", 0): [other]}
+
+
+def a_line(number, branch=None, **fields):
+    return {"number": number, "branch": branch} | fields
+
+
+def test_the_row_of_a_run_says_where_its_lines_began_and_what_is_best_on_them():
+    at = {"run": "r", "store": "", "line": 0, "step": 2, "batch": 5}
+    lines = [
+        a_line(0, monitor="loss", mode="min"),
+        a_line(1, at),
+        a_line(2, at | {"run": "other"}),
+        a_line(3, at | {"store": "/elsewhere"}, monitor="acc"),
+    ]
+    view = read_view("r", json.dumps({"current": 3, "lines": lines}).encode())
+    assert view.current == 3
+    assert view.branches == {1: (0, (2, 5))}
+    assert view.monitors == {0: ("loss", "min")}
+    assert read_view("r", json.dumps({"current": 3, "lines": []}).encode()).current is None
+    assert read_view("r", None) is PLAIN
+
+
+@pytest.mark.parametrize(
+    "row",
+    [b"{", b"\xff", b"5", b"{}", b'{"lines":5}', b'{"lines":[5]}',
+     b'{"lines":[{"number":1,"branch":{"run":"r","store":""}}],"current":0}', b"[" * 100_000],
+)  # fmt: skip
+def test_a_row_of_a_run_that_does_not_decode_is_corrupt(row):
+    with pytest.raises(Corrupt, match="the row of r does not decode"):
+        read_view("r", row)
