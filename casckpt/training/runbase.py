@@ -184,6 +184,7 @@ class RunBase:
             for other in list(open_runs)
             if other is not self
             and other.name == self.name
+            and other._peers.leads  # the others of its processes train with it
             and not other._closed
             and other._session._pid == os.getpid()
             and other.repository.path == self.repository.path
