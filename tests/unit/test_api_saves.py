@@ -54,6 +54,14 @@ def test_the_parent_is_the_step_before(store):
     assert store.save("r", state(3), 1, replace=True).parent == first.id
 
 
+def test_a_state_in_the_place_of_its_step_is_not_printed(store):
+    with pytest.raises(BadRef) as caught:
+        store.save("r", 1, {"w": np.zeros((9, 9))})
+    assert caught.value.what == "bad step of type dict"
+    with pytest.raises(BadRef, match=r"bad step 1\.5"):
+        store.save("r", {}, 1.5)
+
+
 def test_an_unchanged_state_writes_next_to_nothing(store):
     store.save("r", state(1))
     again = store.save("r", state(1))
