@@ -139,7 +139,7 @@ class Restores(StoreHandle):
         if whole is None or stand_in is None:
             hint = "no other checkpoint of the run is whole; `casckpt verify` shows what is"
         elif whole == stand_in:
-            hint = f"the newest whole checkpoint is {whole.ref}; pass fallback=True to take it"
+            hint = f"take {whole.ref}, the newest whole checkpoint, or pass fallback=True"
         else:
             hint = f"the newest whole one is {whole.ref}; fallback=True takes {stand_in.ref}"
         return Corrupt(

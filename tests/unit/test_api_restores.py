@@ -185,7 +185,7 @@ def test_without_an_older_whole_one_fallback_takes_the_newest(store, caplog):
     damage(store, store.get("r@0"), "w")
     with pytest.raises(Corrupt) as caught:
         store.restore("r@0")
-    assert caught.value.hint == "the newest whole checkpoint is r@2; pass fallback=True to take it"
+    assert caught.value.hint == "take r@2, the newest whole checkpoint, or pass fallback=True"
     with caplog.at_level(logging.WARNING, logger="casckpt"):
         back = store.restore("r@0", fallback=True)
     assert np.array_equal(back["w"], weights(2))
