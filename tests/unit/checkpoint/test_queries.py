@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from casckpt.store import CheckpointRow
 
 class Rows:
     """A repository that has rows and nothing else."""
+
+    path = Path("here/store")
 
     def __init__(self, rows: list[CheckpointRow]) -> None:
         self.rows = rows
@@ -205,3 +208,9 @@ def test_a_ref_that_is_no_best_needs_no_monitor():
     for text in ("r", "r@3", "r@latest"):
         ref = parse_ref(text)
         assert with_monitor(ref, LineView(0, {}, {0: ("loss", "min")})) is ref
+
+
+def test_a_glob_that_fits_no_run_says_how_many_there_are(branched):
+    error = branched.no_run("x*")
+    assert error.what == "no run matches x*"
+    assert error.why == "the store here/store has 2 runs"
