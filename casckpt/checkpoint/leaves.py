@@ -301,8 +301,9 @@ def refused(value: object, path: str, why: str = "") -> BadLeaf:
     """Return the error for a value that cannot be stored."""
     cls = value if isinstance(value, type) else type(value)
     name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
     return BadLeaf(
-        f"{path or 'the root'}: a {name} cannot be stored",
+        f"{path or 'the root'}: {article} {name} cannot be stored",
         why or "a state holds arrays, tensors, numbers, strings, bytes, None, paths and containers",
         path=path,
         type_name=name,

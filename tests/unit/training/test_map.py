@@ -238,7 +238,7 @@ def test_what_cannot_be_stored_stops_at_once(store, name):
     calls = []
     with store.run(name) as run, pytest.raises(BadLeaf, match="result of 0 of stage s") as caught:
         run.stage("s", range(50)).map(lambda item: calls.append(item) or object())
-    assert "a object cannot be stored" in caught.value.what
+    assert "an object cannot be stored" in caught.value.what
     assert "Pickled" not in caught.value.hint
     assert calls == [0]
 
