@@ -7,7 +7,7 @@ import os
 import pytest
 
 from casckpt.store import BlobSource, CommitRequest, Repository, files, layout, lists, rows
-from tests.unit.store.stores import MIB, check, find, save
+from tests.unit.store.stores import MIB, find, read, save
 from tests.unit.store.test_verification import add_record
 
 NOTHING = lists.encode_list(1, [5])
@@ -83,7 +83,7 @@ def test_what_an_unknown_type_names_is_followed(repository, encoding):
 def test_a_manifest_that_a_collector_moves_meanwhile_is_read_where_it_is(path):
     with Repository.open(path) as repository:
         gone = save(repository, [os.urandom(MIB)], run="gone")
-        kept = save(repository, [os.urandom(1000)], run="kept")
+        kept = save(repository, [os.urandom(1000), os.urandom(1000)], run="kept")
         repository.bury([("gone", gone.seq, b"\x01payload")])
     pack, _ = find(path, b"kept 1")
     with Repository.open(path) as repository:
@@ -99,10 +99,16 @@ def test_a_manifest_that_a_collector_moves_meanwhile_is_read_where_it_is(path):
                 moved.append(where)
                 assert repository.gc(now=True).freed_bytes > 0
                 assert not pack.exists()
+                # What lies below it is followed from the new place.
+                repository._shared().writer.run(
+                    lambda tx: tx.delete("objects", kept.infos[1].id), facts=False
+                )
 
         files.set_crash_hook(collect)
         report = repository.verify("refs", progress)
         files.set_crash_hook(None)
         assert moved == [str(pack)]
-        assert (report.damaged, report.whole) == ((), (kept.manifest_id,))
-        check(repository, kept)
+        (damage,) = report.damaged
+        assert (damage.kind, damage.id) == ("missing", kept.infos[1].id)
+        assert report.damaged_manifests == {kept.manifest_id: frozenset({kept.infos[1].id})}
+        assert read(repository, kept.infos[0]) == kept.data[0]

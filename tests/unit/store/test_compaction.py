@@ -116,7 +116,7 @@ def test_a_row_names_the_new_record_only_if_nothing_came_between(repository, cas
     shared.writer.run(come_between, facts=False)
     with shared.environment.read() as tx:
         before = tx.get("objects", identity)
-    longest = 0 if case == "the chain is too long" else 1
+    longest = 0 if case == "the chain is too long" else layout.CHAIN_MAX_LINKS
     done = compaction.publish(shared, run, [move], longest)
     assert done == ([move] if moves else [])
     with shared.environment.read() as tx:

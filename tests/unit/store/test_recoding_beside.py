@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -189,7 +190,7 @@ def test_a_ctrl_c_waits_for_workers_and_leaves_all_as_it_was(path, monkeypatch):
         shared, pool = repository._shared(), repository._workers()
         plan = columns.Plan(Reader(shared, pool), lineage(saved))
         recoder = recoding.Recoder(shared, pool, plan, "small", ahead=4)
-        wrote, reading = threading.Event(), threading.Event()
+        wrote, reading, stopped = threading.Event(), threading.Event(), threading.Event()
         late = []
 
         def hook(name: str, where: str) -> None:
@@ -205,10 +206,13 @@ def test_a_ctrl_c_waits_for_workers_and_leaves_all_as_it_was(path, monkeypatch):
             if on_worker and name == "read" and wrote.is_set() and not reading.is_set():
                 reading.set()
                 assert recoder._stop.wait(60)
+                time.sleep(0.2)
+                stopped.set()
 
         files.set_crash_hook(hook)
         with pytest.raises(KeyboardInterrupt):
             collection.collect(shared, recode=recoder)
+        assert stopped.is_set()
         files.set_crash_hook(None)
         assert late == []
         assert recoder.done.recoded_count == 0
