@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from casckpt.checkpoint.exchange import read_file, read_tree, write_file, write_tree
+from casckpt.checkpoint.exchange import is_known, read_file, read_tree, write_file, write_tree
 from casckpt.checkpoint.leaves import RestoreOptions
 from casckpt.checkpoint.manifest import Manifest
 from casckpt.errors import BadLeaf, BadRequest, MissingExtra, NoSpace, OperationFailed
@@ -213,6 +213,7 @@ def test_json_is_readable(tmp_path):
 
 def test_json_of_anybody_is_plain_values(tmp_path):
     (tmp_path / "x.json").write_text('{"a": [1, 2.5, "NaN", null], "$array": 5}')
+    assert is_known(tmp_path / "x.json")
     assert read_file(tmp_path / "x.json") == {"a": [1, 2.5, "NaN", None], "$array": 5}
 
 
@@ -224,6 +225,8 @@ def test_boosters_pass_as_bytes(tmp_path):
     assert read_file(tmp_path / "x.ubj") == UBJ
     write_file({"params": {"eta": 0.1}, "note": b"other bytes", "model": UBJ}, tmp_path / "y.ubj")
     assert (tmp_path / "y.ubj").read_bytes() == UBJ
+    write_file([1, ({"model": bytearray(UBJ)},)], tmp_path / "z.ubj")
+    assert (tmp_path / "z.ubj").read_bytes() == UBJ
 
 
 @pytest.mark.parametrize("state", [{}, {"a": UBJ, "b": UBJ + b"x"}, {"a": b"bytes"}])
@@ -300,7 +303,12 @@ def test_a_failing_disk_leaves_what_was_there(tmp_path, monkeypatch, number, err
 def test_a_real_booster_passes_through(tmp_path):
     xgboost = pytest.importorskip("xgboost")
     data = xgboost.DMatrix(np.arange(8.0).reshape(4, 2), label=[0, 1, 0, 1])
-    raw = bytes(xgboost.train({"max_depth": 2}, data, 2).save_raw("ubj"))
+    booster = xgboost.train({"max_depth": 2}, data, 2)
+    raw = bytes(booster.save_raw("ubj"))
+    import casckpt.api  # noqa: F401 - names the readers of frameworks
+
+    write_file({"model": booster}, tmp_path / "object.ubj")
+    assert (tmp_path / "object.ubj").read_bytes() == raw
     write_file({"booster": raw}, tmp_path / "x.ubj")
     found = read_file(tmp_path / "x.ubj")
     assert found == raw
