@@ -209,10 +209,19 @@ def test_a_ctrl_c_waits_for_workers_and_leaves_all_as_it_was(path, monkeypatch):
                 time.sleep(0.2)
                 stopped.set()
 
+        real, coded = codec.encode_chunk, []
+
+        def encode_chunk(*arguments: object) -> codec.Encoded:
+            coded.append(recoder._stop.is_set())
+            return real(*arguments)
+
+        monkeypatch.setattr(codec, "encode_chunk", encode_chunk)
         files.set_crash_hook(hook)
         with pytest.raises(KeyboardInterrupt):
             collection.collect(shared, recode=recoder)
         assert stopped.is_set()
+        # The chunk at hand is finished, and no other is begun.
+        assert sum(coded) <= 1 < len(coded)
         files.set_crash_hook(None)
         assert late == []
         assert recoder.done.recoded_count == 0
