@@ -131,7 +131,7 @@ class Committing(StoreHandle):
         """Store the state and commit it, anew if a collector got in between, or room was made."""
         from casckpt.store import SaveAgain
 
-        attempts_left = _ATTEMPTS
+        attempts_left, was_made = _ATTEMPTS, False
         while True:
             attempts_left -= 1
             try:
@@ -140,9 +140,10 @@ class Committing(StoreHandle):
             except NoSpace as exc:
                 from casckpt.checkpoint import room
 
-                if not attempts_left or not room.make_room(self._repository):
+                if not attempts_left or not room.make_room(self._repository, was_made):
                     needed = sum(leaf.length for leaf in flat.leaves)
                     raise room.full_disk(self._repository, request.run, needed, exc) from exc
+                was_made = True
             except SaveAgain as exc:
                 if not attempts_left:
                     raise

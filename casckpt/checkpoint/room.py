@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,9 @@ _AGAIN_S: Final = 60.0
 _in_vain: dict[Path, float] = {}
 """By store, when a save last failed although what could be freed was."""
 
+_superfluous: defaultdict[Path, deque[tuple[str, int]]] = defaultdict(lambda: deque(maxlen=1000))
+"""By store, what retention has put into the trash in this process: (run, commit seq)."""
+
 
 def free_bytes(path: Path) -> int:
     """Return what an ordinary user may still write on the file system of a path."""
@@ -28,22 +32,54 @@ def free_bytes(path: Path) -> int:
     return files.free_bytes(path)
 
 
-def make_room(repository: Repository) -> bool:
-    """Free what is dead already and what has been in the trash for its grace; tell if it helped.
+def note_superfluous(repository: Repository, run: str, seq: int) -> None:
+    """Remember that a retention policy, and no person, put a checkpoint into the trash."""
+    _superfluous[repository.path].append((run, seq))
 
-    What retention planned goes before a save fails. What is in the trash for less stays: to undo
-    a removal is a promise, and `casckpt gc --now` takes it back.
+
+def make_room(repository: Repository, again: bool = False) -> bool:
+    """Free what nothing needs before a save fails for want of room; tell if it helped.
+
+    First what is dead or has been in the trash for its grace. If that was not enough, what
+    policies of this process have put there. What a person has removed stays: to undo that is a
+    promise, and `casckpt gc --now` takes it back.
+
+    Args:
+        repository: the store.
+        again: room was made for this save before.
     """
     if time.monotonic() - _in_vain.get(repository.path, -math.inf) < _AGAIN_S:
         return False
     try:
-        report = repository.gc()
+        buried = _bury_superfluous(repository) if again else 0
+        freed = repository.gc().freed_bytes
+        if not freed and (buried := buried or _bury_superfluous(repository)):
+            freed = repository.gc().freed_bytes
     except CasckptError as exc:
         logger.debug("no room was made in %s: %s", repository.path, exc.what)
         return False
-    if report.freed_bytes > 0:
-        logger.warning("the disk was full: %s of dead bytes were freed", size(report.freed_bytes))
-    return report.freed_bytes > 0
+    if freed > 0:
+        noun = "checkpoint" if buried == 1 else "checkpoints"
+        also = f", with {buried} {noun} that keep= left out" if buried else ""
+        logger.warning("the disk was full: %s of dead bytes were freed%s", size(freed), also)
+    return freed > 0
+
+
+def _bury_superfluous(repository: Repository) -> int:
+    """Remove what policies have put into the trash past it; return how many there were."""
+    buried = 0
+    for run, seq in _superfluous.pop(repository.path, ()):
+        row = repository.checkpoint_row(run, seq)
+        # It may have been brought back, or its step saved again.
+        if row is None or row.state != "trash":
+            continue
+        if repository.commit_at(run, row.line, row.step, row.batch) != seq:
+            continue
+        # ORDER: after a kill in between it is live, and the next save drops it again
+        repository.untrash(run, seq)
+        repository.bury([(run, seq, row.payload)])
+        buried += 1
+    return buried
 
 
 def full_disk(repository: Repository, run: str, state_bytes: int, error: NoSpace) -> NoSpace:

@@ -1,8 +1,9 @@
 """What becomes superfluous when a checkpoint of a run is durable.
 
 A checkpoint that is only `latest` or `stop` is rolling: the next one replaces it, past the trash.
-A best one that is best no more, and what `keep=` does not choose, goes to the trash. Tagged and
-pinned ones, branch points and the newest stay, whatever a policy says.
+A best one that is best no more, and what `keep=` does not choose, goes to the trash, and past it
+when a disk is full. Tagged and pinned ones, branch points and the newest stay, whatever a policy
+says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from casckpt.checkpoint import retention
+from casckpt.checkpoint import retention, room
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import rank
@@ -113,6 +114,7 @@ def _trash(store: Store, doomed: Sequence[Checkpoint], members: list[Checkpoint]
             store._repository.trash([(one.run, one.seq)])
         except NotFound:
             continue  # somebody else dropped it
+        room.note_superfluous(store._repository, one.run, one.seq)
 
 
 def _unprotected(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import casckpt
+from casckpt.store import layout
 
 pytestmark = pytest.mark.crash
 
@@ -158,3 +159,18 @@ def test_removing_and_collecting_need_no_free_inode(small_disk):
     again = save(store, 1)
     assert again["failed"] is None, again
     assert_all_there(store, [*done[6:], *again["done"]])
+
+
+def test_a_loop_goes_on_on_a_disk_that_holds_what_keep_chooses(small_disk, monkeypatch):
+    """The hour in the trash is for people who change their minds, not for the disk to fill up."""
+    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 3 * MIB)  # as small as the disk
+    path, steps = small_disk / "store", 30
+    with casckpt.open(path) as store, store.run("loop") as run:
+        state = casckpt.State(data=b"", epoch=0)
+        for epoch in run.epochs(steps, state, save_every=1, keep=casckpt.KeepLast(2)):
+            state.data, state.epoch = np.random.default_rng(epoch).bytes(2_000_000), epoch
+    with casckpt.open(path, mode="r") as store:
+        assert [one.step for one in store.checkpoints("loop")] == [steps - 1, steps]
+        newest = store.restore(f"loop@{steps}")
+        assert newest["data"] == np.random.default_rng(steps).bytes(2_000_000)
+        assert store.verify().ok

@@ -17,6 +17,7 @@ from casckpt.store import Repository, files
 @pytest.fixture(autouse=True)
 def _fresh():
     room._in_vain.clear()
+    room._superfluous.clear()
     yield
     files.set_crash_hook(None)
 
@@ -133,3 +134,26 @@ def test_a_disk_that_stays_full_is_not_collected_on_for_every_save(tmp_path, mon
 )
 def test_sizes(count, text):
     assert room.size(count) == text
+
+
+def test_what_policies_left_out_is_freed_and_what_people_removed_stays(tmp_path, caplog):
+    path = tmp_path / "s"
+    for step in range(5):
+        with casckpt.open(path) as store:  # each in a pack of its own
+            store.save("r", {"a": array(step)}, step)
+    with casckpt.open(path) as store:
+        store.delete("r@1")
+        for row in store._repository.checkpoint_rows("r"):
+            if row.step in (0, 2):
+                store._repository.trash([("r", row.seq)])
+                room.note_superfluous(store._repository, "r", row.seq)
+        store.undelete("r@2")
+        assert room.make_room(store._repository, again=True)
+        assert "with 1 checkpoint that keep= left out" in caplog.text
+        assert [one.ref for one in store.checkpoints("r")] == ["r@2", "r@3", "r@4"]
+        assert [one.ref for one in store.checkpoints("r", trash=True)] == ["r@1"]
+        for step in (2, 3, 4):
+            assert np.array_equal(store.restore(f"r@{step}")["a"], array(step))
+        assert store.verify().ok
+        room.make_room(store._repository, again=True)
+        assert store.undelete("r@1").ref == "r@1"
