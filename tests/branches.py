@@ -53,7 +53,8 @@ SUITES = (
     # what is only used from above: commands, runs, and files of other libraries
     "tests/unit/cli",
     "tests/unit/training",
-    *(f"tests/adapters/test_{name}.py" for name in ("files", "fsspec", "torch_state", "dcp")),
+    *(f"tests/adapters/test_{name}.py" for name in ("files", "file_cuts", "fsspec", "dcp")),
+    "tests/adapters/test_torch_state.py",
     "tests/e2e/test_golden.py",
     "tests/e2e/test_changes.py",
 )
