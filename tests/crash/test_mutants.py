@@ -17,7 +17,7 @@ def test_the_campaign_notices(mutant):
     if why := shim.missing():
         pytest.skip(f"SKIPPED: {why}")
     status, said = launch(
-        *CAUGHT_BY[mutant], "--mutant", mutant, "--first", "--sample", "60", "--minutes", "1"
+        *CAUGHT_BY[mutant], "--mutant", mutant, "--first", "--sample", "60", "--minutes", "4"
     )
     assert status == 1, f"nothing noticed {mutant}:\n{said}"
     assert "BAD" in said, said
