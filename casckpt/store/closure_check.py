@@ -8,6 +8,7 @@ from typing import Final
 from casckpt.errors import CasckptError, Corrupt, NewerFormat
 from casckpt.native import PrefixSet
 from casckpt.store import codec, layout, lists, packs, records, rows
+from casckpt.store.environment import Transaction
 from casckpt.store.findings import WHOLE_PACK, Findings, Key, reason
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Chain
@@ -108,7 +109,7 @@ class ClosureCheck:
 
     def _chains(self, ids: Sequence[bytes]) -> list[Chain | None]:
         with self._shared.environment.read() as tx:
-            return [tx.chain(identity) for identity in ids]
+            return [_chain(tx, identity) for identity in ids]
 
     def _place(self, identity: bytes, chain: Chain | None) -> Keys:
         """Return the findings where an object and its bases stand; its id if it is nowhere."""
@@ -142,6 +143,14 @@ class ClosureCheck:
         identity, row, pack = chain[0]
         name = pack_path(self._shared.path, pack.uuid).name
         return frozenset({self._found.record(row.pack, row.offset, name, identity, message)})
+
+
+def _chain(tx: Transaction, identity: bytes) -> Chain | None:
+    """Return the links of an object; None if one is not usable, or its row cannot be read."""
+    try:
+        return tx.chain(identity)
+    except Corrupt:
+        return None
 
 
 def _check_body(record: records.Record, payload: bytes) -> None:

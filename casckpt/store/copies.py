@@ -150,11 +150,11 @@ class Copies:
     def _from_other(self, identity: bytes) -> Copy | None:
         if self._other is None or self._other_reader is None:
             return None
-        with self._other.environment.read() as tx:
-            row = tx.object(identity)
-        if row is None or row.pack == layout.LOST:
-            return None
         try:
+            with self._other.environment.read() as tx:
+                row = tx.object(identity)
+            if row is None or row.pack == layout.LOST:
+                return None
             if row.kind == layout.TYPE_CHUNK:
                 return self._chunk_of_other(identity, row)
             refs, body = self._other_reader.read_object(identity, row.kind)
@@ -165,8 +165,6 @@ class Copies:
 
     def _chunk_of_other(self, identity: bytes, row: rows.ObjectRow) -> Copy:
         assert self._other_reader is not None
-        if row.logical > layout.CHUNK_MAX_BYTES:
-            raise Corrupt("bad row", "a chunk larger than any")
         chunk = memoryview(bytearray(row.logical))
         self._other_reader.read_chunk(identity, chunk)
         return _whole(chunk)

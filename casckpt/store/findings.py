@@ -50,8 +50,10 @@ class Findings:
         self._add((number, kind), Finding(pack, 0, b"", "pack", message))
 
     def index(self, name: str, message: str, identity: bytes = b"") -> None:
-        """Add what is wrong with a row of the index."""
-        self._add((INDEX, len(self.by_key)), Finding(name, 0, identity, "index", message))
+        """Add what is wrong with a row of the index; with an id, of the object's own row."""
+        self._add(
+            identity or (INDEX, len(self.by_key)), Finding(name, 0, identity, "index", message)
+        )
 
     def missing(self, identity: bytes) -> None:
         """Add an object that is needed and that no pack holds."""

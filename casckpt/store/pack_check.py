@@ -13,6 +13,7 @@ from pathlib import Path
 from casckpt.errors import CasckptError, Corrupt, NewerFormat
 from casckpt.store import codec, facts, files, layout, lists, packs, records, rows
 from casckpt.store.effort import Effort, Throttle
+from casckpt.store.environment import Transaction
 from casckpt.store.findings import CUT_OFF, WHOLE_PACK, Findings, reason
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
@@ -167,7 +168,7 @@ class PackCheck:
     def _match(self, pack: _Pack, unit: list[Record]) -> None:
         """Compare headers with the rows that name their places."""
         with self._shared.environment.read() as tx:
-            found = [(record, tx.object(record.id)) for record in unit]
+            found = [(record, _row_of(tx, record.id)) for record in unit]
         for record, row in found:
             if row is not None and (row.pack, row.offset) == (pack.number, record.offset):
                 self._matched[pack.number] += 1
@@ -311,6 +312,14 @@ class PackCheck:
                 raise Corrupt("bad row", "it lies past the registered end of its pack")
         except (CasckptError, FileNotFoundError) as exc:
             self._found.record(row.pack, row.offset, path.name, identity, reason(exc))
+
+
+def _row_of(tx: Transaction, identity: bytes) -> rows.ObjectRow | None:
+    """Return the row of an object; None if it cannot be read, which `_object_rows` reports."""
+    try:
+        return tx.object(identity)
+    except Corrupt:
+        return None
 
 
 def _fits(record: Record, row: rows.ObjectRow) -> bool:

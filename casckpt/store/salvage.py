@@ -168,6 +168,8 @@ class Salvage:
         if record.kind not in (layout.TYPE_FACT, layout.TYPE_SNAPSHOT):
             return
         body = codec.decode_body(record.encoding, payload, record.logical)
+        # Else it would have its number, and be refused where it is read again.
+        _check_id(record, body)
         place = Place(pack.uuid, record.offset)
         if record.kind == layout.TYPE_FACT:
             fact = facts.decode_fact(body)
@@ -227,6 +229,10 @@ class Salvage:
             record = packs.read_header(file.descriptor, file.path, place.pack, place.offset)
             payload = packs.read_payload(file.descriptor, file.path, record)
         body = codec.decode_body(record.encoding, payload, record.logical)
-        if records.object_id(record.kind, record.refs, body) != record.id:
-            raise Corrupt("damaged record", f"the bytes at offset {place.offset} have another id")
+        _check_id(record, body)
         return record, body
+
+
+def _check_id(record: Record, body: bytes) -> None:
+    if records.object_id(record.kind, record.refs, body) != record.id:
+        raise Corrupt("damaged record", f"the bytes at offset {record.offset} have another id")

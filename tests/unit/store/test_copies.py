@@ -155,6 +155,22 @@ def test_copies_that_rest_on_each_other_help_only_where_one_is_whole(path, whole
         assert set(report.lost) == set(ids)
 
 
+def test_a_damaged_row_of_another_store_hides_only_what_it_names(stored, make_store):
+    path, saved = stored
+    source = make_store("source")
+    with Repository.open(source) as repository:
+        save(repository, saved.data)
+        repository._shared().writer.run(
+            lambda tx: tx.put("objects", saved.infos[0].id, b"short"), facts=False
+        )
+        for piece in saved.data:
+            flip(*find(path, piece[:64]))
+        with Repository.open(path) as damaged:
+            report = damaged.repair(repository)
+    assert report.lost == (saved.infos[0].id,)
+    assert len(report.refilled) == 1
+
+
 @pytest.mark.parametrize("had", [False, True])
 def test_another_store_that_lacks_it_too_is_no_help(stored, make_store, had):
     path, saved = stored

@@ -32,6 +32,25 @@ def test_manifests_without_a_fact_are_found_in_batches_of_any_size(path, monkeyp
         assert repository.verify("bytes").damaged == ()
 
 
+def test_a_fact_under_another_id_is_left_out(path):
+    """Its checks hold: somebody has made it so. The number that it takes may be that of a fact."""
+    with Repository.open(path) as repository:
+        saved = save(repository, [os.urandom(500)])
+        own = repository._shared().own
+        for seq in (saved.seq, saved.seq + 5):
+            body = facts.encode_fact(seq, 0, [])
+            pack, _ = own.append(layout.TYPE_FACT, 0, bytes(32), len(body), (), body)
+        own.sync([pack])
+    lose_index(path)
+    report = Repository.rebuild_index(path)
+    assert report.checkpoints == 1
+    assert len(report.unreadable) == 2
+    assert all("have another id" in line for line in report.unreadable)
+    assert report.gaps == ()
+    with open_rebuilt(path) as repository:
+        check(repository, saved)
+
+
 def test_of_several_copies_of_a_record_one_counts(path):
     """A collector that died had copied a chunk and a list, and had not dropped their pack."""
     with Repository.open(path) as repository:

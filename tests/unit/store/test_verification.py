@@ -250,6 +250,15 @@ def test_damaged_rows_are_findings(stored, level):
     assert set(report.damaged_manifests) == {first.manifest_id}
 
 
+def test_a_damaged_row_of_a_record_is_no_damage_of_its_pack(stored):
+    path, first, second, _ = stored
+    edit_index(path, lambda tx: tx.put("objects", first.infos[1].id, b"short"))
+    report = verify_trusting(path)
+    assert report.whole == (second.manifest_id,)
+    assert [(one.kind, one.id) for one in report.damaged] == [("index", first.infos[1].id)]
+    assert set(report.damaged_manifests) == {first.manifest_id}
+
+
 def test_a_row_past_the_registered_end_is_a_finding(stored):
     path, first, _, _ = stored
 
