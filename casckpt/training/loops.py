@@ -202,7 +202,7 @@ class EpochLoop(Loop):
                     break
             ended = True
         finally:
-            self._run._broken = not ended
+            self._run._loop_left(ended)
         self.leave()
 
     def batches(self, loader: Any, accumulate: int, save_every_s: float | None) -> Iterator[Any]:

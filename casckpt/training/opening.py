@@ -13,7 +13,7 @@ from casckpt.logs import logger
 from casckpt.training import commands, guards, resume
 from casckpt.training.guards import Facts, Policy
 from casckpt.training.lines import Line, RunRecord, read_record
-from casckpt.training.peers import ALONE, Peers, check_place, name_of, place_of
+from casckpt.training.peers import ALONE, Peers, check_place, place_of
 from casckpt.training.resume import Decision, Extra
 from casckpt.training.session import Follower, Session
 
@@ -77,6 +77,7 @@ def open_run(
         peers: the processes that train it together; each of them makes this call.
     """
     from casckpt.training.run import Run
+    from casckpt.training.runbase import wait_for_left
 
     check_run_name(name)
     policy = guards.check_policy(on_mismatch)
@@ -84,12 +85,13 @@ def open_run(
     made: list[Opened] = []
 
     def lead() -> dict[str, Any]:
+        wait_for_left(store, name)
         opened = _open(store, name, facts, policy, resume, under, grace_s, peers)
         made.append(opened)
         return {
             "place": place_of(store, name),
             "line": opened.line,
-            "checkpoint": name_of(store, opened.checkpoint),
+            "checkpoint": peers.name_of(store, opened.checkpoint),
             "finished": opened.is_finished,
         }
 

@@ -82,6 +82,10 @@ class Peers:
         """
         return decide()
 
+    def name_of(self, store: Store, checkpoint: Checkpoint | None) -> str:
+        """Return what the other processes find a checkpoint by; empty for none, or if alone."""
+        return ""
+
 
 ALONE: Final = Peers()
 
@@ -121,6 +125,10 @@ class Connected(Peers):
         if "error" in told:
             raise _error(told["error"])
         return told["value"]
+
+    def name_of(self, store: Store, checkpoint: Checkpoint | None) -> str:
+        """See `Peers`."""
+        return name_of(store, checkpoint)
 
 
 _lazy: dict[str, str] = {}
@@ -164,7 +172,7 @@ def connect(world_size: int | None, rank: int | None) -> Peers:
 
 
 def name_of(store: Store, checkpoint: Checkpoint | None) -> str:
-    """Return what the other processes find a checkpoint by; empty for none."""
+    """Return a REF of a checkpoint, be it of another store; empty for none."""
     if checkpoint is None:
         return ""
     home = store._find(checkpoint)[0]

@@ -17,7 +17,6 @@ from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
 from casckpt.training import byhand, keeping, randomness, series, status
 from casckpt.training.lines import edit_record
-from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
 from casckpt.training.runbase import open_runs
 from casckpt.training.runloops import RunLoops
@@ -125,7 +124,7 @@ class Run(RunLoops, RunWork):
                     level=level,
                 )  # fmt: skip
             made.append(one)
-            return name_of(self.store, one)
+            return self._peers.name_of(self.store, one)
 
         named = self._peers.lead(lead)
         return made[0] if made else self.store.get(named)
@@ -222,6 +221,7 @@ class Run(RunLoops, RunWork):
             grace_s=self.grace_s,
             peers=self._peers,
         )
+        run._is_entered = self._is_entered
         self._children.append(run)
         return run
 
@@ -300,6 +300,7 @@ class Run(RunLoops, RunWork):
 
     def __enter__(self) -> Self:
         """Return the run."""
+        self._is_entered = True
         return self
 
     def __exit__(

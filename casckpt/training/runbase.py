@@ -14,7 +14,6 @@ from casckpt.errors import BadRequest, RunBusy, Stopped, TreeMismatch
 from casckpt.logs import logger
 from casckpt.training import guards, keeping, series, status
 from casckpt.training.lines import Line, read_record, scope
-from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra, read_extra
 from casckpt.training.state import tree_of
 
@@ -43,6 +42,26 @@ def parent_of(checkpoint: Checkpoint | None, run: str, line: int) -> str | None:
         return checkpoint.id
     is_rolling = bool(checkpoint.reasons) and keeping.ROLLING.issuperset(checkpoint.reasons)
     return checkpoint.parent if is_rolling else checkpoint.id
+
+
+def open_as(store: Store, name: str) -> list[Run]:
+    """Return the Runs of a name that this process has open, and leads."""
+    return [
+        run
+        for run in list(open_runs)
+        if run.name == name
+        and run._peers.leads  # the others of its processes train with it
+        and not run._closed
+        and run._session._pid == os.getpid()
+        and run.repository.path == store._repository.path
+    ]
+
+
+def wait_for_left(store: Store, name: str) -> None:
+    """Wait for what loops that were left are still saving: work goes on from it."""
+    for run in open_as(store, name):
+        if run._loop is not None and not run._is_looping:
+            run._loop.saver.wait()
 
 
 class RunBase:
@@ -75,6 +94,7 @@ class RunBase:
         self._broken = False
         self._part_done = False
         self._in_body = False
+        self._is_entered = False
         self._closed = False
         self._children: list[Run] = []
         open_runs.add(cast("Run", self))
@@ -171,6 +191,21 @@ class RunBase:
             self._is_entering = False
         return iterator
 
+    def _loop_left(self, is_at_end: bool) -> None:
+        """Take note that the generator of a loop has ended, at its end or because it was left."""
+        self._broken = not is_at_end
+        if self._broken:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        """Stop watching after a loop, unless a `with` tells when the run itself ends.
+
+        A cell of a notebook closes nothing. What is asked of the process later is not for its
+        run, and would stay asked for as long as that watches.
+        """
+        if not self._is_entered:
+            self._session.watch.end()
+
     def _check_alone(self) -> None:
         """Refuse to work beside a loop of the same run: the lock only tells processes apart.
 
@@ -179,18 +214,8 @@ class RunBase:
         Raises:
             RunBusy: another Run of this process trains it.
         """
-        others = [
-            other
-            for other in list(open_runs)
-            if other is not self
-            and other.name == self.name
-            and other._peers.leads  # the others of its processes train with it
-            and not other._closed
-            and other._session._pid == os.getpid()
-            and other.repository.path == self.repository.path
-        ]
-        for other in others:
-            if other._is_looping:
+        for other in open_as(self.store, self.name):
+            if other is not self and other._is_looping:
                 line = read_record(self.repository, self.name).lines.get(other.line)
                 raise RunBusy(
                     f"{self.name} is being trained by this process already",
@@ -201,15 +226,14 @@ class RunBase:
                     host=socket.gethostname(),
                     since=line.started if line is not None else "",
                 )
-            if other._loop is not None:
-                other._loop.saver.wait()
+        wait_for_left(self.store, self.name)
 
     def _begin_together(self, state: Any) -> tuple[Checkpoint | None, Extra]:
         """Begin, and return where all processes of the run go on; each of them makes this call."""
 
         def lead() -> dict[str, Any]:
             self._begin(state)
-            named = name_of(self.store, self._position()[0])
+            named = self._peers.name_of(self.store, self._position()[0])
             return {"line": self.line, "strict": self._strict, "checkpoint": named}
 
         told = self._peers.lead(lead)
@@ -351,6 +375,7 @@ class RunBase:
             self._set_status("finished")
         elif reason is not None:
             self._set_status("stopped", reason)
+        self._unwatch()
 
     def _call_reason(self) -> str | None:
         request = self._session.watch.asked

@@ -97,6 +97,7 @@ class Session:
         """
         if self.is_begun:
             self.check_process()
+            self.watch.begin()  # ended if its loop was left
             return
         self.lock()
         self.watch.begin()
@@ -223,8 +224,8 @@ class Follower(Session):
     def begin(self, facts: Facts, *, log_count: int | None) -> None:
         """Watch for requests to stop."""
         self.check_process()
+        self.watch.begin()
         if not self.is_begun:
-            self.watch.begin()
             self._began_s = time.monotonic()
             self.is_begun = True
 

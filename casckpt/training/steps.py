@@ -67,7 +67,7 @@ class StepLoop(Loop):
                     break
             ended = True
         finally:
-            self._run._broken = not ended
+            self._run._loop_left(ended)
         self.note()
         self.leave()
 

@@ -146,13 +146,15 @@ class StopWatch:
         launched = peers.size > 1 and _LAUNCHED in os.environ
         self._launcher = os.getppid() if launched else 0
         self._next_look_s = 0.0
-        self._installed = False
+        self._installed = self._has_begun = False
         self._own: StopRequest | None = None
 
     def begin(self) -> None:
-        """Watch from now on: what was asked before this session is over."""
+        """Watch from now on, or go on; what was asked before this session is over."""
         if not self._installed:
             self._installed = _signals.install()
+        if not self._has_begun:
+            self._has_begun = True
             if self._keys and self._repository.row("progress", self._keys[0]) is not None:
                 _delete(self._repository, self._keys[0])
 

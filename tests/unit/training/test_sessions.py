@@ -1,10 +1,9 @@
-"""Who works on a run: locks, statuses, children, requests to stop, the end."""
+"""Who works on a run: locks, statuses, the end, and that one loop trains it at a time."""
 
 from __future__ import annotations
 
 import datetime
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,31 +14,10 @@ import pytest
 
 import casckpt
 from casckpt.checkpoint import saves
-from casckpt.errors import BadRequest, OperationFailed, RunBusy, Stopped
-from casckpt.training import keeping, lines, runlock, stops
+from casckpt.errors import BadRequest, OperationFailed, RunBusy
+from casckpt.training import keeping, lines, runlock
 from casckpt.training.progress import Progress
-
-
-def elsewhere(code, *arguments, wait=True):
-    """Run code in another process."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if wait:
-        out, errors = process.communicate(timeout=60)
-        return process.returncode, out, errors
-    return process
-
-
-HOLD = """
-    import sys, casckpt
-    store = casckpt.open(sys.argv[1])
-    with store.run(sys.argv[2]) as run:
-        for epoch in run.epochs(3, {"n": 0}):
-            if epoch == 2:
-                print("here", flush=True)
-                sys.stdin.readline() if len(sys.argv) < 4 else sys.exit(0)
-                import time; time.sleep(60)
-"""
+from tests.unit.training.processes import HOLD, elsewhere
 
 
 def test_a_second_live_process_is_refused_and_a_death_frees(store, name):
@@ -228,206 +206,6 @@ def test_a_closed_run_says_so(store, name):
         run.epochs(1, {})
 
 
-# ---- requests to stop
-
-
-def body(store, name, on_epoch, total=5):
-    state = {"n": 0}
-    with store.run(name) as run:
-        for epoch in run.epochs(total, state):
-            state["n"] += 1
-            on_epoch(epoch)
-    return state
-
-
-def test_a_signal_saves_and_leaves(store, name):
-    def on_epoch(epoch):
-        if epoch == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as caught:
-        body(store, name, on_epoch)
-    assert caught.value.code == 75
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert store.latest(name).reasons == ("stop",)
-    info = store.run(name).info
-    assert (info.status, info.reason) == ("stopped", "SIGTERM")
-    assert body(store, name, lambda epoch: None)["n"] == 5
-
-
-def test_a_stop_while_a_save_is_in_flight_loses_neither(store, name, monkeypatch):
-    asked, order = threading.Event(), []
-    commit = casckpt.Store._commit
-
-    def slow(self, request, *rest):
-        assert asked.wait(60)
-        made = commit(self, request, *rest)
-        order.append(made.step)
-        return made
-
-    def on_epoch(epoch):
-        if epoch == 2:
-            assert order == []
-            os.kill(os.getpid(), signal.SIGTERM)
-            asked.set()
-
-    monkeypatch.setattr(casckpt.Store, "_commit", slow)
-    with pytest.raises(Stopped):
-        body(store, name, on_epoch)
-    assert order == [1, 2]
-    assert store.latest(name).step == 2
-    assert body(store, name, lambda epoch: None)["n"] == 5
-
-
-def test_ctrl_c_saves_and_is_a_keyboard_interrupt(store, name):
-    with pytest.raises(KeyboardInterrupt):
-        body(store, name, lambda epoch: epoch == 3 and os.kill(os.getpid(), signal.SIGINT))
-    assert store.latest(name).step == 3
-    assert store.run(name).info.status == "stopped"
-
-
-def test_a_second_signal_leaves_at_once(store, name):
-    code = HOLD.replace("sys.stdin.readline() if len(sys.argv) < 4 else sys.exit(0)", "")
-    process = elsewhere(code, store.path, name, wait=False)
-    assert process.stdout.readline() == "here\n"
-    process.send_signal(signal.SIGTERM)
-    assert "stopping at the next boundary" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
-    assert process.returncode == -signal.SIGTERM
-    assert store.run(name).info.status == "lost"
-
-
-def test_through_the_store(store, name):
-    state = {"n": 0}
-    with pytest.raises(Stopped), store.run(name) as run:  # noqa: PT012
-        for _ in run.epochs(3, state):
-            for batch in run.batches(range(1000), save_every_s=None):
-                state["n"] += 1
-                if batch == 5:
-                    stops.request_stop(run.repository, name)
-                    run._session.watch._next_look_s = 0
-    assert state["n"] == 6
-    assert store.latest(name).position == (0, 6)
-    with store.run(name) as run:
-        for _ in run.epochs(1, state):
-            for _ in run.batches(range(1000)):
-                state["n"] += 1
-    assert state["n"] == 1000
-
-
-def test_a_stop_reaches_children(store, name):
-    with pytest.raises(Stopped), store.run(name) as run, run.child("a") as child:  # noqa: PT012
-        for _ in child.epochs(3, {"n": 0}):
-            stops.request_stop(run.repository, name)
-            child._session.watch._next_look_s = 0
-    assert store.latest(f"{name}/a").step == 1
-
-
-def test_no_save_is_begun_that_does_not_fit_the_grace(store, name, monkeypatch):
-    def on_epoch(epoch):
-        if epoch == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    from casckpt.training.saving import LoopSaver
-
-    monkeypatch.setattr(LoopSaver, "level_for", lambda self, left_s: "none")
-    with pytest.raises(Stopped), store.run(name, grace_s=1.0) as run:  # noqa: PT012
-        for epoch in run.epochs(5, {"n": 0}):
-            on_epoch(epoch)
-    assert store.latest(name).step == 2
-
-
-def test_the_grace_is_compared_with_what_saves_took_in_earlier_sessions(store, name):
-    for _ in range(2):
-        with pytest.raises(RuntimeError), store.run(name, grace_s=1e-9) as run:  # noqa: PT012
-            for epoch in run.epochs(5, {"n": 0}):
-                if epoch == 3:
-                    assert run._loop.saver.level_for(1e-9) == "none"
-                    raise RuntimeError
-    assert run.resumed.step == 2
-
-
-def test_how_a_save_fits_a_grace(store, name):
-    run = store.run(name)
-    run.epochs(1, {"n": 0})
-    saver = run._loop.saver
-    assert saver.level_for(10) is None
-    saver._durable_s = 4.0
-    assert [saver.level_for(left) for left in (None, 10, 5, 1)] == [None, None, "fast", "none"]
-    run.close()
-
-
-# ---- children
-
-
-def test_children_resume_by_themselves(store, name):
-    def script(fail_at=None):
-        seen = []
-        with store.run(name) as run:
-            run.expect("model-*", 3)
-            for number in range(3):
-                with run.child(f"model-{number}", config={"n": number}) as child:
-                    for epoch in child.epochs(2, {"n": 0}):
-                        if (number, epoch) == fail_at:
-                            raise RuntimeError
-                        seen.append((number, epoch))
-        return seen
-
-    with pytest.raises(RuntimeError):
-        script(fail_at=(1, 2))
-    with store.run(name) as run:
-        assert [one.status for one in run.children("model-*")] == ["finished", "failed"]
-    assert script() == [(1, 2), (2, 1), (2, 2)]
-    run = store.run(name)
-    assert [one.name for one in run.children()] == [f"{name}/model-{n}" for n in range(3)]
-    assert run.info.expected == {"model-*": 3}
-
-
-def test_children_begin_anew_under_a_new_line_and_come_along_on_a_branch(store, name):
-    def script(total, **run):
-        seen = []
-        with store.run(name, **run) as parent:
-            parent.save({"n": 1})
-            with parent.child("c") as child:
-                for epoch in child.epochs(total, {"n": 0}):
-                    seen.append(epoch)
-        return seen
-
-    assert script(2) == [1, 2]
-    assert script(2, resume="never") == [1, 2]
-    assert script(3) == [3]
-    assert script(4, resume=f"{name}~1@0") == [4]
-    assert {one.line for one in store.checkpoints(f"{name}/c~*")} == {0, 1, 2}
-
-
-def test_export(store, name, tmp_path):
-    import json
-
-    with store.run(name, config={"lr": 0.1}) as run, run.child("a") as child:
-        for epoch in child.epochs(2, {"n": 0}, monitor="loss", mode="min"):
-            child.log(loss=1 / epoch, bad=float("nan"))
-        run.export(tmp_path / "results")
-    document = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert [one["name"] for one in document["runs"]] == [name, f"{name}/a"]
-    child = document["runs"][1]
-    assert (child["metrics"], child["best"]["step"]) == ({"loss": 0.5, "bad": "nan"}, 2)
-    text = (tmp_path / "results" / "histories" / f"{name}.a.csv").read_text()
-    assert text == "step,loss,bad\n1,1.0,nan\n2,0.5,nan\n"
-
-
-def test_run_restore_by_what_and_into(train, store, name):
-    train(4, save_every=2, monitor="loss", mode="min", loss=lambda epoch: abs(epoch - 2))
-    run = store.run(name)
-    assert run.restore()["epochs"] == [1, 2, 3, 4]
-    assert run.restore("best:loss:min")["epochs"] == [1, 2]
-    assert run.restore(2, only="value") == {"value": 0.0}
-    into = casckpt.State(epochs=[], value=1.0)
-    run.restore("latest", into=into)
-    assert into.epochs == [1, 2, 3, 4]
-
-
 def test_another_run_of_the_process_is_refused_while_a_loop_is_under_way(store, name):
     first, second = store.run(name), store.run(name)
     state = {"n": 0}
@@ -479,6 +257,28 @@ def test_a_loop_that_was_left_is_in_nobodys_way(store, name):
     assert list(store.run(name).epochs(4, {"n": 0})) == [3, 4]
     assert caught.tb is not None
     assert len(kept) == 2
+
+
+def test_what_a_left_loop_still_saves_is_waited_for(store, name, monkeypatch):
+    """Else the save replaces what the next session is about to go on from."""
+    begun, go_on = threading.Event(), threading.Event()
+    tidy = keeping.tidy
+
+    def slow(store, checkpoint, *arguments):
+        if checkpoint.step == 2:
+            begun.set()
+            assert go_on.wait(60)
+        tidy(store, checkpoint, *arguments)
+
+    monkeypatch.setattr(keeping, "tidy", slow)
+    run = store.run(name)
+    for epoch in run.epochs(4, {"n": 0}):
+        if epoch == 3:
+            break
+    assert begun.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    assert store.run(name).resumed.step == 2
+    assert go_on.is_set()
 
 
 def test_of_threads_that_train_the_same_run_one_does(store, name):

@@ -1,0 +1,181 @@
+"""Requests to stop: signals, the store, and what still fits a grace period."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+import casckpt
+from casckpt.errors import Stopped
+from casckpt.training import stops
+from tests.unit.training.processes import HOLD, elsewhere
+
+
+def body(store, name, on_epoch, total=5):
+    state = {"n": 0}
+    with store.run(name) as run:
+        for epoch in run.epochs(total, state):
+            state["n"] += 1
+            on_epoch(epoch)
+    return state
+
+
+def test_a_signal_saves_and_leaves(store, name):
+    def on_epoch(epoch):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:
+        body(store, name, on_epoch)
+    assert caught.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert store.latest(name).reasons == ("stop",)
+    info = store.run(name).info
+    assert (info.status, info.reason) == ("stopped", "SIGTERM")
+    assert body(store, name, lambda epoch: None)["n"] == 5
+
+
+def test_a_request_is_over_though_a_failed_loop_was_never_closed(store, name):
+    """As in a notebook: a cell fails, another run is stopped, and both are run again."""
+    failed = store.run(f"{name}-failed")
+    with pytest.raises(ValueError, match="bad batch"):  # noqa: PT012
+        for _ in failed.epochs(2, {}):
+            raise ValueError("bad batch")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        body(store, name, lambda epoch: os.kill(os.getpid(), signal.SIGTERM))
+    assert body(store, name, lambda epoch: None)["n"] == 5
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Stopped):  # noqa: PT012
+        for epoch in failed.epochs(2, {}):
+            assert epoch == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert store.latest(failed.name).step == 1
+
+
+def test_a_signal_after_a_loop_without_with_is_the_programs(store, name):
+    before = signal.getsignal(signal.SIGINT)
+    run = store.run(name)
+    assert list(run.epochs(2, {})) == [1, 2]
+    assert signal.getsignal(signal.SIGINT) is before
+    stops.request_stop(run.repository, name)
+    run._session.watch._next_look_s = 0
+    with pytest.raises(Stopped):
+        list(run.epochs(4, {}))
+    run.close()
+
+
+def test_a_signal_after_break_is_still_heeded_within_with(store, name):
+    with store.run(name) as run:
+        for _ in run.epochs(2, {}):
+            break
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.stopping
+    assert store.run(name).info.status == "stopped"
+
+
+def test_a_stop_while_a_save_is_in_flight_loses_neither(store, name, monkeypatch):
+    asked, order = threading.Event(), []
+    commit = casckpt.Store._commit
+
+    def slow(self, request, *rest):
+        assert asked.wait(60)
+        made = commit(self, request, *rest)
+        order.append(made.step)
+        return made
+
+    def on_epoch(epoch):
+        if epoch == 2:
+            assert order == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            asked.set()
+
+    monkeypatch.setattr(casckpt.Store, "_commit", slow)
+    with pytest.raises(Stopped):
+        body(store, name, on_epoch)
+    assert order == [1, 2]
+    assert store.latest(name).step == 2
+    assert body(store, name, lambda epoch: None)["n"] == 5
+
+
+def test_ctrl_c_saves_and_is_a_keyboard_interrupt(store, name):
+    with pytest.raises(KeyboardInterrupt):
+        body(store, name, lambda epoch: epoch == 3 and os.kill(os.getpid(), signal.SIGINT))
+    assert store.latest(name).step == 3
+    assert store.run(name).info.status == "stopped"
+
+
+def test_a_second_signal_leaves_at_once(store, name):
+    code = HOLD.replace("sys.stdin.readline() if len(sys.argv) < 4 else sys.exit(0)", "")
+    process = elsewhere(code, store.path, name, wait=False)
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGTERM)
+    assert "stopping at the next boundary" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
+    assert store.run(name).info.status == "lost"
+
+
+def test_through_the_store(store, name):
+    state = {"n": 0}
+    with pytest.raises(Stopped), store.run(name) as run:  # noqa: PT012
+        for _ in run.epochs(3, state):
+            for batch in run.batches(range(1000), save_every_s=None):
+                state["n"] += 1
+                if batch == 5:
+                    stops.request_stop(run.repository, name)
+                    run._session.watch._next_look_s = 0
+    assert state["n"] == 6
+    assert store.latest(name).position == (0, 6)
+    with store.run(name) as run:
+        for _ in run.epochs(1, state):
+            for _ in run.batches(range(1000)):
+                state["n"] += 1
+    assert state["n"] == 1000
+
+
+def test_a_stop_reaches_children(store, name):
+    with pytest.raises(Stopped), store.run(name) as run, run.child("a") as child:  # noqa: PT012
+        for _ in child.epochs(3, {"n": 0}):
+            stops.request_stop(run.repository, name)
+            child._session.watch._next_look_s = 0
+    assert store.latest(f"{name}/a").step == 1
+
+
+def test_no_save_is_begun_that_does_not_fit_the_grace(store, name, monkeypatch):
+    def on_epoch(epoch):
+        if epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    from casckpt.training.saving import LoopSaver
+
+    monkeypatch.setattr(LoopSaver, "level_for", lambda self, left_s: "none")
+    with pytest.raises(Stopped), store.run(name, grace_s=1.0) as run:  # noqa: PT012
+        for epoch in run.epochs(5, {"n": 0}):
+            on_epoch(epoch)
+    assert store.latest(name).step == 2
+
+
+def test_the_grace_is_compared_with_what_saves_took_in_earlier_sessions(store, name):
+    for _ in range(2):
+        with pytest.raises(RuntimeError), store.run(name, grace_s=1e-9) as run:  # noqa: PT012
+            for epoch in run.epochs(5, {"n": 0}):
+                if epoch == 3:
+                    assert run._loop.saver.level_for(1e-9) == "none"
+                    raise RuntimeError
+    assert run.resumed.step == 2
+
+
+def test_how_a_save_fits_a_grace(store, name):
+    run = store.run(name)
+    run.epochs(1, {"n": 0})
+    saver = run._loop.saver
+    assert saver.level_for(10) is None
+    saver._durable_s = 4.0
+    assert [saver.level_for(left) for left in (None, 10, 5, 1)] == [None, None, "fast", "none"]
+    run.close()
