@@ -80,6 +80,19 @@ class TensorSource:
             flat = torch.frombuffer(dest, dtype=torch.uint8)
             flat.view(bits.dtype).view(bits.shape).copy_(bits)
 
+    def start_copy(self, dest: memoryview) -> Callable[[], None] | None:
+        """Queue the copy from a CUDA device on a stream beside the one that computes."""
+        if not self.tensor.is_cuda or not self.tensor.numel():
+            return None
+        bits = _bits(self.tensor)
+        stream = _copy_stream(bits.device)
+        stream.wait_stream(torch.cuda.current_stream(bits.device))
+        with torch.cuda.stream(stream):
+            flat = torch.frombuffer(dest, dtype=torch.uint8)
+            flat.view(bits.dtype).view(bits.shape).copy_(bits, non_blocking=True)
+        wait: Callable[[], None] = stream.synchronize
+        return wait
+
     @property
     def memory_maker(self) -> Callable[[int], memoryview] | None:
         """Return what makes page-locked memory if the tensor is on a CUDA device."""
@@ -290,6 +303,12 @@ def _device(wanted: Any) -> torch.device:
         raise BadRequest(
             f"there is no device {wanted!r} here", str(exc).partition("\n")[0], "use device='cpu'"
         ) from exc
+
+
+@lru_cache(maxsize=64)
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that copies from a device."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _pinned_memory(length: int) -> memoryview:

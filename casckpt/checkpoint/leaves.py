@@ -42,7 +42,9 @@ class Source(Protocol):
     """The bytes of a leaf, wherever they are.
 
     A source that lies in the CPU's memory without gaps may have an `address`, an int, by which a
-    background save copies it; None is the same as none.
+    background save copies it; None is the same as none. One on a device may have a `start_copy`,
+    which is given what `copy_to` is, queues the copy, and returns what waits for its end; None if
+    nothing was queued.
     """
 
     def view(self) -> memoryview:

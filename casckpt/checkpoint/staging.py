@@ -144,22 +144,39 @@ class _Copies:
     def carry_out(self) -> None:
         """Copy everything, on several threads if it is much; return when all is done.
 
-        What copies from a device does so on this thread, whose stream the state is computed on.
+        Devices copy meanwhile: what they do is queued from this thread, whose stream the state is
+        computed on, and waited for at the end, also after an error, since it writes to the arena.
         """
         length = sum(piece[2] for piece in self.pieces)
         count = min(_COPIERS_MAX, len(os.sched_getaffinity(0)), length // _SHARED_FROM_BYTES)
-        if count < 2:
-            self._work()
-            self._copy_others()
-            return
-        with ThreadPoolExecutor(count - 1, thread_name_prefix="casckpt-stage") as threads:
-            helpers = []
-            with contextlib.suppress(RuntimeError):  # no more threads: a limit, or leaving
-                helpers += [threads.submit(self._work) for _ in range(1, count)]
-            self._copy_others()
-            self._work()
-            for helper in helpers:
-                helper.result()
+        with contextlib.ExitStack() as devices:
+            others = self._start_devices(devices)
+            if count < 2:
+                self._work()
+                _copy_each(others)
+                return
+            with ThreadPoolExecutor(count - 1, thread_name_prefix="casckpt-stage") as threads:
+                helpers = []
+                with contextlib.suppress(RuntimeError):  # no more threads: a limit, or leaving
+                    helpers += [threads.submit(self._work) for _ in range(1, count)]
+                _copy_each(others)
+                self._work()
+                for helper in helpers:
+                    helper.result()
+
+    def _start_devices(self, devices: contextlib.ExitStack) -> list[tuple[Source, memoryview]]:
+        """Queue what devices copy by themselves, and have it waited for; return the others."""
+        waits: set[Callable[[], None]] = set()
+        left = []
+        for source, place in self.others:
+            start = getattr(source, "start_copy", None)
+            wait = None if start is None else start(place)
+            if wait is None:
+                left.append((source, place))
+            elif wait not in waits:  # one wait for all that was queued on a stream
+                waits.add(wait)
+                devices.callback(wait)
+        return left
 
     def _work(self) -> None:
         # Addresses, since threads that make views of memory wait for each other. ctypes lets go
@@ -174,9 +191,10 @@ class _Copies:
             # So ctypes says that it has no memory for an argument; addresses are always numbers.
             raise MemoryError("no memory to copy the state") from exc
 
-    def _copy_others(self) -> None:
-        for source, place in self.others:
-            source.copy_to(place)
+
+def _copy_each(sources: list[tuple[Source, memoryview]]) -> None:
+    for source, place in sources:
+        source.copy_to(place)
 
 
 def _plain_memory(length: int) -> memoryview:

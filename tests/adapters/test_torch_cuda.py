@@ -1,11 +1,12 @@
 """Tensors on a CUDA device, staged for a background save.
 
-Copies go into page-locked memory that is kept from save to save, on the stream of the thread that
-computes, behind what it has queued. The first test stands in for the device; the others need one.
+Copies go into page-locked memory that is kept from save to save, on a stream of their own, behind
+what the thread that computes has queued. Two tests stand in for the device; the others need one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -74,6 +75,54 @@ def test_one_locked_buffer_is_kept_and_filled_on_the_callers_thread(monkeypatch)
         assert len(movers) == 2
         movers.clear()
     assert made[0] >= sum(tensor.nbytes for tensor in (*on_device, *on_host))
+
+
+def test_the_copying_stream_waits_for_the_computing_one_and_is_waited_for(monkeypatch):
+    done: list[object] = []
+
+    class Stream:
+        def wait_stream(self, other):
+            done.append(("behind", other))
+
+        def synchronize(self):
+            done.append("waited")
+
+    @contextlib.contextmanager
+    def on(stream):
+        done.append(("on", stream))
+        yield
+        done.append("queued")
+
+    weights, copying = torch.arange(6.0).reshape(2, 3).t(), Stream()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    monkeypatch.setattr(adapter, "_copy_stream", lambda device: copying)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "computing")
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    place = bytearray(24)
+    wait = adapter.TensorSource(weights).start_copy(memoryview(place))
+    assert done == [("behind", "computing"), ("on", copying), "queued"]
+    wait()
+    assert done[-1] == "waited"
+    assert bytes(place) == weights.contiguous().numpy().tobytes()
+    assert adapter.TensorSource(torch.empty(0)).start_copy(memoryview(b"")) is None
+
+
+@needs_cuda
+def test_tensors_of_any_layout_are_copied_beside_what_the_program_computes():
+    state = {
+        "dense": torch.arange(5000.0, device="cuda"),
+        "gaps": torch.arange(10_000.0, device="cuda")[::2],
+        "conj": torch.conj(torch.full((100,), 1 + 2j, device="cuda")),
+        "host": torch.arange(5000.0),
+    }
+    expected = {name: tensor.resolve_conj().cpu().clone() for name, tensor in state.items()}
+    staged = staging.StagingPool().stage(flatten(state))
+    for tensor in state.values():
+        tensor.zero_()
+    leaves = {leaf.path: bytes(leaf.source.view()) for leaf in staged.state.leaves}
+    for name in ("dense", "gaps", "host"):
+        assert leaves[name] == expected[name].contiguous().numpy().tobytes()
+    assert leaves["conj"] == expected["conj"].conj().resolve_conj().numpy().tobytes()
 
 
 @needs_cuda

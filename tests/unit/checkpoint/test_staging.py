@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from casckpt.checkpoint import staging
+from casckpt.checkpoint.leaves import BytesSource
 from casckpt.checkpoint.staging import StagingPool
 from casckpt.checkpoint.tree import flatten
 
@@ -88,3 +89,62 @@ def test_a_state_without_arrays_needs_no_numpy(monkeypatch):
     monkeypatch.delitem(sys.modules, "numpy")
     staged = StagingPool().stage(flatten([bytearray(b"a" * 2000)]))
     assert bytes(staged.state.leaves[0].source.view()) == b"a" * 2000
+
+
+class Device:
+    """A device that copies what it is given only when somebody waits for it."""
+
+    def __init__(self):
+        self.queue, self.waits = [], 0
+
+    def wait(self):
+        self.waits += 1
+        while self.queue:
+            place, data = self.queue.pop()
+            place[:] = data
+
+
+class OnDevice(BytesSource):
+    def __init__(self, data, device):
+        super().__init__(data)
+        object.__setattr__(self, "device", device)
+
+    def start_copy(self, dest):
+        if self.device is None:
+            return None
+        self.device.queue.append((dest, self.data))
+        return self.device.wait
+
+
+def on_devices(devices):
+    """Return a flat state with a leaf of 2,000 bytes on each device."""
+    flat = flatten({str(i): bytearray(bytes([i]) * 2000) for i in range(len(devices))})
+    flat.leaves = [
+        leaf.moved_to(OnDevice(leaf.source.data, device))
+        for leaf, device in zip(flat.leaves, devices, strict=True)
+    ]
+    return flat
+
+
+@pytest.mark.parametrize("shared_from", [1, 1 << 40])
+def test_devices_copy_meanwhile_and_each_is_waited_for_once(monkeypatch, shared_from):
+    monkeypatch.setattr(staging, "_SHARED_FROM_BYTES", shared_from)
+    monkeypatch.setattr(staging.os, "sched_getaffinity", lambda _: {0, 1})
+    one, other = Device(), Device()
+    flat = on_devices([one, other, None, one, one])
+    flat.leaves += flatten({"h": np.ones(1000)}).leaves
+    staged = StagingPool().stage(flat)
+    assert (one.waits, other.waits) == (1, 1)
+    found = [bytes(leaf.source.view()) for leaf in staged.state.leaves]
+    assert found == [bytes([i]) * 2000 for i in range(5)] + [np.ones(1000).tobytes()]
+
+
+def test_a_copy_that_is_queued_is_waited_for_after_an_error(monkeypatch):
+    device = Device()
+    flat = on_devices([device, None])
+    refused = flat.leaves[1].source
+    object.__setattr__(refused, "copy_to", None)
+    pool = StagingPool()
+    with pytest.raises(TypeError):
+        pool.stage(flat)
+    assert (device.waits, device.queue) == (1, [])
