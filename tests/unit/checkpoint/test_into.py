@@ -1,4 +1,4 @@
-"""Restoring into a tree that does not fit, or fits in part."""
+"""Restoring into a tree that is there: what is filled, what does not fit, what fits in part."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from casckpt.errors import TreeMismatch
 from casckpt.training.state import State
 from tests.suites.memory_repository import Saved
+from tests.unit.checkpoint.test_tree import ARRAYS, Best, Frozen, Point
 
 
 class Pair(NamedTuple):
@@ -252,3 +253,102 @@ def test_an_optimizer_is_told_what_it_cannot_take(plain, why):
     with pytest.raises(TreeMismatch, match=re.escape(f"o: {why}")):
         Saved({"o": plain}).restore(into={"o": optimizer})
     assert optimizer.state_dict() == before
+
+
+def test_into_keeps_storage_and_objects():
+    saved = Saved(
+        {"w": np.arange(3), "f": ARRAYS["fortran"], "t": (1, np.ones(2)), "n": 7, "l": [1, 2]}
+    )
+    into = {"w": np.zeros(3, int), "f": np.zeros((3, 4)), "t": (0, np.zeros(2)), "n": 0, "l": []}
+    w, f, inner = into["w"], into["f"], into["t"][1]
+    back = saved.restore(into=into)
+    assert back is into
+    assert back["w"] is w
+    assert w.tolist() == [0, 1, 2]
+    assert back["f"] is f
+    assert np.array_equal(f, ARRAYS["fortran"])
+    assert back["t"][0] == 1
+    assert back["t"][1] is inner
+    assert inner.tolist() == [1, 1]
+    assert back["n"] == 7
+    assert back["l"] == [1, 2]
+
+
+def test_into_that_does_not_fit_is_refused_whole_and_untouched():
+    saved = Saved({"a": np.ones(3), "b": np.ones(3), "c": np.ones(3), "d": 1, "k": np.ones(1)})
+    into = {"a": np.zeros(3), "b": np.zeros(4), "c": np.zeros(3, np.float32), "e": 1, "k": {"x": 1}}
+    with pytest.raises(TreeMismatch) as caught:
+        saved.restore(into=into)
+    error = caught.value
+    assert error.missing == ["e"]
+    assert error.extra == ["d"]
+    assert len(error.shape) == 1
+    assert error.shape[0].startswith("b: shape")
+    assert error.dtype[0].startswith("c: dtype")
+    assert any(text.startswith("k:") for text in error.wrong)
+    assert into["a"].tolist() == [0, 0, 0]
+    assert saved.repo.bytes_read == 0
+
+
+def test_into_not_strict_takes_what_both_have_and_logs_the_rest(caplog):
+    saved = Saved({"a": np.ones(3), "b": np.ones(3), "d": 1})
+    into = {"a": np.zeros(3), "b": np.zeros(4), "e": 1}
+    back = saved.restore(into=into, strict=False)
+    assert back["a"].tolist() == [1, 1, 1]
+    assert back["b"].tolist() == [0, 0, 0, 0]
+    assert back["e"] == 1
+    assert "d" not in back
+    assert "b: shape" in caplog.text
+
+
+def test_into_with_records_uses_its_types():
+    saved = Saved({"p": Point(1, np.ones(2)), "b": Best(0.5, [1]), "f": Frozen(1, 2)})
+    best, frozen = Best(0.0), Frozen(0, 0)
+    back = saved.restore(into={"p": Point(0, np.zeros(2)), "b": best, "f": frozen})
+    assert type(back["p"]) is Point
+    assert back["p"].x == 1
+    assert back["b"] is best
+    assert best == Best(0.5, [1])
+    assert back["f"] == Frozen(1, 2)
+    assert frozen == Frozen(0, 0)
+
+
+def test_none_in_into_takes_whatever_was_saved():
+    back = Saved({"best": {"w": np.arange(2)}, "n": 1}).restore(into={"best": None, "n": None})
+    assert back["best"]["w"].tolist() == [0, 1]
+    assert back["n"] == 1
+
+
+def test_each_array_of_into_gets_its_value_whatever_is_tied():
+    array = np.arange(4.0)
+    into = {"a": np.zeros(4), "b": np.zeros(4)}
+    back = Saved({"a": array, "b": array}).restore(into=into)
+    assert back["a"].tolist() == back["b"].tolist() == [0, 1, 2, 3]
+    assert not np.shares_memory(back["a"], back["b"])
+    tied = np.zeros(4)
+    back = Saved({"a": array, "b": array + 1}).restore(into={"a": tied, "b": tied})
+    assert back["b"].tolist() == [1, 2, 3, 4]
+
+
+def test_read_only_and_broadcast_arrays_of_into_are_refused():
+    saved = Saved({"a": np.ones((2, 2))})
+    locked = np.zeros((2, 2))
+    locked.flags.writeable = False
+    with pytest.raises(TreeMismatch, match="read-only"):
+        saved.restore(into={"a": locked})
+
+
+def test_into_with_strides_is_copied_into():
+    whole = np.zeros((4, 4))
+    Saved({"a": np.ones((4, 2))}).restore(into={"a": whole[:, ::2]})
+    assert whole.sum() == 8
+    assert whole[:, 1].sum() == 0
+
+
+def test_into_and_only_touch_what_is_selected():
+    saved = Saved({"a": np.ones(2), "b": np.ones(3), "h": Holder([1])})
+    into = {"a": np.zeros(2), "b": np.zeros(9), "other": 1}
+    back = saved.restore(into=into, only="a")
+    assert back["a"].tolist() == [1, 1]
+    with pytest.raises(TreeMismatch, match="other"):
+        saved.restore(into=into, only="*")

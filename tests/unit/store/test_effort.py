@@ -1,11 +1,15 @@
-"""What verify remembers between two runs, and how a finding is put."""
+"""How hard verify works, what it remembers between two runs, and how a finding is put."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from casckpt.errors import Corrupt
-from casckpt.store import effort, findings
+from casckpt.errors import BadRequest, Corrupt
+from casckpt.store import Repository, effort, findings, pack_check
+from casckpt.store.effort import Effort, Journal
+from tests.unit.store.stores import MIB, flip, pack_files, save
 
 STORE = b"s" * 16
 
@@ -35,3 +39,106 @@ def test_what_was_found_whole_is_remembered_although_nobody_says_goodbye(tmp_pat
 )
 def test_a_finding_says_why_in_one_line(error, said):
     assert findings.reason(error) == said
+
+
+# ---- how hard it works
+
+
+def verified(path, journal=None, **values):
+    """Return (report, payload bytes that were read)."""
+    with Repository.open(path, mode="r") as repository:
+        marks = None
+        if journal is not None:
+            file, resume = journal
+            marks = Journal(file, repository.uuid, resume=resume)
+        report = repository.verify("bytes", None, Effort(journal=marks, **values))
+    return report, report.checked_bytes
+
+
+@pytest.fixture
+def many(path):
+    """Return the folder of a store with five packs of 1 MiB."""
+    for step in range(1, 6):
+        with Repository.open(path) as repository:
+            save(repository, [os.urandom(MIB)], step=step)
+    return path
+
+
+def test_a_sample_reads_its_share(many):
+    _, everything = verified(many)
+    assert everything > 5 * MIB
+    halves = [verified(many, sample=0.5)[1] for _ in range(12)]
+    assert min(halves) < everything * 0.75
+    assert max(halves) > everything * 0.1
+    assert len(set(halves)) > 3
+
+
+def test_a_rate_holds_it_back(many, monkeypatch):
+    slept: list[float] = []
+    clock = [100.0]
+    monkeypatch.setattr(effort.time, "monotonic", lambda: clock[0])
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(effort.time, "sleep", sleep)
+    _, read = verified(many, max_rate=MIB)
+    # Five packs, read one after the other: the first begins at once.
+    assert sum(slept) == pytest.approx((read - MIB) / MIB, rel=0.01)
+
+
+@pytest.mark.parametrize("values", [{"sample": 0}, {"sample": 1.5}, {"max_rate": 0}])
+def test_an_effort_that_cannot_be_is_refused(values):
+    with pytest.raises(BadRequest):
+        Effort(**values)
+
+
+def test_it_goes_on_where_it_was_stopped(many, tmp_path, monkeypatch):
+    file = tmp_path / "journal.json"
+    monkeypatch.setattr(pack_check, "_UNITS_MAX", 2)
+    _, everything = verified(many)
+
+    class Stop(Exception):
+        pass
+
+    calls = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal calls
+        calls += done > total // 2
+        if calls:
+            raise Stop
+
+    with Repository.open(many, mode="r") as repository:
+        marks = Journal(file, repository.uuid, resume=False)
+        with pytest.raises(Stop):
+            repository.verify("bytes", stop, Effort(journal=marks))
+    assert file.exists()
+    report, rest = verified(many, journal=(file, True))
+    assert report.damaged == ()
+    assert everything * 0.2 < rest < everything * 0.8
+    # Done: the next one begins anew.
+    assert not file.exists()
+    assert verified(many, journal=(file, True))[1] == everything
+
+
+def test_what_was_damaged_is_found_again_and_what_grew_is_read(many, tmp_path):
+    file = tmp_path / "journal.json"
+    with Repository.open(many, mode="r") as repository:
+        marks = Journal(file, repository.uuid, resume=False)
+        for pack in pack_files(many)[:4]:
+            marks.note(bytes.fromhex(pack.name.removesuffix(".pack")), pack.stat().st_size)
+        marks.save()
+    last = pack_files(many)[4]
+    flip(last, MIB // 2)
+    report, read = verified(many, journal=(file, True))
+    assert [damage.pack for damage in report.damaged] == [last.name]
+    assert read < 2 * MIB
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "store": "x"}'])
+def test_a_journal_that_says_nothing_is_passed_over(many, tmp_path, text):
+    file = tmp_path / "journal.json"
+    file.write_text(text)
+    assert verified(many, journal=(file, True))[1] > 5 * MIB

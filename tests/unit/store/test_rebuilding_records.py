@@ -8,7 +8,8 @@ import pytest
 
 from casckpt.store import Repository, facts, layout, packs, rebuilding, records, rows
 from tests.unit.store.stores import check, save
-from tests.unit.store.test_rebuilding import contents, lose_index, open_rebuilt, orphan
+from tests.unit.store.test_rebuilding import contents, lose_index, open_rebuilt
+from tests.unit.store.test_rebuilding_manifests import orphan
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
