@@ -35,8 +35,16 @@ WORKLOADS_HERE = ("first_save", "dedup_save", "delete", "gc", "compact", "save_a
 MAKE = {
     "ext4": (16, ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]),
     "xfs": (32, ["mkfs.xfs", "-q", "-f"]),
-    "btrfs": (64, ["mkfs.btrfs", "-q", "-f", "--mixed", "-m", "single", "-d", "single"]),
+    # Above 64 MiB there is room for a second superblock.
+    "btrfs": (66, ["mkfs.btrfs", "-q", "-f", "--mixed", "-m", "single", "-d", "single"]),
 }
+# A superblock of several sectors that was torn has a wrong checksum until this program comes; its
+# status is not above `_MENDED` then.
+_MENDERS = {
+    "ext4": ({errno.EBADMSG, errno.EUCLEAN}, ["e2fsck", "-fy"]),
+    "btrfs": ({errno.EINVAL}, ["btrfs", "rescue", "super-recover", "-y"]),
+}
+_MENDED = 2
 # mkfs.xfs makes no file system below 300 MB but for its own tests, which say so like this.
 _SMALL_XFS = {"TEST_DIR": "1", "TEST_DEV": "1", "QA_CHECK_FS": "1"}
 
@@ -146,18 +154,16 @@ class Recording:
 
 @contextmanager
 def _as_found(image: Path, target: Path, system: str) -> Iterator[None]:
-    """Mount a disk as it was found, after a check where the kernel asks for one.
-
-    The superblock of ext4 is two sectors: torn between them, its checksum is wrong until e2fsck.
-    """
+    """Mount a disk as it was found, or where its superblock was torn, after the system's repair."""
     with ExitStack() as stack:
         try:
             stack.enter_context(blockdevice.mounted(image, target, system))
         except OSError as exc:
-            if system != "ext4" or exc.errno not in (errno.EBADMSG, errno.EUCLEAN):
+            signs, program = _MENDERS.get(system, (set(), []))
+            if exc.errno not in signs:
                 raise
-            done = subprocess.run(["e2fsck", "-fy", image], capture_output=True, check=False)
-            if done.returncode > 2:
+            done = subprocess.run([*program, image], capture_output=True, check=False)
+            if done.returncode > _MENDED:
                 raise
             stack.enter_context(blockdevice.mounted(image, target, system))
         yield
