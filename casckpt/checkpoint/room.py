@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import defaultdict, deque
@@ -68,18 +69,29 @@ def make_room(repository: Repository, again: bool = False) -> bool:
 def _bury_superfluous(repository: Repository) -> int:
     """Remove what policies have put into the trash past it; return how many there were."""
     buried = 0
-    for run, seq in _superfluous.pop(repository.path, ()):
-        row = repository.checkpoint_row(run, seq)
-        # It may have been brought back, or its step saved again.
-        if row is None or row.state != "trash":
-            continue
-        if repository.commit_at(run, row.line, row.step, row.batch) != seq:
-            continue
-        # ORDER: after a kill in between it is live, and the next save drops it again
-        repository.untrash(run, seq)
-        repository.bury([(run, seq, row.payload)])
-        buried += 1
+    waiting = _superfluous[repository.path]
+    with contextlib.suppress(IndexError):  # all are taken, by this thread or by another
+        while True:
+            run, seq = waiting.popleft()
+            try:
+                buried += _bury(repository, run, seq)
+            except CasckptError:
+                waiting.appendleft((run, seq))
+                raise
     return buried
+
+
+def _bury(repository: Repository, run: str, seq: int) -> bool:
+    row = repository.checkpoint_row(run, seq)
+    # It may have been brought back, or its step saved again.
+    if row is None or row.state != "trash":
+        return False
+    if repository.commit_at(run, row.line, row.step, row.batch) != seq:
+        return False
+    # ORDER: after a kill in between it is live, and the next save drops it again
+    repository.untrash(run, seq)
+    repository.bury([(run, seq, row.payload)])
+    return True
 
 
 def full_disk(repository: Repository, run: str, state_bytes: int, error: NoSpace) -> NoSpace:

@@ -22,17 +22,10 @@ BIG = RNG.normal(size=(120, 200)).astype(np.float32)
 KiB = 1024
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    with casckpt.open(tmp_path_factory.mktemp("cuts") / "store") as store:
-        yield store
-
-
 @pytest.fixture
-def store(shared):
-    yield shared
-    if shared.runs():
-        shared.delete("*")
+def store(tmp_path):
+    with casckpt.open(tmp_path / "store") as store:
+        yield store
 
 
 def cuts_of(path: Path) -> list[tuple[str, str, int]]:

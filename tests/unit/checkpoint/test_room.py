@@ -136,7 +136,14 @@ def test_sizes(count, text):
     assert room.size(count) == text
 
 
-def test_what_policies_left_out_is_freed_and_what_people_removed_stays(tmp_path, caplog):
+def test_what_policies_left_out_is_freed_and_what_people_removed_stays(
+    tmp_path, caplog, monkeypatch
+):
+    """Also if the first time was interrupted."""
+
+    def full(*arguments):
+        raise NoSpace("no room", "the disk is full")
+
     path = tmp_path / "s"
     for step in range(5):
         with casckpt.open(path) as store:  # each in a pack of its own
@@ -148,6 +155,9 @@ def test_what_policies_left_out_is_freed_and_what_people_removed_stays(tmp_path,
                 store._repository.trash([("r", row.seq)])
                 room.note_superfluous(store._repository, "r", row.seq)
         store.undelete("r@2")
+        with monkeypatch.context() as patched:
+            patched.setattr(type(store._repository), "untrash", full)
+            assert not room.make_room(store._repository, again=True)
         assert room.make_room(store._repository, again=True)
         assert "with 1 checkpoint that keep= left out" in caplog.text
         assert [one.ref for one in store.checkpoints("r")] == ["r@2", "r@3", "r@4"]
