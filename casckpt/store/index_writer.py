@@ -25,6 +25,8 @@ from casckpt.store.writer_lock import WriterLock
 _Result = TypeVar("_Result")
 _log = logging.getLogger("casckpt")
 _FACT_SYNC_S = 1.0
+# Where memory is short, the thread may fail to say that a job is over: look again.
+_LOOK_AGAIN_S = 1.0
 
 
 class FactSink(Protocol):
@@ -56,6 +58,7 @@ class _Job:
     done: threading.Event = field(default_factory=threading.Event)
     result: Any = None
     error: BaseException | None = None
+    is_over: bool = False
 
 
 class IndexWriter:
@@ -92,7 +95,8 @@ class IndexWriter:
                 self._start()
                 self._jobs.append(entry)
                 self._wake.notify_all()
-            entry.done.wait()
+            while not entry.is_over:
+                entry.done.wait(_LOOK_AGAIN_S)
         error, entry.error = entry.error, None
         if error is not None:
             try:
@@ -110,35 +114,44 @@ class IndexWriter:
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + layout.HEARTBEAT_S
-        while True:
-            with self._wake:
-                if not self._jobs and not self._closing:
-                    timeout = beat_at - time.monotonic()
-                    if self._dirty_since is not None:
-                        timeout = min(timeout, self._dirty_since + _FACT_SYNC_S - time.monotonic())
-                    self._wake.wait(max(timeout, 0.0))
-                batch = self._take()
-                if not batch and self._closing:
-                    return
-            if batch:
-                self._execute(batch)
-            now = time.monotonic()
-            if self._dirty_since is not None and now - self._dirty_since >= _FACT_SYNC_S:
-                self._dirty_since = None
-                self._quietly(self._sink.sync_facts, "the last facts are not durable yet")
-            if now >= beat_at:
-                beat_at = now + layout.HEARTBEAT_S
-                self._quietly(self._sink.beat, "the heartbeat was not written")
-
-    def _take(self) -> list[_Job]:
         batch: list[_Job] = []
-        total = 0
-        while self._jobs and (
-            not batch or total + self._jobs[0].row_count <= layout.TRANSACTION_MAX_ROWS
-        ):
-            batch.append(self._jobs.popleft())
-            total += batch[-1].row_count
-        return batch
+        while True:
+            try:
+                batch = []
+                if not self._take(batch, beat_at):
+                    return
+                if batch:
+                    self._execute(batch)
+                now = time.monotonic()
+                if self._dirty_since is not None and now - self._dirty_since >= _FACT_SYNC_S:
+                    self._dirty_since = None
+                    self._quietly(self._sink.sync_facts, "the last facts are not durable yet")
+                if now >= beat_at:
+                    beat_at = now + layout.HEARTBEAT_S
+                    self._quietly(self._sink.beat, "the heartbeat was not written")
+            except Exception as exc:
+                # No memory, say. Without this thread whoever writes would wait for ever.
+                for job in batch:
+                    if not job.is_over:
+                        job.error = exc
+                        job.is_over = True
+
+    def _take(self, batch: list[_Job], beat_at: float) -> bool:
+        """Wait for jobs and move them to `batch`; return False when closed, and none is left."""
+        with self._wake:
+            if not self._jobs and not self._closing:
+                timeout = beat_at - time.monotonic()
+                if self._dirty_since is not None:
+                    timeout = min(timeout, self._dirty_since + _FACT_SYNC_S - time.monotonic())
+                self._wake.wait(max(timeout, 0.0))
+            total = 0
+            while self._jobs and (
+                not batch or total + self._jobs[0].row_count <= layout.TRANSACTION_MAX_ROWS
+            ):
+                batch.append(self._jobs[0])
+                self._jobs.popleft()  # ORDER: after the list has room for it
+                total += batch[-1].row_count
+            return bool(batch) or not self._closing
 
     @staticmethod
     def _quietly(action: Callable[[], None], message: str) -> None:
@@ -155,6 +168,8 @@ class IndexWriter:
                 if job.error is None:
                     job.result, job.error = None, exc
         finally:
+            for job in batch:
+                job.is_over = True
             for job in batch:
                 job.done.set()
 

@@ -19,6 +19,8 @@ _OPEN_PACKS = 128
 _SCAN_BYTES = 4 * layout.MIB
 # A footer and a small fact must still fit after the chunks of a save.
 _TAIL_BYTES = 64 * layout.KIB
+# Where memory is short, who should say that something has changed may fail to: look again.
+_LOOK_AGAIN_S = 1.0
 
 
 def pack_path(store: Path, uuid: bytes) -> Path:
@@ -108,36 +110,39 @@ class PackWriter:
         """Append a record and return its header; it is durable after the next `sync`."""
         check = records.check_of(kind, encoding, identity, payload)
         length = records.OVERHEAD_BYTES + 32 * len(refs) + len(payload)
-        with self._changed:
-            if self.failed or self.sealed:
-                raise PackFailed(
-                    f"cannot write to {self.path.name}", "an earlier write to this pack failed"
-                )
-            offset = self.end
-            if offset + length > max(layout.PACK_CAP_BYTES, layout.PACK_SEAL_BYTES + length):
-                raise OperationFailed(f"cannot write to {self.path.name}", "the pack is full")
-            self._reserve(offset + length + _TAIL_BYTES)
-            self.end += length
-            self._writing += 1
-            self._records += 1
-            begun, due = self._begun, self.end - self._begun >= _WRITEBACK_BYTES
-            if due:
-                self._begun = self.end
+        counted = False
         try:
+            with self._changed:
+                if self.failed or self.sealed:
+                    raise PackFailed(
+                        f"cannot write to {self.path.name}", "an earlier write to this pack failed"
+                    )
+                offset, end = self.end, self.end + length
+                if end > max(layout.PACK_CAP_BYTES, layout.PACK_SEAL_BYTES + length):
+                    raise OperationFailed(f"cannot write to {self.path.name}", "the pack is full")
+                self._reserve(end + _TAIL_BYTES)
+                begun, count = self._begun, self._records + 1
+                due = end - begun >= _WRITEBACK_BYTES
+                # ORDER: nothing from here on allocates: a place is taken and counted, or neither
+                self.end, self._records = end, count
+                self._writing += 1
+                counted = True
+                if due:
+                    self._begun = end
             header = records.encode_header(
                 self.uuid, offset, kind, encoding, identity, logical, refs, len(payload), check
             )
             files.write_vector(self._descriptor, [header, memoryview(payload)], offset, self.path)
             if due:
-                files.start_writeback(self._descriptor, begun, offset + length - begun)
+                files.start_writeback(self._descriptor, begun, end - begun)
         except BaseException:
-            with self._changed:
-                self.failed = True
+            self.failed |= counted
             raise
         finally:
-            with self._changed:
-                self._writing -= 1
-                self._changed.notify_all()
+            if counted:
+                with self._changed:
+                    self._writing -= 1
+                    self._changed.notify_all()
         return Record(kind, encoding, identity, logical, len(payload), refs, check, offset)
 
     def _reserve(self, end: int) -> None:
@@ -164,37 +169,41 @@ class PackWriter:
         """Give back the space reserved past the end (the lock is held, or nobody else writes)."""
         with self._changed:
             while self._writing:
-                self._changed.wait()
+                self._changed.wait(_LOOK_AGAIN_S)
             if self._reserved > self.end and not self.failed and not self.sealed:
                 files.truncate(self._descriptor, self.end, self.path)
             self._reserved = self._released = self.end
 
     def sync(self) -> int:
         """Make every record appended before the call durable; return the synced length."""
-        with self._changed:
-            target = self.end
-            # Whoever seals the pack flushes it; to return before that would promise too much.
-            while self.synced < target and (self._writing or (self.sealed and not self._closed)):
-                self._changed.wait()
-            if self.synced >= target and not self.failed:
-                return self.synced
-            if self.failed or self._closed:
-                raise PackFailed(
-                    f"cannot flush {self.path.name}", "an earlier write to this pack failed"
-                )
-            end = self.end
-            self._flushing += 1
+        counted = False
         try:
+            with self._changed:
+                target = self.end
+                # Whoever seals the pack flushes it; to return before that would promise too much.
+                while self.synced < target and (
+                    self._writing or (self.sealed and not self._closed)
+                ):
+                    self._changed.wait(_LOOK_AGAIN_S)
+                if self.synced >= target and not self.failed:
+                    return self.synced
+                if self.failed or self._closed:
+                    raise PackFailed(
+                        f"cannot flush {self.path.name}", "an earlier write to this pack failed"
+                    )
+                end = self.end
+                self._flushing += 1
+                counted = True
             files.sync_data(self._descriptor, self.path)
         except BaseException:
             # The kernel forgets a failed write-back: a second fdatasync would say "ok".
-            with self._changed:
-                self.failed = True
+            self.failed |= counted
             raise
         finally:
-            with self._changed:
-                self._flushing -= 1
-                self._changed.notify_all()
+            if counted:
+                with self._changed:
+                    self._flushing -= 1
+                    self._changed.notify_all()
         with self._changed:
             self.synced = max(self.synced, end)
             return self.synced
@@ -209,7 +218,7 @@ class PackWriter:
                 return self.synced
             self.sealed = True
             while self._writing or self._flushing:
-                self._changed.wait()
+                self._changed.wait(_LOOK_AGAIN_S)
             end = self.end
         try:
             if not self.failed:

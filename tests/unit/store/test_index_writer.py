@@ -292,3 +292,38 @@ def test_a_long_wait_for_the_index_is_told_while_it_lasts(writer, path, monkeypa
     ]
     assert len(told) == 1
     assert "4242" in told[0]
+
+
+def test_the_thread_outlives_a_want_of_memory(writer, sink, monkeypatch):
+    """Whoever writes the index would wait for it for ever."""
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(sink, "beat", fail)
+    monkeypatch.setattr(sink, "sync_facts", fail)
+    monkeypatch.setattr(layout, "HEARTBEAT_S", 0.0)
+    writer.run(put(b"a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(layout, "TRANSACTION_MAX_ROWS", None)  # raises where a batch is made
+        with held(writer):
+            outcomes, threads = submit(writer, [put(b"b"), put(b"c")])
+        for thread in threads:
+            thread.join(20)
+    # The first was in the batch that came to nothing; the second waited for its turn.
+    assert {type(one) for one in outcomes} == {TypeError, type(None)}
+    writer.run(put(b"d"))
+    assert len(keys(writer)) == 3
+
+
+def test_who_waits_sees_that_a_job_is_over_though_nobody_says_so(writer, monkeypatch):
+    told = threading.Event.set
+
+    def fail(event):
+        if threading.current_thread() is writer._thread:
+            raise MemoryError
+        told(event)
+
+    monkeypatch.setattr(threading.Event, "set", fail)
+    writer.run(put(b"a"))
+    assert keys(writer) == [b"a"]

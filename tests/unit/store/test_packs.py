@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -353,3 +354,69 @@ def test_two_threads_that_open_a_pack_at_once_share_one_descriptor(pack, folder,
     outer = opened.borrow(UUID)
     assert outer is inner[0]
     assert open_files() == before + 1
+
+
+class NoMemory:
+    """What a program with no memory meets: any use of it raises."""
+
+    def __call__(self, *arguments):
+        raise MemoryError
+
+    __le__ = __add__ = __radd__ = __call__
+
+
+@pytest.mark.parametrize("step", ["_WRITEBACK_BYTES", "_TAIL_BYTES", "encode_header"])
+def test_a_record_for_which_memory_fails_keeps_nobody_waiting(pack, monkeypatch, step):
+    append(pack, b"before")
+    with monkeypatch.context() as patched:
+        patched.setattr(packs.records if step == "encode_header" else packs, step, NoMemory())
+        with pytest.raises(MemoryError):
+            append(pack, b"after")
+    if step == "encode_header":  # its place was taken: what follows would stand behind a hole
+        with pytest.raises(PackFailed):
+            append(pack, b"more")
+        pack.seal()
+        return
+    append(pack, b"more")
+    assert [record.logical for record in scan(pack)] == [6, 4]
+    assert pack.seal() == pack.end
+    assert pack._records == 2
+
+
+@pytest.mark.parametrize("waits", ["seal", "sync", "release_reserved"])
+def test_who_waits_looks_again_where_nobody_says_that_a_write_is_over(pack, monkeypatch, waits):
+    append(pack, b"before")
+    inside, go_on = threading.Event(), threading.Event()
+    write = files.write_vector
+
+    def slow(*arguments):
+        inside.set()
+        assert go_on.wait(20)
+        write(*arguments)
+
+    monkeypatch.setattr(packs, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(files, "write_vector", slow)
+    monkeypatch.setattr(pack._changed, "notify_all", NoMemory(), raising=False)
+    failed = []
+
+    def write_slowly():
+        try:
+            append(pack, b"x" * 100)
+        except MemoryError:
+            failed.append(True)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    assert inside.wait(20)
+
+    def wait():
+        with contextlib.suppress(MemoryError):  # it has something to say itself
+            getattr(pack, waits)()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    go_on.set()
+    for thread in (writer, waiter):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert failed == [True]
