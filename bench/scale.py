@@ -182,7 +182,7 @@ def _runs_ladder(context: Context, result: Result) -> None:
                 state = synthetic.state_of(16 << 10, seed=number)
                 took.append(_seconds(lambda n=number, s=state: store.save(f"sweep/run-{n}", s, 0)))
             done = count
-            saves.append(statistics.median(took[-10:]))
+            saves.append(statistics.median(took[-100:]))
             result.rows.append(
                 {"ladder": "runs", "runs": count, "save_s": saves[-1],
                  "list_runs_s": _median(lambda: store.runs()),
