@@ -37,7 +37,7 @@ def run(context: Context) -> Result:
             for step, state in trajectory.states(recipe, context.cache)
             if step in (before, now)
         }
-        for part, paths in _parts(kept[now]).items():
+        for part, paths in parts(kept[now]).items():
             chunks = [(_chunk(kept[now][path]), _chunk(kept[before][path])) for path in paths]
             width = kept[now][paths[0]].element_size()
             for way in ("balanced", "balanced, difference", "small", "small, difference"):
@@ -51,7 +51,8 @@ def run(context: Context) -> Result:
     return result
 
 
-def _parts(now: dict[str, Any]) -> dict[str, list[str]]:
+def parts(now: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the paths of some larger tensors of a state: weights and both moments."""
     found: dict[str, list[str]] = defaultdict(list)
     for path, tensor in now.items():
         if tensor.numel() * tensor.element_size() >= CHUNK_BYTES // 4:

@@ -15,7 +15,7 @@ from bench.harness import RESULTS, Context, default_cache, machine_facts
 
 QUESTIONS = ("native", "size", "others", "save", "restore", "unchanged", "stall", "gc", "compact",
              "cli", "scale", "objects", "stage", "training", "booster",
-             "coders")  # fmt: skip
+             "coders", "entropy")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
