@@ -7,6 +7,7 @@ changes only. Changes to anything but objects and packs take the next seq and be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -135,6 +136,8 @@ class IndexWriter:
                     if not job.is_over:
                         job.error = exc
                         job.is_over = True
+                with contextlib.suppress(Exception):
+                    _log.warning("the thread of the index goes on after an error", exc_info=True)
 
     def _take(self, batch: list[_Job], beat_at: float) -> bool:
         """Wait for jobs and move them to `batch`; return False when closed, and none is left."""

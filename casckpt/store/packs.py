@@ -136,7 +136,8 @@ class PackWriter:
             if due:
                 files.start_writeback(self._descriptor, begun, end - begun)
         except BaseException:
-            self.failed |= counted
+            if counted:  # not `|=`: another thread's failure must not be written over
+                self.failed = True
             raise
         finally:
             if counted:
@@ -197,7 +198,8 @@ class PackWriter:
             files.sync_data(self._descriptor, self.path)
         except BaseException:
             # The kernel forgets a failed write-back: a second fdatasync would say "ok".
-            self.failed |= counted
+            if counted:
+                self.failed = True
             raise
         finally:
             if counted:

@@ -294,7 +294,7 @@ def test_a_long_wait_for_the_index_is_told_while_it_lasts(writer, path, monkeypa
     assert "4242" in told[0]
 
 
-def test_the_thread_outlives_a_want_of_memory(writer, sink, monkeypatch):
+def test_the_thread_outlives_a_want_of_memory(writer, sink, monkeypatch, caplog):
     """Whoever writes the index would wait for it for ever."""
 
     def fail(*arguments):
@@ -314,6 +314,7 @@ def test_the_thread_outlives_a_want_of_memory(writer, sink, monkeypatch):
     assert {type(one) for one in outcomes} == {TypeError, type(None)}
     writer.run(put(b"d"))
     assert len(keys(writer)) == 3
+    assert "goes on after an error" in caplog.text
 
 
 def test_who_waits_sees_that_a_job_is_over_though_nobody_says_so(writer, monkeypatch):
