@@ -54,14 +54,15 @@ class MapOptions:
 def run_map(ledger: Ledger, fn: Callable[..., Any], options: MapOptions) -> Results:
     """Call `fn` for what is not done; see `Stage.map`."""
     waiting = ledger.pending()
-    if waiting:
-        ledger.begin()
-        ledger.note_code(Fingerprinter(lenient=True).of(fn).hex())
-        try:
-            _Mapping(ledger, fn, options).run(_batches(waiting, options.batch_size or 1))
-        finally:
-            ledger.flush()
-    ledger.ended()
+    with ledger.run._watching():
+        if waiting:
+            ledger.begin()
+            ledger.note_code(Fingerprinter(lenient=True).of(fn).hex())
+            try:
+                _Mapping(ledger, fn, options).run(_batches(waiting, options.batch_size or 1))
+            finally:
+                ledger.flush()
+        ledger.ended()
     errors = ledger.errors()
     if errors and options.on_error == "raise":
         shown = [f"{key!s:.60}: {text:.200}" for key, text in list(errors.items())[:_SHOWN]]

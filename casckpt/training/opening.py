@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, NotFound
 from casckpt.ids import check_run_name
 from casckpt.logs import logger
 from casckpt.training import commands, guards, resume
 from casckpt.training.guards import Facts, Policy
 from casckpt.training.lines import Line, RunRecord, read_record
 from casckpt.training.peers import ALONE, Peers, check_place, place_of
-from casckpt.training.resume import Decision, Extra
+from casckpt.training.resume import CHOICES, Decision, Extra, decide
 from casckpt.training.session import Follower, Session
 
 if TYPE_CHECKING:
@@ -86,7 +86,15 @@ def open_run(
 
     def lead() -> dict[str, Any]:
         wait_for_left(store, name)
-        opened = _open(store, name, facts, policy, resume, under, grace_s, peers)
+        # Several processes read the same checkpoint: nobody else may replace it meanwhile.
+        locks = peers.size > 1
+        try:
+            opened = _open(store, name, facts, policy, resume, under, grace_s, peers, locks=locks)
+        except NotFound:
+            if locks or not (isinstance(resume, str) and resume in CHOICES):
+                raise
+            # Replaced between two looks, by another process that trains the run, or trained it.
+            opened = _open(store, name, facts, policy, resume, under, grace_s, peers, locks=True)
         made.append(opened)
         return {
             "place": place_of(store, name),
@@ -109,20 +117,23 @@ def _open(
     under: int | None,
     grace_s: float | None,
     peers: Peers,
+    *,
+    locks: bool,
 ) -> Opened:
-    record = read_record(store._repository, name)
     # The line is not known before the decision; the lock is of the run.
     early = Session(store._repository, name, 0, 0.0, peers)
-    decision = _decide(store, name, record, resume, under, early)
-    old = _old_facts(store, name, record, decision)
     try:
-        differences = guards.compare(old, facts, policy)
+        if locks and store.mode != "r":
+            early.lock()
+        record = read_record(store._repository, name)
+        decision = decide(store, name, record, resume, under=under, before_write=early.lock)
+        differences = guards.compare(_old_facts(store, name, record, decision), facts, policy)
         if guards.obey(name, differences):
             decision = Decision(None)
+        opened = _carry_out(store, name, decision, facts, policy, under, grace_s, early, peers)
     except BaseException:
         early.end("")
         raise
-    opened = _carry_out(store, name, decision, facts, policy, under, grace_s, early, peers)
     if under is None and store.mode != "r":
         # Not before: a command that was refused is none to go on with.
         commands.record(store.path, name)
@@ -194,21 +205,6 @@ def recorded_facts(store: Store, name: str, line: int, checkpoint: Checkpoint | 
     home = record if checkpoint.run == name else read_record(store._repository, checkpoint.run)
     origin = home.lines.get(checkpoint.line)
     return origin.guarded if origin is not None else {}
-
-
-def _decide(
-    store: Store,
-    name: str,
-    record: RunRecord,
-    choice: str | Checkpoint,
-    under: int | None,
-    session: Session,
-) -> Decision:
-    try:
-        return resume.decide(store, name, record, choice, under=under, before_write=session.lock)
-    except BaseException:
-        session.end("")
-        raise
 
 
 def _old_facts(store: Store, name: str, record: RunRecord, decision: Decision) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -198,13 +199,23 @@ class RunBase:
             self._unwatch()
 
     def _unwatch(self) -> None:
-        """Stop watching after a loop, unless a `with` tells when the run itself ends.
+        """Stop watching after a loop or a stage, unless a `with` tells when the run itself ends.
 
         A cell of a notebook closes nothing. What is asked of the process later is not for its
         run, and would stay asked for as long as that watches.
         """
         if not self._is_entered:
             self._session.watch.end()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Stop watching after the body, unless that was done before it, as inside a loop."""
+        was_on = self._session.watch.is_on
+        try:
+            yield
+        finally:
+            if not was_on:
+                self._unwatch()
 
     def _check_alone(self) -> None:
         """Refuse to work beside a loop of the same run: the lock only tells processes apart.

@@ -117,17 +117,18 @@ class Stage:
         if not waiting:
             ledger.ended()
             return
-        ledger.begin()
-        try:
-            for number in waiting:
-                if ledger.must_end():
-                    return
-                if not ledger.is_taken(number):
-                    unit, item = ledger.unit(number)
-                    yield unit.key, item
-        finally:
-            ledger.flush()
-        ledger.ended()
+        with self._run._watching():
+            ledger.begin()
+            try:
+                for number in waiting:
+                    if ledger.must_end():
+                        return
+                    if not ledger.is_taken(number):
+                        unit, item = ledger.unit(number)
+                        yield unit.key, item
+            finally:
+                ledger.flush()
+            ledger.ended()
 
     def done(self, key: Any, result: Any = None, **numbers: Number) -> None:
         """Keep the result of an item; durable when this returns, with `save_every` in groups.

@@ -149,6 +149,11 @@ class StopWatch:
         self._installed = self._has_begun = False
         self._own: StopRequest | None = None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the signals of the process are watched."""
+        return self._installed
+
     def begin(self) -> None:
         """Watch from now on, or go on; what was asked before this session is over."""
         if not self._installed:

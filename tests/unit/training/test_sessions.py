@@ -15,9 +15,24 @@ import pytest
 import casckpt
 from casckpt.checkpoint import saves
 from casckpt.errors import BadRequest, OperationFailed, RunBusy
-from casckpt.training import keeping, lines, runlock
+from casckpt.training import keeping, lines, opening, runlock
 from casckpt.training.progress import Progress
 from tests.unit.training.processes import HOLD, elsewhere
+
+TRAIN_ON = """
+    import sys, time, casckpt
+    with casckpt.open(sys.argv[1]) as store:
+        with store.run(sys.argv[2]) as run:
+            for epoch in run.epochs(3, {"epochs": [], "value": 0.0}):
+                if epoch == 3:
+                    run._settle()
+                    if sys.argv[3] == "0":
+                        break
+                    print("here", flush=True)
+                    time.sleep(60)
+    print("here", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_second_live_process_is_refused_and_a_death_frees(store, name):
@@ -38,6 +53,33 @@ def test_a_second_live_process_is_refused_and_a_death_frees(store, name):
     assert list(run.epochs(3, {"n": 0})) == [2, 3]
     run.close()
     assert store.run(name).info.status == "finished"
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_what_another_process_replaces_between_two_looks(
+    store, name, train, monkeypatch, is_busy
+):
+    train.until(3, stop_at=2)
+    decide, others = opening.decide, []
+
+    def late(*arguments, **named):
+        decision = decide(*arguments, **named)
+        if not others:
+            others.append(elsewhere(TRAIN_ON, store.path, name, int(is_busy), wait=False))
+            assert others[0].stdout.readline() == "here\n", others[0].stderr.read()
+        return decision
+
+    monkeypatch.setattr(opening, "decide", late)
+    if is_busy:
+        with pytest.raises(RunBusy, match="another process") as caught:
+            store.run(name)
+        assert caught.value.pid == others[0].pid
+    else:
+        assert store.run(name).resumed.step == 2
+    others[0].kill()
+    others[0].communicate()
+    with store.run(name) as run:
+        assert run.resumed.step == 2
 
 
 def test_looking_locks_nothing(train, store, name):

@@ -69,6 +69,28 @@ def test_a_signal_after_a_loop_without_with_is_the_programs(store, name):
     run.close()
 
 
+def test_a_signal_after_a_stage_without_with_is_the_programs(store, name):
+    before = signal.getsignal(signal.SIGINT)
+    run = store.run(name)
+    assert list(run.stage("first", [1, 2]).map(lambda item: item + 1)) == [2, 3]
+    assert signal.getsignal(signal.SIGINT) is before
+    stage = run.stage("second", [1, 2])
+    for key, item in stage:
+        stage.done(key, item)
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("third", [1, 2]).map(lambda item: os.kill(os.getpid(), signal.SIGINT))
+    assert signal.getsignal(signal.SIGINT) is before
+    # Inside a loop the loop goes on watching.
+    for epoch in run.epochs(2, {}):
+        run.stage("fourth", [epoch]).map(str)
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(run.stage("third", [1, 2]).map(str)) == 2
+    run.close()
+
+
 def test_a_signal_after_break_is_still_heeded_within_with(store, name):
     with store.run(name) as run:
         for _ in run.epochs(2, {}):
