@@ -10,8 +10,8 @@ thread was running, the best of several, so that a busy machine hurts them littl
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.harness import Context, Result
@@ -27,22 +27,12 @@ _REPEATS = 5
 def run(context: Context) -> Result:
     """Code chunks of each part in each way; one row per part and way."""
     result = Result("coders", context.quick)
-    recipes = (trajectory.QUICK_FP32, trajectory.QUICK_BF16)
-    if not context.quick:
-        recipes = (trajectory.FP32, trajectory.BF16)
-    for recipe in recipes:
-        before, now = recipe.saved_steps[-2:]
-        kept = {
-            step: tensors(state)
-            for step, state in trajectory.states(recipe, context.cache)
-            if step in (before, now)
-        }
-        for part, paths in parts(kept[now]).items():
-            chunks = [(_chunk(kept[now][path]), _chunk(kept[before][path])) for path in paths]
-            width = kept[now][paths[0]].element_size()
-            for way in ("balanced", "balanced, difference", "small", "small, difference"):
-                row = {"input": recipe.name.removeprefix("quick-"), "part": part, "name": way}
-                result.rows.append(row | _measure(chunks, width, way))
+    for name, part, pairs in neighbours(context):
+        chunks = [(_chunk(now), _chunk(before)) for now, before in pairs]
+        width = pairs[0][0].element_size()
+        for way in ("balanced", "balanced, difference", "small", "small, difference"):
+            row = {"input": name, "part": part, "name": way}
+            result.rows.append(row | _measure(chunks, width, way))
     result.notes.append(
         "ms_per_mib: estimate, coding and proof on one core; hashing adds the same in each "
         "way; won_mb_per_core_second: bytes not written, for each second of a core: where the disk "
@@ -51,7 +41,23 @@ def run(context: Context) -> Result:
     return result
 
 
-def parts(now: dict[str, Any]) -> dict[str, list[str]]:
+def neighbours(context: Context) -> Iterator[tuple[str, str, list[tuple[Any, Any]]]]:
+    """Yield (input, part, [(a tensor, the same of 50 steps before)]) of both trajectories.
+
+    Parts are weights and both moments; of each, some of the larger tensors.
+    """
+    recipes = (trajectory.FP32, trajectory.BF16)
+    if context.quick:
+        recipes = (trajectory.QUICK_FP32, trajectory.QUICK_BF16)
+    for recipe in recipes:
+        last = deque(trajectory.states(recipe, context.cache), maxlen=2)
+        before, now = (tensors(state) for _, state in last)
+        for part, paths in _parts(now).items():
+            pairs = [(now[path], before[path]) for path in paths]
+            yield recipe.name.removeprefix("quick-"), part, pairs
+
+
+def _parts(now: dict[str, Any]) -> dict[str, list[str]]:
     """Return the paths of some larger tensors of a state: weights and both moments."""
     found: dict[str, list[str]] = defaultdict(list)
     for path, tensor in now.items():

@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.coders import CHUNK_BYTES, parts
+from bench.coders import CHUNK_BYTES, neighbours
 from bench.harness import Context, Goal, Result
-from bench.inputs import trajectory
 from bench.limits import delta_planes, order0_bytes, planes
-from bench.trees import tensors
 from casckpt import native
 from casckpt.native._binding import ffi, lib, readable, writable
 
@@ -31,21 +29,10 @@ ENCODE_GB_PER_S, DECODE_GB_PER_S, OVER_ENTROPY = 0.8, 1.5, 1.01
 def run(context: Context) -> Result:
     """Code and decode every plane; one row per part of a state, way and byte of the numbers."""
     result = Result("entropy", context.quick)
-    recipes = (trajectory.QUICK_FP32, trajectory.QUICK_BF16)
-    if not context.quick:
-        recipes = (trajectory.FP32, trajectory.BF16)
-    for recipe in recipes:
-        before, now = recipe.saved_steps[-2:]
-        kept = {
-            step: tensors(state)
-            for step, state in trajectory.states(recipe, context.cache)
-            if step in (before, now)
-        }
-        for part, paths in parts(kept[now]).items():
-            pairs = [(kept[now][path], kept[before][path]) for path in paths]
-            for way, number, found in _planes(pairs):
-                row = {"input": recipe.name.removeprefix("quick-"), "part": part, "name": way}
-                result.rows.append(row | {"plane": number} | _measure(found, context.rounds))
+    for name, part, pairs in neighbours(context):
+        for way, number, found in _planes(pairs):
+            row = {"input": name, "part": part, "name": way, "plane": number}
+            result.rows.append(row | _measure(found, context.rounds))
     _goals(result)
     data = bytes(range(256)) * (CHUNK_BYTES // 256)
     seconds = _seconds(lambda: [native.blake3(data) for _ in range(8)], context.rounds)
