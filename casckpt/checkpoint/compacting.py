@@ -12,7 +12,7 @@ from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
-    from casckpt.store.columns import Lineage
+    from casckpt.native import PrefixSet
 
 _LEVELS: Final = ("balanced", "small")
 _SAMPLED_COLUMNS: Final = 48
@@ -125,31 +125,32 @@ class Compacting(StoreHandle):
         self._ready()
         before, sizes = self._run_bytes(), self._repository.sizes()
         trash = self._repository.closure(_ids(self._catalog.matching(trash=True)))
+        parts = {run: lineages(self._catalog, run) for run in sorted(before)}
+        found, needed = recoding.estimate(self._repository, parts, level, _SAMPLED_COLUMNS)
         runs = []
-        looked = recoded = trash_bytes = 0
-        for run, (count, logical, stored) in sorted(before.items()):
-            versions = lineages(self._catalog, run)
-            done = recoding.estimate(self._repository, versions, level, _SAMPLED_COLUMNS)
+        trash_bytes = 0
+        for run, done in found.items():
+            count, logical, stored = before[run]
             won = int((done.before_bytes - done.after_bytes) * done.share)
             runs.append(CompactedRun(run, count, logical, stored, stored - won))
-            looked += done.looked_count
-            recoded += done.recoded_count
             if trash and won > 0:
-                trash_bytes += self._only_bases(run, versions, trash)
+                trash_bytes += self._only_bases(run, needed, trash)
         won_bytes = sum(run.before_bytes - run.after_bytes for run in runs)
         after = sizes.stored_bytes - max(won_bytes - trash_bytes, 0)
         return CompactResult(
-            level, True, tuple(runs), sizes.stored_bytes, after, looked, recoded, trash_bytes
+            level,
+            True,
+            tuple(runs),
+            sizes.stored_bytes,
+            after,
+            sum(done.looked_count for done in found.values()),
+            sum(done.recoded_count for done in found.values()),
+            trash_bytes,
         )
 
-    def _only_bases(self, run: str, versions: Sequence[Lineage], among: Container[bytes]) -> int:
-        """Return the stored bytes of chunks that others of a run stand on, and that it has not."""
-        from casckpt.store.columns import Plan
-        from casckpt.store.reading import Reader
-
-        repository = self._repository
-        needed = Plan(Reader(repository._shared(), repository._workers()), versions).needed
-        reached = repository.closure(_ids(self._catalog.matching(run)))
+    def _only_bases(self, run: str, needed: PrefixSet, among: Container[bytes]) -> int:
+        """Return the stored bytes of chunks that a run stands on and no checkpoint has itself."""
+        reached = self._repository.closure(_ids(self._catalog.matching(run)))
         return sum(
             stored
             for one, (logical, stored) in reached.items()

@@ -8,8 +8,10 @@ such chain was short when it was made, so it grows by one move at the most befor
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Iterable, Set
 from typing import Self
 
+from casckpt.native import PrefixSet
 from casckpt.store.marking import scan_objects
 from casckpt.store.sharing import SharedStore
 
@@ -17,7 +19,8 @@ from casckpt.store.sharing import SharedStore
 class Chains:
     """The edges, with the moves that are planned. Thread safe.
 
-    `longest` is how many links may lie below a chunk after a move.
+    `longest` is how many links may lie below a chunk after a move. A planned move can be taken back
+    until it is settled.
     """
 
     def __init__(self, longest: int) -> None:
@@ -25,6 +28,10 @@ class Chains:
         self._lock = threading.Lock()
         self._base: dict[bytes, bytes] = {}
         self._above: dict[bytes, list[bytes]] = {}
+        # Where planned moves led away from, until they are settled or taken back.
+        self._origin: dict[bytes, bytes] = {}
+        self._leaving: dict[bytes, set[bytes]] = {}
+        self._gone: set[bytes] = set()
 
     @classmethod
     def read(cls, shared: SharedStore, longest: int) -> Self:
@@ -45,6 +52,10 @@ class Chains:
         with self._lock:
             if base and not self._may(identity, base):
                 return False
+            old = self._base.get(identity, b"")
+            if old and identity not in self._origin:
+                self._origin[identity] = old
+                self._leaving.setdefault(old, set()).add(identity)
             self._put(identity, base)
             return True
 
@@ -60,7 +71,45 @@ class Chains:
     def put_back(self, identity: bytes, base: bytes) -> None:
         """Take a planned move back: the chunk stands on `base` as before."""
         with self._lock:
+            self._settle(identity)
             self._put(identity, base)
+
+    def settle(self, moved: Iterable[bytes], left: Iterable[bytes]) -> None:
+        """Note that planned moves will not be taken back, and what `is_left` said of bases."""
+        with self._lock:
+            for identity in moved:
+                self._settle(identity)
+            self._gone.update(left)
+
+    def is_left(
+        self, base: bytes, moved: Collection[bytes], needed: PrefixSet | Set[bytes]
+    ) -> bool:
+        """Tell whether nothing that is needed stands on `base` any more, however many links above.
+
+        The planned moves of `moved` count as done; those of others may still be taken back. So of
+        several who leave a base, the last to settle is told that it is left, and nobody after it.
+        """
+        with self._lock:
+            if base in self._gone:
+                return False
+            waiting, seen = [base], {base}
+            while waiting:
+                link = waiting.pop()
+                above = self._leaving.get(link, set()).difference(moved)
+                above.update(self._above.get(link, ()))
+                if any(one in needed for one in above):
+                    return False
+                waiting += above - seen
+                seen |= above
+            return True
+
+    def _settle(self, identity: bytes) -> None:
+        old = self._origin.pop(identity, None)
+        if old is not None:
+            leaving = self._leaving[old]
+            leaving.remove(identity)
+            if not leaving:
+                del self._leaving[old]
 
     def depth(self, identity: bytes) -> int:
         """Return how many links lie below a chunk."""

@@ -52,8 +52,13 @@ class Column:
 class Plan:
     """The columns of all lineages, each chunk in one of them only."""
 
-    def __init__(self, reader: Reader, lineages: Sequence[Lineage]) -> None:
-        """Read the lists of all blobs; a blob whose list cannot be read is left out."""
+    def __init__(
+        self, reader: Reader, lineages: Sequence[Lineage], needed: PrefixSet | None = None
+    ) -> None:
+        """Read the lists of all blobs; a blob whose list cannot be read is left out.
+
+        `needed` gets their chunks; plans of parts of a store share one.
+        """
         self._lineages = [
             (lineage, versions)
             for lineage in lineages
@@ -63,7 +68,7 @@ class Plan:
                 ]
             )
         ]
-        self.needed = PrefixSet()
+        self.needed = PrefixSet() if needed is None else needed
         self.total_bytes = 0
         for lineage, versions in self._lineages:
             self.total_bytes += lineage.length * len(versions)

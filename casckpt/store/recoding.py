@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from casckpt.errors import Corrupt, Deleted, NewerFormat
-from casckpt.native import equal
+from casckpt.native import PrefixSet, equal
 from casckpt.store import codec, files, layout, records, rows, sessions
 from casckpt.store.chains import Chains
 from casckpt.store.collectors import check_run
@@ -82,7 +82,8 @@ class _Record:
 class _Work:
     """A column at work: its rows, its moves so far, and chunks at hand.
 
-    `only_bases` are links below a chunk that no checkpoint needs, and what they take.
+    `only_bases` are links below a chunk that no checkpoint needs, and what they take; `leaves` are
+    those of chunks that were moved.
     """
 
     column: Column
@@ -91,7 +92,7 @@ class _Work:
     outcome: Recoded = field(default_factory=Recoded)
     moves: list[Move] = field(default_factory=list)
     held: list[_Record] = field(default_factory=list)
-    freed: dict[bytes, int] = field(default_factory=dict)
+    leaves: dict[bytes, int] = field(default_factory=dict)
     undo: list[tuple[bytes, bytes]] = field(default_factory=list)
     kept: dict[bytes, memoryview | None] = field(default_factory=dict)
 
@@ -208,8 +209,8 @@ class Recoder:
                 work.outcome.looked_count += 1
                 work.outcome.looked_bytes += row.logical
                 self._store(work, index, identity, row, append)
-        outcome = work.outcome
-        outcome.before_bytes += sum(work.freed.values())
+        outcome, freed = work.outcome, self._freed(work)
+        outcome.before_bytes += sum(work.leaves[base] for base in freed)
         grown = outcome.after_bytes - outcome.before_bytes
         grows = grown > (self._price(work) if self._is_turned(work) else 0)
         if grows or self._stop.is_set():
@@ -218,6 +219,8 @@ class Recoder:
             work.moves.clear()
             work.held.clear()
             outcome.recoded_count = outcome.before_bytes = outcome.after_bytes = 0
+        else:
+            self._chains.settle((identity for identity, _ in work.undo), freed)
         if append is not None:
             self._append_held(work, append)
         work.kept.clear()
@@ -236,6 +239,12 @@ class Recoder:
             )
             work.moves.append(Move(held.row, *placed))
         work.held.clear()
+
+    def _freed(self, work: _Work) -> list[bytes]:
+        """Return the bases that go with a column's moves: nothing needed stands on them then."""
+        moved = {identity for identity, _ in work.undo}
+        needed = self._plan.needed
+        return [base for base in work.leaves if self._chains.is_left(base, moved, needed)]
 
     @staticmethod
     def _price(work: _Work) -> float:
@@ -287,7 +296,7 @@ class Recoder:
             if sum(len(held.payload) for held in work.held) > _HELD_BYTES:
                 self._append_held(work, append)
         work.outcome.recoded_count += 1
-        work.freed |= work.only_bases[identity]
+        work.leaves |= work.only_bases[identity]
         work.outcome.before_bytes += row.total_bytes
         work.outcome.after_bytes += after
 
@@ -430,8 +439,16 @@ def compact(
 
 
 def estimate(
-    repository: Repository, lineages: Sequence[Lineage], level: str, columns: int
-) -> Recoded:
-    """Return what `compact` would do to about so many columns, spread over all; write nothing."""
+    repository: Repository, parts: Mapping[str, Sequence[Lineage]], level: str, columns: int
+) -> tuple[dict[str, Recoded], PrefixSet]:
+    """Return what `compact` would do to about so many columns of each part; write nothing.
+
+    The columns are spread over all of a part. With it come the chunks that any part needs.
+    """
     shared, pool = repository._shared(), repository._workers()
-    return Recoder(shared, pool, Plan(Reader(shared, pool), lineages), level).estimate(columns)
+    reader, needed = Reader(shared, pool), PrefixSet()
+    plans = {name: Plan(reader, lineages, needed) for name, lineages in parts.items()}
+    found = {
+        name: Recoder(shared, pool, plan, level).estimate(columns) for name, plan in plans.items()
+    }
+    return found, needed

@@ -46,6 +46,28 @@ def test_a_plan_can_be_taken_back():
     assert chains.depth(b"c") == 2
 
 
+def test_a_base_is_left_by_the_last_that_stands_on_it():
+    chains = _chains(3, b="a", c="a", d="x", x="a")
+    needed = {b"b", b"c", b"d"}
+    assert chains.move(b"b", b"")
+    assert not chains.is_left(b"a", {b"b"}, needed)  # c stands on it, and d over x
+    assert chains.move(b"c", b"")
+    assert not chains.is_left(b"a", {b"b"}, needed)
+    assert chains.move(b"d", b"c")
+    assert not chains.is_left(b"a", {b"b"}, needed)  # c and d may still be put back
+    assert not chains.is_left(b"a", {b"c"}, needed)
+    chains.settle([b"b"], [])
+    assert chains.is_left(b"a", {b"c", b"d"}, needed)
+    chains.put_back(b"c", b"a")
+    chains.settle([b"d"], [])
+    assert not chains.is_left(b"a", {b"d"}, needed)
+    assert chains.is_left(b"x", (), needed)
+    chains.settle([], [b"x"])
+    assert not chains.is_left(b"x", (), needed)  # it goes once
+    assert not chains.is_left(b"a", (), needed - {b"c"})  # d stands on it, over c
+    assert chains.is_left(b"a", (), {b"b"})
+
+
 def test_columns_have_short_chains_and_near_bases():
     for count in (2, 14, 100, 1000, 10_000):
         depths, distances = [0], []

@@ -77,6 +77,12 @@ def depths(repository: Repository, saved: list[stores.Saved]) -> list[int]:
     return found
 
 
+def needed_bytes(repository: Repository, saved: list[stores.Saved]) -> int:
+    """Return what the records take that checkpoints need."""
+    closure = repository.closure([one.manifest_id for one in saved])
+    return sum(stored for _, stored in closure.values())
+
+
 def test_the_newest_is_whole_and_the_others_stand_on_newer_ones(repository, data):
     saved = save_all(repository, data)
     assert depths(repository, saved) == [0, 1, 2, 3] * 3 + [0]
@@ -121,6 +127,49 @@ def test_a_base_that_no_checkpoint_needs_goes(repository, data):
         assert not any(tx.object(identity) for identity, _ in gone)
     for one in left:
         stores.check(repository, one)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_base_that_other_lines_stand_on_is_not_counted_as_freed(repository, data, alike):
+    """Each of them whole would take more than all of them on it, which nobody needs itself."""
+    first = save_on(repository, data[0], 0, None)
+    random = np.random.default_rng(9)
+    runs = [f"run-{number}" for number in range(3)]
+    tuned = []
+    for run in runs:
+        other = np.frombuffer(data[0], np.float32).copy()
+        if not alike:
+            other[::9] += random.standard_normal(len(other[::9])).astype(np.float32) * 1e-5
+        other[len(run) :: 700] += np.float32(1e-5)
+        tuned.append(save_on(repository, other.tobytes(), 0, first.infos[0].id, run))
+    repository.trash([("run", first.seq)])
+    repository.gc(now=True)
+    before = needed_bytes(repository, tuned)
+    plan = [one for saved in tuned for one in lineage([saved])]
+    recoding.compact(repository, plan, "small")
+    assert needed_bytes(repository, tuned) <= before * 1.01
+    for one in tuned:
+        stores.check(repository, one)
+    # The last one on it may take its place.
+    repository.trash([(run, one.seq) for run, one in zip(runs[:-1], tuned[:-1], strict=True)])
+    repository.gc(now=True)
+    recoding.compact(repository, lineage(tuned[-1:]), "small")
+    assert depths(repository, tuned[-1:]) == [0]
+    stores.check(repository, tuned[-1])
+
+
+def test_a_base_is_freed_once_though_two_columns_were_on_it(repository, data):
+    """The second one's chain in the index still has it: the first one's moves are not there yet."""
+    first = save_on(repository, data[0], 0, None)
+    shared = save_on(repository, data[1], 1, first.infos[0].id)
+    last = save_on(repository, data[2], 0, shared.infos[0].id, "other")
+    repository.trash([("run", first.seq)])
+    repository.gc(now=True)
+    left = [shared, last]
+    before = needed_bytes(repository, left)
+    recoding.compact(repository, [*lineage([shared]), *lineage([shared, last])], "small")
+    assert depths(repository, left) == [0, 1]
+    assert needed_bytes(repository, left) <= before * 1.01
 
 
 def test_what_was_removed_since_the_plan_is_left_out(repository, data):
@@ -223,7 +272,8 @@ def test_only_one_collector_at_a_time(repository, data):
 def test_a_sample_says_what_would_be_won_and_changes_nothing(repository, data):
     saved = save_all(repository, data)
     packs = stores.pack_files(repository.path)
-    done = recoding.estimate(repository, lineage(saved), "small", 1)
+    found, _ = recoding.estimate(repository, {"run": lineage(saved)}, "small", 1)
+    done = found["run"]
     assert done.share == 2.0
     assert 0 < done.after_bytes < done.before_bytes
     assert stores.pack_files(repository.path) == packs

@@ -56,9 +56,7 @@ def test_a_second_live_process_is_refused_and_a_death_frees(store, name):
 
 
 @pytest.mark.parametrize("is_busy", [True, False])
-def test_what_another_process_replaces_between_two_looks(
-    store, name, train, monkeypatch, is_busy
-):
+def test_what_another_process_replaces_between_two_looks(store, name, train, monkeypatch, is_busy):
     train.until(3, stop_at=2)
     decide, others = opening.decide, []
 
