@@ -33,7 +33,8 @@ class PlaneInfo(NamedTuple):
     """One plane of a payload: its body is `payload[offset : offset + length]`.
 
     `bits` (order-0 entropy of samples, per byte) and `is_structured` (samples repeat more than an
-    order-0 coder can use, so zstd may win) are known only of planes that coding was tried for.
+    order-0 coder can use, so zstd may win, or the plane was left to it) are known only of planes
+    that coding was tried for.
     """
 
     method: int
@@ -57,6 +58,7 @@ def encode_planes(
     predictor: str = "sub",
     coded: int = 0xFF,
     keep_below: float = 1.0,
+    leave_bits: float = 0.0,
 ) -> tuple[int, list[PlaneInfo]]:
     """Write the payload of a chunk to `out`; return its length and what became of each plane.
 
@@ -69,6 +71,8 @@ def encode_planes(
         predictor: sub or xor, how the difference to `base` is taken.
         coded: bit p set: the entropy coder is tried on plane p, plane 0 being the topmost.
         keep_below: share of a plane that its coded form must not pass.
+        leave_bits: a plane of a lower order-0 entropy, in bits per byte, is left raw and called
+            structured: a coder that skips runs is several times as fast there.
     """
     source, target, planes = readable(src), writable(out), writable(scratch)
     parent = ffi.NULL if base is None else readable(base)
@@ -76,7 +80,8 @@ def encode_planes(
     infos, length = ffi.new(f"cas_plane[{_PLANES_MAX}]"), ffi.new("size_t *")
     status = lib.cas_chunk_encode(
         *(kind, width, source, len(source), parent, 0 if base is None else len(parent)),
-        *(coded, int(keep_below * 65536), planes, len(planes), target, len(target)),
+        *(coded, int(keep_below * 65536), int(leave_bits * 65536)),
+        *(planes, len(planes), target, len(target)),
         *(infos, _PLANES_MAX, length),
     )
     check(status, f"chunk of {len(source)} bytes, width {width}")

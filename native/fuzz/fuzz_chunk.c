@@ -34,6 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t input_len) {
     const uint32_t width = 2u << (input[0] / 3 % 3);
     const uint32_t coded = input[1];
     const uint32_t keep_q16 = (uint32_t)input[2] << 8 | 255;
+    const uint32_t leave_q16 = (uint32_t)(input[1] ^ input[2]) % 4 << 14;
     const size_t len = (input_len - 3) / 2;
     uint8_t *src = exact(input + 3, len);
     uint8_t *base = exact(input + 3 + len, len);
@@ -43,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t input_len) {
     cas_plane planes[8];
     size_t out_len = 0;
     if (cas_chunk_encode(predictor, width, src, len, base, predictor == CAS_PREDICT_NONE ? 0 : len, coded, keep_q16,
-                         scratch, len, out, len + 2048, planes, 8, &out_len) != CAS_OK) {
+                         leave_q16, scratch, len, out, len + 2048, planes, 8, &out_len) != CAS_OK) {
         abort();
     }
     uint32_t plain = UINT32_MAX;

@@ -186,7 +186,8 @@ typedef enum {
 /* One plane of a payload. */
 typedef struct {
     uint32_t method;
-    uint32_t structured; /* encoding: 1 when samples repeat more than a coder that sees single bytes can use, else 0 */
+    uint32_t structured; /* encoding: 1 when samples repeat more than a coder that sees single bytes can use, or when
+                          * the plane was left for that, else 0 */
     uint32_t bits_q16;   /* encoding: order-0 entropy of samples, in bits per byte times 2^16 */
     uint32_t len;        /* bytes of the body, at `offset` in the payload */
     uint64_t offset;
@@ -194,12 +195,14 @@ typedef struct {
 
 /* Rotate, predict and split `src` as cas_planes_split does, into `scratch` of exactly src_len; code each plane as
  * constant, entropy stream or raw; write the payload to `out`. A stream is kept only when it takes at most
- * keep_q16 / 2^16 of the plane, and tried only for planes p with bit p of `coded` set. planes[0..width) describe what
- * was written; `planes_count` must be 8. `out_cap` must be at least src_len + 2048. No two ranges overlap, but src and
- * base may. */
+ * keep_q16 / 2^16 of the plane, and tried only for planes p with bit p of `coded` set. A plane whose samples have less
+ * than leave_q16 / 2^16 bits per byte is left raw: a coder that skips runs is several times as fast there.
+ * planes[0..width) describe what was written; `planes_count` must be 8. `out_cap` must be at least src_len + 2048. No
+ * two ranges overlap, but src and base may. */
 cas_status cas_chunk_encode(int32_t predictor, uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base,
-                            size_t base_len, uint32_t coded, uint32_t keep_q16, uint8_t *scratch, size_t scratch_len,
-                            uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count, size_t *out_len);
+                            size_t base_len, uint32_t coded, uint32_t keep_q16, uint32_t leave_q16, uint8_t *scratch,
+                            size_t scratch_len, uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count,
+                            size_t *out_len);
 /* Estimate from 16 windows of 4 KiB the order-0 bits per byte, times 2^16, of the planes of `src` as it is and of its
  * difference to `base`, averaged over the planes. `base_len` must be src_len, `scratch_len` at least 3 * 65536. */
 cas_status cas_delta_estimate(uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base, size_t base_len,

@@ -116,11 +116,15 @@ static size_t encode_counted(const uint8_t *plane, size_t len, const uint64_t co
 }
 
 /* Write the stream of a plane if that pays; its length, or 0. Fills what `about` says of the samples. */
-static size_t encode_stream(const uint8_t *plane, size_t len, uint32_t keep_q16, uint8_t *out, size_t out_cap,
-                            cas_plane *about) {
+static size_t encode_stream(const uint8_t *plane, size_t len, uint32_t keep_q16, uint32_t leave_q16, uint8_t *out,
+                            size_t out_cap, cas_plane *about) {
     uint64_t counts[256];
     uint64_t total = count_sample(plane, len, counts);
     about->bits_q16 = cas_entropy_bits_q16(counts, total);
+    if (about->bits_q16 < leave_q16) {
+        about->structured = 1;
+        return 0;
+    }
     if (about->bits_q16 > 8 * (uint64_t)keep_q16 + MARGIN_Q16) return 0;
     const size_t limit = (size_t)(((uint64_t)len * keep_q16) >> 16);
     if (sampled(len)) total = count_part(plane, len, counts);
@@ -135,8 +139,8 @@ static size_t encode_stream(const uint8_t *plane, size_t len, uint32_t keep_q16,
 }
 
 /* Write one plane's body to out; describe it. `out_cap` is at least len. */
-static void encode_plane(const uint8_t *plane, size_t len, bool coded, uint32_t keep_q16, uint8_t *out, size_t out_cap,
-                         cas_plane *about) {
+static void encode_plane(const uint8_t *plane, size_t len, bool coded, uint32_t keep_q16, uint32_t leave_q16,
+                         uint8_t *out, size_t out_cap, cas_plane *about) {
     int32_t constant = 0;
     *about = (cas_plane){.method = CAS_METHOD_RAW, .bits_q16 = 8 << 16, .len = (uint32_t)len};
     if (len == 0) return;
@@ -146,7 +150,7 @@ static void encode_plane(const uint8_t *plane, size_t len, bool coded, uint32_t 
         out[0] = plane[0];
         return;
     }
-    const size_t stream_len = coded ? encode_stream(plane, len, keep_q16, out, out_cap, about) : 0;
+    const size_t stream_len = coded ? encode_stream(plane, len, keep_q16, leave_q16, out, out_cap, about) : 0;
     if (stream_len != 0) {
         about->method = CAS_METHOD_ENTROPY;
         about->len = (uint32_t)stream_len;
@@ -161,8 +165,9 @@ static void put_plane_head(uint8_t *out, const cas_plane *about) {
 }
 
 cas_status cas_chunk_encode(int32_t predictor, uint32_t width, const uint8_t *src, size_t src_len, const uint8_t *base,
-                            size_t base_len, uint32_t coded, uint32_t keep_q16, uint8_t *scratch, size_t scratch_len,
-                            uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count, size_t *out_len) {
+                            size_t base_len, uint32_t coded, uint32_t keep_q16, uint32_t leave_q16, uint8_t *scratch,
+                            size_t scratch_len, uint8_t *out, size_t out_cap, cas_plane *planes, size_t planes_count,
+                            size_t *out_len) {
     if (out == NULL || planes == NULL || out_len == NULL) return CAS_ERR_NULL;
     if (src_len > CAS_ENTROPY_MAX_BYTES || planes_count != PLANES_MAX) return CAS_ERR_SIZE;
     if (out_cap < src_len + 2048) return CAS_ERR_CAPACITY;
@@ -180,7 +185,8 @@ cas_status cas_chunk_encode(int32_t predictor, uint32_t width, const uint8_t *sr
     for (uint32_t p = 0; p < width; p++) {
         uint8_t *const head = out + at;
         at += PLANE_HEAD_BYTES;
-        encode_plane(scratch + p * items, items, (coded >> p & 1) != 0, keep_q16, out + at, out_cap - at, planes + p);
+        encode_plane(scratch + p * items, items, (coded >> p & 1) != 0, keep_q16, leave_q16, out + at, out_cap - at,
+                     planes + p);
         planes[p].offset = at;
         put_plane_head(head, planes + p);
         at += planes[p].len;

@@ -133,6 +133,8 @@ static cas_status decoded(const uint8_t *payload, size_t payload_len, const uint
 
 static void chunk(int32_t kernel, int32_t predictor, uint32_t width, kind which, size_t len, uint32_t coded,
                   uint32_t keep_q16) {
+    static const uint32_t LEFT[] = {0, 1 << 14, 1 << 16, 8 << 16};
+    const uint32_t leave_q16 = LEFT[random_word() % 4];
     uint8_t *const src = block(len);
     uint8_t *const base = random_block(len);
     for (uint32_t p = 0; p < width; p++) { /* each plane of another kind */
@@ -154,16 +156,17 @@ static void chunk(int32_t kernel, int32_t predictor, uint32_t width, kind which,
     size_t out_len = 0;
     size_t portable_len = 0;
     use(CAS_KERNEL_PORTABLE);
-    CHECK(cas_chunk_encode(predictor, width, src, len, base, base_len, coded, keep_q16, scratch, len, portable,
-                           len + 2048, planes, 8, &portable_len) == CAS_OK);
+    CHECK(cas_chunk_encode(predictor, width, src, len, base, base_len, coded, keep_q16, leave_q16, scratch, len,
+                           portable, len + 2048, planes, 8, &portable_len) == CAS_OK);
     use(kernel);
-    CHECK(cas_chunk_encode(predictor, width, src, len, base, base_len, coded, keep_q16, scratch, len, out, len + 2048,
-                           planes, 8, &out_len) == CAS_OK);
+    CHECK(cas_chunk_encode(predictor, width, src, len, base, base_len, coded, keep_q16, leave_q16, scratch, len, out,
+                           len + 2048, planes, 8, &out_len) == CAS_OK);
     CHECK(out_len == portable_len && memcmp(out, portable, out_len) == 0);
     CHECK(decoded(out, out_len, base, len, back) == CAS_OK && memcmp(back, src, len) == 0);
     for (uint32_t p = 0; p < width; p++) {
         CHECK(planes[p].method != CAS_METHOD_ENTROPY ||
-              (planes[p].len <= (uint64_t)(len / width) * keep_q16 >> 16 && (coded >> p & 1) != 0));
+              (planes[p].len <= (uint64_t)(len / width) * keep_q16 >> 16 && (coded >> p & 1) != 0 &&
+               planes[p].bits_q16 >= leave_q16));
     }
     for (int round = 0; round < 40; round++) {
         const size_t where = (size_t)random_word() % (round % 2 ? 2 + 5 * (size_t)width : out_len) % out_len;

@@ -209,7 +209,7 @@ static void refused_chunks(void) {
     cas_plane planes[8];
     memset(planes, UNTOUCHED, sizeof planes);
 #define ENCODE(predictor, src, src_len, base, base_len, keep, scratch, to, cap, infos, count, len)                     \
-    cas_chunk_encode(predictor, 4, src, src_len, base, base_len, 255, keep, scratch, LEN, to, cap, infos, count, len)
+    cas_chunk_encode(predictor, 4, src, src_len, base, base_len, 255, keep, 0, scratch, LEN, to, cap, infos, count, len)
     CHECK(ENCODE(0, bytes, LEN, NULL, 0, 0, scratch, NULL, CAP, planes, 8, &size) == CAS_ERR_NULL);
     CHECK(ENCODE(0, bytes, LEN, NULL, 0, 0, scratch, out, CAP, NULL, 8, &size) == CAS_ERR_NULL);
     CHECK(ENCODE(0, bytes, LEN, NULL, 0, 0, scratch, out, CAP, planes, 8, NULL) == CAS_ERR_NULL);

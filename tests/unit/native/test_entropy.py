@@ -221,6 +221,25 @@ def test_planes_with_runs_or_repeats_are_called_structured():
         assert planes[0].bits == pytest.approx(shannon(plane), abs=0.5)
 
 
+def test_planes_with_hardly_any_entropy_are_left_raw(kernel):
+    mute = bytearray(1 << 17)
+    mute[5000::2000] = drawn(len(mute[5000::2000]), 1.0)
+    loud = drawn(1 << 17, 1.0)
+    chunk = bytearray(2 << 17)
+    native.join_planes_from([mute, loud], b"", chunk, 2, True)
+    out, scratch = bytearray(len(chunk) + 2048), bytearray(len(chunk))
+    length, planes = native.encode_planes(chunk, None, 2, out, scratch, leave_bits=0.2)
+    assert planes[0].bits < 0.2 < planes[1].bits
+    assert (planes[0].method, planes[0].length) == (native.PLANE_RAW, len(mute))
+    assert planes[0].is_structured
+    assert planes[1].method == native.PLANE_ENTROPY
+    back = bytearray(len(chunk))
+    native.decode_planes(bytes(out[:length]), None, back, scratch)
+    assert back == chunk
+    _, planes = native.encode_planes(chunk, None, 2, out, scratch, leave_bits=0.0)
+    assert planes[0].method == native.PLANE_ENTROPY
+
+
 def shannon(data: bytes) -> float:
     return -sum(n / len(data) * math.log2(n / len(data)) for n in Counter(data).values())
 

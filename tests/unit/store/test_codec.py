@@ -117,6 +117,25 @@ def test_each_plane_gets_the_method_that_suits_it():
     assert len(encoded.payload) < 0.12 * rows.nbytes
 
 
+def test_planes_in_which_hardly_anything_changes_are_left_to_zstd():
+    random = np.random.default_rng(5)
+    old = random.integers(0, 2**32, 1 << 16, dtype=np.uint32)
+    new = old + random.integers(0, 3000, len(old), dtype=np.uint32)
+    new[::400] += random.integers(0, 1 << 24, len(new[::400]), dtype=np.uint32)
+    new[::40] += random.integers(0, 1 << 10, len(new[::40]), dtype=np.uint32) << 14
+    sizes = {}
+    for level in ("balanced", "small"):
+        encoded = codec.encode_chunk(new.tobytes(), 4, level, old.tobytes())
+        sizes[level] = len(encoded.payload)
+        back = memoryview(bytearray(new.nbytes))
+        codec.decode_chunk(encoded.encoding, encoded.payload, back, old.tobytes())
+        assert back == new.tobytes()
+        assert methods(encoded, new.nbytes)[2] == native.PLANE_ENTROPY
+        if level == "balanced":
+            assert methods(encoded, new.nbytes)[0] == native.PLANE_ZSTD
+    assert sizes["small"] <= sizes["balanced"] < 1.03 * sizes["small"]
+
+
 def test_level_fast_writes_bytes_as_they_are():
     data = (np.arange(100_000) % 7 + 0.5).astype("<f4").tobytes()
     for base in (None, data):
