@@ -14,6 +14,8 @@ from tests.crash import shim
 
 Place = tuple[str, int]
 
+_NO_LOCK = ("can't allocate lock", "can't allocate read lock")
+
 
 class AckLog:
     """Written by the child, outside the store: a line before each call and one after it returns."""
@@ -51,14 +53,20 @@ class AckLog:
 
 
 def _says_no_memory(error: Exception) -> bool:
-    """Tell whether Python had no memory.
+    """Tell whether Python had no memory, in whatever words.
 
     Where it cannot look whether a path is one, it says that a PosixPath is no os.PathLike. Of a
-    path that says so about any other reason it would be a lie: a PosixPath is one.
+    path that says so about any other reason it would be a lie: a PosixPath is one. A lock that
+    gets no memory is a RuntimeError, an argument of ctypes that gets none an ArgumentError, and a
+    call that fails without saying why a SystemError.
     """
     said = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, TypeError) and "os.PathLike" in said and said.endswith("not PosixPath")
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, TypeError) and said.endswith("not PosixPath") and "PathLike" in said)
+        or (isinstance(error, RuntimeError) and said in _NO_LOCK)
+        or (isinstance(error, SystemError) and "without" in said and "exception" in said)
+        or (type(error).__name__ == "ArgumentError" and "MemoryError" in said)
     )
 
 

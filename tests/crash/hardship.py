@@ -7,8 +7,12 @@ a control group), `stop:WORKLOAD:N` (stopped before operation N while others wor
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
+import pkgutil
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -24,11 +28,17 @@ from tests.crash.workloads import WORKLOADS, User, open_store, state
 
 ALLOCATING = ("first_save", "dedup_save", "delete", "gc", "compact", "rebuild", "reopen")
 _GROUPS = Path("/sys/fs/cgroup/memory")
+_PYTHON_WAITS = "Python waits for itself"
 _JUMPS_S = (-20 * 365 * 86400, -30 * 86400, -3600, -1, 1, 3600, 30 * 86400, 20 * 365 * 86400)
 
 
 def point(lab: Lab, text: str) -> str:
     """Carry a point out; return "" or what went wrong."""
+    said = _point(lab, text)
+    return "" if said == _PYTHON_WAITS else said
+
+
+def _point(lab: Lab, text: str) -> str:
     kind, name, *rest = text.split(":")
     if kind == "fork":
         return _fork(lab, int(name))
@@ -54,6 +64,7 @@ def _child(lab: Lab, workload: str, before: Callable[[], None], after: Callable[
 def _alloc(lab: Lab, workload: str, number: int) -> str:
     import _testcapi
 
+    _import_all()
     said = _child(
         lab,
         workload,
@@ -61,7 +72,34 @@ def _alloc(lab: Lab, workload: str, number: int) -> str:
         _testcapi.remove_mem_hooks,
     )
     # Memory may be missing where the test itself notes what it was told.
-    return said if said and "MemoryError" not in said else lab.judge(workload)
+    waits = said.startswith("I8: it hung") and _waits_for_python(lab.folder / "said.stack")
+    if "MemoryError" in said or waits:
+        said = ""
+    return said or lab.judge(workload) or (_PYTHON_WAITS if waits else "")
+
+
+@functools.cache
+def _import_all() -> None:
+    """Import what a workload may come to need: without memory Python miscompiles, or crashes."""
+    for name in ("native", "store", "checkpoint", "training"):
+        package = importlib.import_module(f"casckpt.{name}")
+        for module in pkgutil.iter_modules(package.__path__, f"casckpt.{name}."):
+            importlib.import_module(module.name)
+
+
+def _waits_for_python(stack: Path) -> bool:
+    """Tell from the stacks of a child that hung whether nobody but Python could have gone on.
+
+    `Thread.start` does not hear of a thread that had no memory to begin with, nor a future of a
+    worker of Python's pool that had none to take its work, or to say that it is done.
+    """
+    parts = re.split(r"(?:Current thread|Thread) 0x", stack.read_text())[1:]
+    threads = [re.findall(r'File ".*/(.+?)", line \d+ in (\S+)', part) for part in parts]
+    frames = {frame for thread in threads for frame in thread}
+    awaits = {("_base.py", "result"), ("_base.py", "exception")} & frames
+    return ("threading.py", "start") in frames or (
+        bool(awaits) and ("thread.py", "run") not in frames
+    )
 
 
 def _oom(lab: Lab, workload: str, kib: int) -> str:
@@ -208,7 +246,10 @@ def row(job: Job) -> None:
             text = f"clock:{draw.choice(names)}:{number}"
         else:
             text = f"fork:{number}"
-        if said := point(job.lab, text):
+        said = _point(job.lab, text)
+        if said == _PYTHON_WAITS:
+            job.count(name="waits within Python")
+        elif said:
             job.found(f"--replay {text}", said)
         job.count()
         job.count(name=kind)

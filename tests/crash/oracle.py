@@ -180,7 +180,9 @@ def start(work: Callable[[], None], said: Path) -> int:
     status = 1
     try:
         _quiet()
-        faulthandler.register(signal.SIGUSR1, said.with_suffix(".stack").open("w"))
+        stack = said.with_suffix(".stack").open("w")
+        faulthandler.enable(stack)
+        faulthandler.register(signal.SIGUSR1, stack)
         work()
         status = 0
     except BaseException as exc:
@@ -193,7 +195,7 @@ def start(work: Callable[[], None], said: Path) -> int:
 def verdict(status: int, said: Path) -> str:
     """Return "" for the wait status of a child that came to its end, else what went wrong."""
     if os.WIFSIGNALED(status):
-        return f"I5: signal {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"I5: signal {signal.Signals(os.WTERMSIG(status)).name} at {_where(said)}"
     if status != 0:
         return said.read_text() if said.exists() else f"status {status}"
     return ""
@@ -255,10 +257,15 @@ def hung(child: int, said: Path, hang_s: float) -> str:
     waits(child, 5)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    stack = said.with_suffix(".stack").read_text()
-    frames = re.findall(r'File ".*/(.+?)", line (\d+) in (\S+)', stack)
-    where = ", ".join(f"{file}:{line} {name}" for file, line, name in frames[:12])
-    return f"I8: it hung for {hang_s:g} s at {where or 'no place that it told'}"
+    return f"I8: it hung for {hang_s:g} s at {_where(said)}"
+
+
+def _where(said: Path) -> str:
+    """Return where the threads of a child were when it was killed, as it has told itself."""
+    stack = said.with_suffix(".stack")
+    text = stack.read_text() if stack.exists() else ""
+    frames = re.findall(r'File ".*/(.+?)", line (\d+) in (\S+)', text)
+    return ", ".join(f"{file}:{line} {name}" for file, line, name in frames[:12]) or "no place told"
 
 
 @contextlib.contextmanager

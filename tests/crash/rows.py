@@ -164,6 +164,7 @@ ROWS = (
         5_300,
         10_500,
         "hardship:row",
+        sources=(*STORE, *CODEC, "tests/crash/hardship.py"),  # what it takes for Python's own
     ),
     Row(
         11,

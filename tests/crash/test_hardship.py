@@ -4,8 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from tests.crash import hardship
+
 pytestmark = pytest.mark.crash
 
 
 def test_hardship_loses_nothing_acknowledged(row):
     row("hardship")
+
+
+@pytest.mark.parametrize(
+    ("threads", "waits"),
+    [
+        ("threading.py wait, threading.py start, own_packs.py append; thread.py run", True),
+        ("threading.py wait, _base.py result, saving.py put; index_writer.py _loop", True),
+        ("threading.py wait, _base.py result, saving.py put; packs.py seal, thread.py run", False),
+        ("threading.py wait, index_writer.py run, saving.py put; index_writer.py _loop", False),
+    ],
+)
+def test_a_wait_of_pythons_own_is_told_from_ours(threads, waits, tmp_path):
+    stack = tmp_path / "said.stack"
+    lines = []
+    for number, frames in enumerate(threads.split("; ")):
+        lines.append(f"Thread 0x{number:016x} (most recent call first):")
+        for frame in frames.split(", "):
+            file, function = frame.split()
+            lines.append(f'  File "/somewhere/{file}", line 7 in {function}')
+    stack.write_text("\n".join(lines))
+    assert hardship._waits_for_python(stack) is waits
