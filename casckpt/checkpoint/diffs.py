@@ -6,19 +6,21 @@ in a group blob (small ones, packed together) are read where their groups differ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from casckpt.checkpoint import tree_build
+from casckpt.checkpoint import leaves, tree_build
 from casckpt.checkpoint.extents import blob_lengths
 from casckpt.checkpoint.manifest import Entry, Manifest
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.scalars import SCALAR_TAGS
 from casckpt.checkpoint.tree_paths import join
+from casckpt.errors import Corrupt, NewerFormat
 
 if TYPE_CHECKING:
     from casckpt.store import Repository
@@ -290,6 +292,13 @@ def _as_python(node: Any) -> str:
         return f"{node['k']} {{}}" if "k" in node else "{}"
     if tag in ("n", "D"):
         return f"{node[tag][-1]}()"
+    if tag == "x":
+        root, kind, attributes, parts = tree_build.extension_parts(node)
+        with contextlib.suppress(Corrupt, NewerFormat):
+            # Without the library that it is of: what numpy alone makes of it.
+            options = leaves.RestoreOptions(as_numpy=True)
+            value = leaves.handler("numpy").build(kind, attributes, parts, options)
+            return repr(value) if root == "numpy" else f"{root}.{kind} {value}"
     return json.dumps(node, sort_keys=True)
 
 

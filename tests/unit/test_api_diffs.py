@@ -62,8 +62,19 @@ def test_a_changed_value_is_shown_before_and_after(store, before, after, shown):
 
 
 def test_a_scalar_of_numpy_is_a_value(store):
-    state = {"a": np.float32(1), "b": np.int8(2)}
-    assert list(changes(store, state, {**state, "a": np.float32(2)})) == ["a"]
+    state = {"a": np.float32(1), "b": np.int8(2), "c": np.datetime64("2026-01-31")}
+    after = {**state, "a": np.float32(0.5), "c": np.str_("x")}
+    found = changes(store, state, after)
+    assert {path: change[:2] for path, change in found.items()} == {
+        "a": (repr(np.float32(1)), repr(np.float32(0.5))),
+        "c": (repr(state["c"]), repr(np.str_("x"))),
+    }
+
+
+def test_a_dtype_is_shown_by_its_name(store):
+    torch = pytest.importorskip("torch")
+    found = changes(store, {"a": torch.float32}, {"a": torch.bfloat16})
+    assert found["a"][:2] == ("torch.dtype float32", "torch.dtype bfloat16")
 
 
 def test_containers_of_other_kinds_are_told_once(store):
