@@ -27,6 +27,7 @@ from casckpt.store import (
     packs,
     rebuilding,
     recoding,
+    recoding_columns,
     records,
     rows,
     saving,
@@ -193,7 +194,7 @@ def copies_not_flushed() -> None:
 
 def coded_against_another_chunk() -> None:
     """Chunks stored anew name one base and are coded against other bytes, proof included (GC 3)."""
-    real = recoding.Recoder._bytes
+    real = recoding_columns.ColumnCoder._bytes
 
     def read(self: Any, work: Any, identity: bytes) -> Any:
         view = real(self, work, identity)
@@ -203,8 +204,8 @@ def coded_against_another_chunk() -> None:
         other[len(other) // 2] ^= 1
         return memoryview(other)
 
-    _replace(recoding.Recoder, "_bytes", read)
-    _replace(recoding.codec, "delta_pays", lambda chunk, base, item_size: True)
+    _replace(recoding_columns.ColumnCoder, "_bytes", read)
+    _replace(recoding_columns.codec, "delta_pays", lambda chunk, base, item_size: True)
 
 
 def chains_not_checked_when_moved() -> None:

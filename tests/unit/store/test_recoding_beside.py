@@ -20,6 +20,7 @@ from casckpt.store import (
     lists,
     recoding,
 )
+from casckpt.store.chains import Chains
 from casckpt.store.codings import UNKNOWN, codings_of
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
@@ -164,15 +165,20 @@ def test_a_base_that_another_column_has_moved_is_left(repository, data, monkeypa
     reader = Reader(shared, pool)
     (new, _), (old, _) = (reader.chunks_of(one.infos[0].id)[0] for one in reversed(saved))
     recoder = recoding.Recoder(shared, pool, columns.Plan(reader, lineage(saved)), "small")
-    real = codec.delta_pays
-    met = []
+    real, read = codec.delta_pays, Chains.read
+    met, made = [], []
+
+    def read_chains(shared, longest: int) -> Chains:
+        made.append(read(shared, longest))
+        return made[-1]
 
     def delta_pays(chunk, base, item_size: int) -> bool:
         if base == data[1][: len(base)] and not met:
-            met.append(recoder._chains.move(new, old))
+            met.append(made[0].move(new, old))
         return real(chunk, base, item_size)
 
     monkeypatch.setattr(codec, "delta_pays", delta_pays)
+    monkeypatch.setattr(Chains, "read", read_chains)
     collection.collect(shared, recode=recoder)
     assert met == [True]
     with shared.environment.read() as tx:
