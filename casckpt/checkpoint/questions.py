@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.queries import with_monitor
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import Selector, check_mode, parse_ref, rank
+from casckpt.checkpoint.refs import Selector, check_mode, parse_ref, rank, split_store
 from casckpt.errors import BadRef, BadRequest, NotFound
 from casckpt.hostnotes import state_folder
 
@@ -78,6 +79,7 @@ class Questions(StoreHandle):
         Args:
             run: a glob over names of runs (`*` crosses `/`), all lines of each; or one run: its
                 newest line with what that inherited, `RUN~LINE` for one line, `RUN~*` for all.
+                `STORE::` before either asks another store.
             trash: what `undelete` can bring back, in place of what is live.
 
         Returns:
@@ -85,10 +87,13 @@ class Questions(StoreHandle):
 
         Raises:
             BadRef: `run` names a checkpoint.
+            NoStore: there is no store where `STORE::` says.
         """
         self._ready()
+        path, pattern = split_store(run)
+        store = self if path is None else self._other(Path(path))
         try:
-            return self._catalog.checkpoints(run, trash=trash)
+            return store._catalog.checkpoints(pattern, trash=trash)
         except NotFound:
             return []
 

@@ -107,6 +107,11 @@ def test_a_ref_into_another_store(store, tmp_path):
     assert store.get(f"{tmp_path}/other::id:{saved.id}") == saved
     with pytest.raises(NoStore):
         store.restore(f"{tmp_path}/nowhere::x")
+    store.save("x", {"v": 1})
+    for pattern in ("x", "*", "x~*"):
+        assert store.checkpoints(f"{tmp_path}/other::{pattern}") == [saved]
+    with pytest.raises(NoStore):
+        store.checkpoints(f"{tmp_path}/nowhere::x")
     assert not (tmp_path / "nowhere").exists()
     store.tag(f"{tmp_path}/other::x", "seen")
     assert store.get(f"{tmp_path}/other::x").tags == ("seen",)
