@@ -195,7 +195,9 @@ def start(work: Callable[[], None], said: Path) -> int:
 def verdict(status: int, said: Path) -> str:
     """Return "" for the wait status of a child that came to its end, else what went wrong."""
     if os.WIFSIGNALED(status):
-        return f"I5: signal {signal.Signals(os.WTERMSIG(status)).name} at {_where(said)}"
+        name = signal.Signals(os.WTERMSIG(status)).name
+        # Of SIGKILL, which most points end by, nobody can tell.
+        return f"I5: signal {name}" + ("" if name == "SIGKILL" else f" at {_where(said)}")
     if status != 0:
         return said.read_text() if said.exists() else f"status {status}"
     return ""

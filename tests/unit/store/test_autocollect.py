@@ -93,6 +93,7 @@ def test_a_commit_starts_the_child_and_the_child_frees(
 def test_a_second_child_is_not_started_while_the_first_one_works(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(autocollect, "_children", [])  # those of other tests may be at work
     monkeypatch.setattr(autocollect, "is_due", lambda tx, now_ns: True)
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     monkeypatch.setattr(autocollect, "command_of", lambda *words: sleeper)
