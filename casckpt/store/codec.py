@@ -28,10 +28,8 @@ _KEEP_BELOW = 0.97
 _PLANE_BELOW = {"balanced": 0.96, "small": 0.995}
 # Planes with hardly any entropy, the upper ones of differences, are left to zstd, which skips what
 # does not change: twice to six times as fast for 0.05 to 0.8 % of the plane (ADR 0005). Level small
-# tries both.
+# tries both, and the fast search too: level 9 takes three times as long for the chunk, for nothing.
 _FEW_BITS = 0.2
-# Level 9 loses to the fast search by a quarter where equal stretches are long.
-_PLANE_COMPRESSORS = {"balanced": ("plane",), "small": ("plane", "plane small")}
 # FORMAT: zstd takes no dictionary that is shorter than 8 bytes; below this there is little in it.
 _DICTIONARY_LEAST_BYTES = 64
 _LINK_BYTES = 32
@@ -270,7 +268,6 @@ def _with_zstd(
     payload: memoryview, infos: list[native.PlaneInfo], planes: memoryview, level: str
 ) -> memoryview:
     """Pack planes by zstd where that makes them smaller, in place; return the shorter payload."""
-    compressors = [_compressor(name) for name in _PLANE_COMPRESSORS[level]]
     count = len(planes) // len(infos)
     at = _PLANES_HEAD_BYTES
     for index, info in enumerate(infos):
@@ -280,7 +277,8 @@ def _with_zstd(
         if _is_for_zstd(info) and (
             level == "small" or method == native.PLANE_RAW or _may_win(plane, length / count)
         ):
-            packed = min((one.compress(plane) for one in compressors), key=len)
+            searches = level == "small" and info.bits >= _FEW_BITS
+            packed = _compressor("plane small" if searches else "plane").compress(plane)
             if len(packed) < min(length, _PLANE_BELOW[level] * count):
                 method, length, body = native.PLANE_ZSTD, len(packed), packed
         # ORDER: what stands in front has not grown, so nothing is written over before it is read
