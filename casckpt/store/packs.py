@@ -67,8 +67,10 @@ class PackWriter:
         self._reserved = 0
         self._released = 0
         self._begun = 0
-        self._writing = 0
-        self._flushing = 0
+        # Who is at work on the file, each by an object of its own: out of a set one comes without
+        # memory and without the lock, where to count down may fail, and all would wait for ever.
+        self._writing: set[object] = set()
+        self._flushing: set[object] = set()
         self._closed = False
         self._records = 0
         self._changed = threading.Condition()
@@ -110,7 +112,7 @@ class PackWriter:
         """Append a record and return its header; it is durable after the next `sync`."""
         check = records.check_of(kind, encoding, identity, payload)
         length = records.OVERHEAD_BYTES + 32 * len(refs) + len(payload)
-        counted = False
+        me, counted = object(), False
         try:
             with self._changed:
                 if self.failed or self.sealed:
@@ -123,9 +125,9 @@ class PackWriter:
                 self._reserve(end + _TAIL_BYTES)
                 begun, count = self._begun, self._records + 1
                 due = end - begun >= _WRITEBACK_BYTES
+                self._writing.add(me)
                 # ORDER: nothing from here on allocates: a place is taken and counted, or neither
                 self.end, self._records = end, count
-                self._writing += 1
                 counted = True
                 if due:
                     self._begun = end
@@ -140,10 +142,9 @@ class PackWriter:
                 self.failed = True
             raise
         finally:
-            if counted:
-                with self._changed:
-                    self._writing -= 1
-                    self._changed.notify_all()
+            self._writing.discard(me)
+            with self._changed:
+                self._changed.notify_all()
         return Record(kind, encoding, identity, logical, len(payload), refs, check, offset)
 
     def _reserve(self, end: int) -> None:
@@ -177,7 +178,7 @@ class PackWriter:
 
     def sync(self) -> int:
         """Make every record appended before the call durable; return the synced length."""
-        counted = False
+        me, counted = object(), False
         try:
             with self._changed:
                 target = self.end
@@ -193,7 +194,7 @@ class PackWriter:
                         f"cannot flush {self.path.name}", "an earlier write to this pack failed"
                     )
                 end = self.end
-                self._flushing += 1
+                self._flushing.add(me)
                 counted = True
             files.sync_data(self._descriptor, self.path)
         except BaseException:
@@ -203,8 +204,8 @@ class PackWriter:
             raise
         finally:
             if counted:
+                self._flushing.discard(me)
                 with self._changed:
-                    self._flushing -= 1
                     self._changed.notify_all()
         with self._changed:
             self.synced = max(self.synced, end)
@@ -215,14 +216,15 @@ class PackWriter:
 
         After a failure the pack is closed without a footer; a missing footer is no error.
         """
-        with self._changed:
-            if self.sealed:
-                return self.synced
-            self.sealed = True
-            while self._writing or self._flushing:
-                self._changed.wait(_LOOK_AGAIN_S)
-            end = self.end
+        sealing = False
         try:
+            with self._changed:
+                if self.sealed:
+                    return self.synced
+                self.sealed = sealing = True
+                while self._writing or self._flushing:
+                    self._changed.wait(_LOOK_AGAIN_S)
+                end = self.end
             if not self.failed:
                 files.sync_data(self._descriptor, self.path)
                 self.synced = end
@@ -234,10 +236,14 @@ class PackWriter:
                 self.failed = True
                 raise
         finally:
-            files.close_file(self._descriptor)
-            with self._changed:
+            if sealing:
                 self._closed = True
-                self._changed.notify_all()
+                # Without memory to wait, others may be at it still: rather a descriptor too many
+                # than their bytes in a file that gets its number.
+                if not self._writing and not self._flushing:
+                    files.close_file(self._descriptor)
+                with self._changed:
+                    self._changed.notify_all()
         return self.synced
 
     def abandon(self) -> None:

@@ -59,7 +59,6 @@ class Session:
         self.path = self._folder / self.uuid.hex()
         self._lock = threading.Lock()
         self._leases: list[Lease] = []
-        self._taking = 0
         temporary = self._folder / (self.uuid.hex() + ".new")
         if not self._folder.is_dir():
             files.make_folder(self._folder, exist_ok=True)
@@ -80,8 +79,6 @@ class Session:
             raise
 
     def _epoch(self) -> int:
-        if self._taking:
-            return 0
         return min((lease.epoch for lease in self._leases), default=NO_LEASE)
 
     def _write(self) -> None:
@@ -107,21 +104,16 @@ class Session:
     def taking_lease(self) -> Iterator[Lease]:
         """Give a lease whose epoch the caller sets from the index; until then it shows as 0."""
         lease = Lease(0)
-        with self._lock:
-            self._taking += 1
-            try:
-                self._write()
-            except BaseException:
-                self._taking -= 1
-                raise
         try:
-            yield lease
             with self._lock:
                 self._leases.append(lease)
-        finally:
-            with self._lock:
-                self._taking -= 1
                 self._write()
+            yield lease
+            with self._lock:
+                self._write()
+        except BaseException:
+            self.end_lease(lease)
+            raise
 
     def end_lease(self, lease: Lease) -> None:
         """Give a lease back; not an error if it was given back before."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -420,3 +422,51 @@ def test_who_waits_looks_again_where_nobody_says_that_a_write_is_over(pack, monk
         thread.join(20)
         assert not thread.is_alive()
     assert failed == [True]
+
+
+_EACH_ALLOCATION = """
+import itertools, sys, threading
+from pathlib import Path
+import _testcapi
+from casckpt.errors import CasckptError
+from casckpt.store import layout
+from casckpt.store.packs import PackWriter
+
+def waits(timeout=None):
+    raise SystemExit(f"allocation {number} of {call} fails, and {after} waits")
+
+arguments = (layout.TYPE_CHUNK, layout.ENCODING_RAW, bytes(32), 7, (), b"payload")
+append = lambda pack: pack.append(*arguments)
+calls = {"append": append, "sync": PackWriter.sync, "seal": PackWriter.seal}
+folder = Path(sys.argv[1])
+(folder / "packs").mkdir()
+uuids = (number.to_bytes(16, "big") for number in itertools.count())
+for call, do in calls.items():
+    for number in itertools.count(1):
+        pack, failed = PackWriter(folder, next(uuids), 1, bytes(16), bytes(16)), False
+        pack.append(*arguments)
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            do(pack)
+        except (MemoryError, CasckptError, RuntimeError, SystemError, TypeError):
+            failed = True
+        _testcapi.remove_mem_hooks()
+        pack._changed.wait = waits
+        for after in ("sync", "seal"):
+            try:
+                calls[after](pack)
+            except CasckptError:
+                pass
+        pack.path.unlink()
+        if number > 40 and not failed:
+            break
+    print(call, number)
+"""
+
+
+def test_whichever_allocation_of_a_call_fails_later_calls_do_not_wait(tmp_path):
+    pytest.importorskip("_testcapi", reason="this Python comes without its test helpers")
+    command = [sys.executable, "-c", _EACH_ALLOCATION, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 3

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
 
 import pytest
 
-from casckpt.store import sessions
+from casckpt.errors import CasckptError
+from casckpt.store import files, sessions
 from casckpt.store.sessions import NO_LEASE, Session, list_sessions
 from tests.unit.store.stores import flip
 
@@ -61,6 +63,25 @@ def test_a_lease_that_could_not_be_taken_is_not_held(folder):
     session = Session(folder)
     with pytest.raises(RuntimeError), session.taking_lease():
         raise RuntimeError("no index")
+    assert epoch(folder) == NO_LEASE
+    session.close()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_lease_whose_write_fails_is_not_held(folder, failing):
+    session = Session(folder)
+    writes = []
+
+    def fail(name: str, where: str) -> None:
+        writes.append(name)
+        if len(writes) == failing:
+            raise OSError(errno.EIO, "injected")
+
+    files.set_crash_hook(fail)
+    with pytest.raises(CasckptError), session.taking_lease() as lease:
+        lease.epoch = 4
+    files.set_crash_hook(None)
+    assert len(writes) == failing + 1
     assert epoch(folder) == NO_LEASE
     session.close()
 
