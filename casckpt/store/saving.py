@@ -95,10 +95,12 @@ class Saver:
         _require_ballast(self._shared)
         self._shared.recent.begin_save(self._recent_bytes)
         # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it
-        with self._shared.session().taking_lease() as lease, self._shared.environment.read() as tx:
-            lease.epoch = tx.number("gc_epoch")
-        self._lease = lease
+        self._lease = self._shared.session().take_lease(self._collector_epoch)
         return self
+
+    def _collector_epoch(self) -> int:
+        with self._shared.environment.read() as tx:
+            return tx.number("gc_epoch")
 
     def __exit__(
         self,

@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,17 +100,17 @@ class Session:
         with self._lock:
             self._write()
 
-    @contextlib.contextmanager
-    def taking_lease(self) -> Iterator[Lease]:
-        """Give a lease whose epoch the caller sets from the index; until then it shows as 0."""
+    def take_lease(self, epoch_of: Callable[[], int]) -> Lease:
+        """Hold a lease of the epoch that `epoch_of` reads; while it reads, this shows epoch 0."""
         lease = Lease(0)
         try:
             with self._lock:
                 self._leases.append(lease)
                 self._write()
-            yield lease
+            lease.epoch = epoch_of()
             with self._lock:
                 self._write()
+            return lease
         except BaseException:
             self.end_lease(lease)
             raise

@@ -41,15 +41,19 @@ def test_a_session_says_who_it_is_and_goes_with_its_file(folder):
     assert list_sessions(folder) == []
 
 
+def take(session: Session, number: int) -> sessions.Lease:
+    def read() -> int:
+        assert epoch(session.path.parent.parent) == 0
+        return number
+
+    return session.take_lease(read)
+
+
 def test_the_smallest_lease_shows_and_taking_one_shows_as_zero(folder):
     session = Session(folder)
-    with session.taking_lease() as one:
-        assert epoch(folder) == 0
-        one.epoch = 7
+    one = take(session, 7)
     assert epoch(folder) == 7
-    with session.taking_lease() as two:
-        assert epoch(folder) == 0
-        two.epoch = 5
+    two = take(session, 5)
     assert epoch(folder) == 5
     session.end_lease(two)
     assert epoch(folder) == 7
@@ -60,9 +64,12 @@ def test_the_smallest_lease_shows_and_taking_one_shows_as_zero(folder):
 
 
 def test_a_lease_that_could_not_be_taken_is_not_held(folder):
-    session = Session(folder)
-    with pytest.raises(RuntimeError), session.taking_lease():
+    def read() -> int:
         raise RuntimeError("no index")
+
+    session = Session(folder)
+    with pytest.raises(RuntimeError):
+        session.take_lease(read)
     assert epoch(folder) == NO_LEASE
     session.close()
 
@@ -78,8 +85,8 @@ def test_a_lease_whose_write_fails_is_not_held(folder, failing):
             raise OSError(errno.EIO, "injected")
 
     files.set_crash_hook(fail)
-    with pytest.raises(CasckptError), session.taking_lease() as lease:
-        lease.epoch = 4
+    with pytest.raises(CasckptError):
+        session.take_lease(lambda: 4)
     files.set_crash_hook(None)
     assert len(writes) == failing + 1
     assert epoch(folder) == NO_LEASE
@@ -88,8 +95,7 @@ def test_a_lease_whose_write_fails_is_not_held(folder, failing):
 
 def test_equal_leases_are_two(folder):
     session = Session(folder)
-    with session.taking_lease() as one, session.taking_lease() as two:
-        one.epoch = two.epoch = 3
+    one, two = take(session, 3), take(session, 3)
     session.end_lease(one)
     assert epoch(folder) == 3
     session.end_lease(two)
@@ -100,7 +106,7 @@ def test_a_killed_session_is_dead_and_keeps_its_file(folder):
     code = (
         "import os, sys; from pathlib import Path; from casckpt.store.sessions import Session;"
         "s = Session(Path(sys.argv[1]));\n"
-        "with s.taking_lease() as lease: lease.epoch = 4\n"
+        "s.take_lease(lambda: 4)\n"
         "os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, folder], check=False)
