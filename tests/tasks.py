@@ -43,6 +43,8 @@ TASKS = {
     "sanitizers": Task(("sh", "native/tests/run_sanitizers.sh", "10"), ("gcc",)),
     # that decoders of the C core read and write nothing outside, for all inputs up to some lengths
     "proof": Task(("sh", "native/tests/proof/prove.sh"), ("frama-c",)),
+    # the AVX-512 kernel under Linux in Bochs, a minute and a half; names what it has to skip
+    "avx512": Task((PYTHON, "-m", "tests.emulator"), usual=False),
     "tests": Task(_pytest("-n", "2", "--dist", "worksteal")),
     # examples that no run before has drawn, and more of them
     "property": Task(_pytest("--hypothesis-profile=other", "tests/property"), usual=False),
