@@ -271,6 +271,9 @@ class Environment:
         except lmdb.Error as exc:
             self.close()
             raise translate(exc, f"cannot open the index {self.path.name}") from exc
+        except BaseException:  # LMDB opens an index once in a process
+            self.close()
+            raise
 
     @staticmethod
     def create(path: Path) -> None:

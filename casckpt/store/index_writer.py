@@ -241,11 +241,14 @@ class IndexWriter:
 
     def close(self) -> None:
         """Run what waits, then stop the thread."""
-        with self._wake:
-            self._closing = True
+        self._closing = True
+        with contextlib.suppress(MemoryError), self._wake:
             self._wake.notify_all()
         if self._thread is not None and threading.current_thread() is not self._thread:
-            self._thread.join()
+            # Were it still at work, the index would be closed under it.
+            while self._thread.is_alive():
+                with contextlib.suppress(MemoryError):
+                    self._thread.join(_LOOK_AGAIN_S)
         self._lock.close()
 
     def abandon(self) -> None:

@@ -57,14 +57,18 @@ class SharedStore:
             self.index = opening.current_index(path)
             opening.refuse_strangers(path, self.index)
             self._open_index(alone)
+            try:
+                self.packs = PackFiles(path, self.format.uuid)
+                self.large_chunk = threading.RLock()
+                if writable:
+                    self._prepare_to_write()
+                _all.add(self)
+            except BaseException:
+                self.environment.close()
+                raise
         except BaseException:
             files.close_file(self._lock)
             raise
-        self.packs = PackFiles(path, self.format.uuid)
-        self.large_chunk = threading.RLock()
-        if writable:
-            self._prepare_to_write()
-        _all.add(self)
 
     is_copy: bool
     """Whether what is read is a copy of the index, which knows nothing of what came later."""
@@ -154,13 +158,14 @@ class SharedStore:
         self._lock, self.writable = lock, True
         try:
             self._open_index(alone)
+            self._prepare_to_write()
         except BaseException:
             self.writable = False
+            self.environment.close()
             self.environment = Environment(self.index, readonly=True)
             if alone:
                 opening.share_lock(self._lock)
             raise
-        self._prepare_to_write()
 
     def collect_if_due(self) -> None:
         """Start a collection in a child process if enough is likely to be dead; never raises."""
@@ -202,17 +207,37 @@ class SharedStore:
 
     def close(self) -> None:
         """Finish what waits, seal, and leave the index stamped if nobody else has it open."""
-        if self.writable:
+        # Whatever fails, for want of memory say, the next step is taken: a lock or an index that
+        # stayed open would keep out whoever opens the store next, in this process too.
+        try:
+            if self.writable:
+                self._end_writing()
+        finally:
+            try:
+                self.packs.close()
+            finally:
+                try:
+                    self._close_index()
+                finally:
+                    files.close_file(self._lock)
+                    _all.discard(self)
+
+    def _end_writing(self) -> None:
+        try:
             if self._written:
                 self.collect_if_due()
             with contextlib.suppress(CasckptError):
                 self.own.close()
+        finally:
             self.writer.close()
-        self.packs.close()
-        transaction = self.environment.last_transaction()
-        self.environment.close()
-        if self._session is not None:
-            self._session.close()
+
+    def _close_index(self) -> None:
+        try:
+            transaction = self.environment.last_transaction()
+        finally:
+            self.environment.close()
+            if self._session is not None:
+                self._session.close()
         if (
             self.writable
             and self._lock >= 0
@@ -222,8 +247,6 @@ class SharedStore:
             # Gone: a person removed the store while it was open.
             with contextlib.suppress(CasckptError, FileNotFoundError):
                 opening.write_stamp(self.index, transaction)
-        files.close_file(self._lock)
-        _all.discard(self)
 
     def abandon(self) -> None:
         """Let go in the child of a fork: close descriptors, unlock nothing."""
@@ -256,9 +279,13 @@ def acquire(path: Path, *, writable: bool) -> SharedStore:
                 shared.reopen_writable()
         if shared is None:
             shared = SharedStore(path, writable=writable)
-            key = _identity(path)
-            assert key is not None
-            _open[key] = shared
+            try:
+                key = _identity(path)
+                assert key is not None
+                _open[key] = shared
+            except BaseException:
+                shared.close()
+                raise
         shared.users += 1
         return shared
 

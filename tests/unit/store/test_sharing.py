@@ -1,0 +1,101 @@
+"""What fails while a store is opened or closed keeps nobody from opening it next."""
+
+from __future__ import annotations
+
+import pytest
+
+from casckpt.store import Repository, environment, opening, sharing
+from casckpt.store.index_writer import IndexWriter
+from casckpt.store.own_packs import OwnPacks
+from casckpt.store.packs import PackFiles
+
+
+def no_memory(*arguments, **named):
+    raise MemoryError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    # A lock that this process still holds would be waited for.
+    monkeypatch.setattr(opening, "_LOCK_WAIT_S", 0.0)
+    Repository.init(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def write(store: Repository) -> None:
+    with store.saver():
+        pass
+    store._shared(write=True).writer.run(lambda tx: tx.put("meta", b"test", b"1"), facts=False)
+
+
+OPENING = (
+    (sharing, "PackFiles"),
+    (sharing.SharedStore, "_prepare_to_write"),
+    (sharing.creation, "check_index"),
+    (environment.layout, "TABLES"),
+)
+CLOSING = (
+    (OwnPacks, "close"),
+    (PackFiles, "close"),
+    (environment.Environment, "last_transaction"),
+    (opening, "write_stamp"),
+)
+
+
+@pytest.mark.parametrize(("owner", "name"), OPENING)
+def test_a_store_that_could_not_be_opened_can_be_opened_next(place, monkeypatch, owner, name):
+    if name == "TABLES":
+        monkeypatch.setattr(environment.layout, "TABLES", _Short(environment.layout.TABLES))
+    else:
+        monkeypatch.setattr(owner, name, no_memory)
+    with pytest.raises(MemoryError):
+        Repository.open(place)
+    monkeypatch.undo()
+    monkeypatch.setattr(opening, "_LOCK_WAIT_S", 0.0)
+    with Repository.open(place) as store:
+        write(store)
+
+
+class _Short(tuple):
+    """The tables of an index, for which memory fails in the middle."""
+
+    def __iter__(self):
+        yield self[0]
+        raise MemoryError
+
+
+@pytest.mark.parametrize(("owner", "name"), CLOSING)
+def test_a_store_that_could_not_be_closed_in_order_can_be_opened_next(
+    place, monkeypatch, owner, name
+):
+    store = Repository.open(place)
+    write(store)
+    monkeypatch.setattr(owner, name, no_memory)
+    with pytest.raises(MemoryError):
+        store.close()
+    monkeypatch.undo()
+    monkeypatch.setattr(opening, "_LOCK_WAIT_S", 0.0)
+    assert not sharing._open
+    with Repository.open(place) as store:
+        write(store)
+
+
+def test_the_thread_of_the_index_has_ended_when_its_writer_is_closed_without_memory(
+    place, monkeypatch
+):
+    store = Repository.open(place)
+    write(store)
+    writer: IndexWriter = store._shared(write=True).writer
+    thread = writer._thread
+    joins, join = [], thread.join
+
+    def fail_first(timeout=None):
+        joins.append(timeout)
+        if len(joins) == 1:
+            raise MemoryError
+        join(timeout)
+
+    monkeypatch.setattr(thread, "join", fail_first)
+    store.close()
+    assert len(joins) > 1
+    assert not thread.is_alive()
