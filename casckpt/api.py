@@ -337,7 +337,7 @@ def fingerprint(*values: Any, **named: Any) -> str:
         BadRequest: a value has no content that could be looked at, such as an open file or a
             client; or a path cannot be read.
     """
-    from casckpt.training.fingerprint import Fingerprinter
+    from casckpt.training.fingerprints.values import Fingerprinter
 
     return Fingerprinter().of((values, named) if named else values).hex()
 

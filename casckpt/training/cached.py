@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt.errors import BadLeaf, CasckptError, Corrupt, Deleted
 from casckpt.logs import logger
 from casckpt.store import layout, rows
-from casckpt.training import fingerprint_files, results, stage_rows
-from casckpt.training.fingerprint import Fingerprinter
-from casckpt.training.fingerprint_files import FileHashes
+from casckpt.training import results, stage_rows
+from casckpt.training.fingerprints import files as fingerprint_files
+from casckpt.training.fingerprints.files import FileHashes
+from casckpt.training.fingerprints.values import Fingerprinter
 
 if TYPE_CHECKING:
     from casckpt.store import Repository

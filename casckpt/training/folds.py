@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from casckpt.errors import BadRequest
-from casckpt.training.fingerprint import Fingerprinter
+from casckpt.training.fingerprints.values import Fingerprinter
 
 if TYPE_CHECKING:
     from casckpt.training.guards import Policy

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.errors import BadRequest, StageFailed
-from casckpt.training.fingerprint import Fingerprinter
+from casckpt.training.fingerprints.values import Fingerprinter
 from casckpt.training.mapping_calls import Cancelled, Pace, Retry, call, check_retry
 from casckpt.training.results import Number, Result, check_numbers
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from casckpt import native
 from casckpt.errors import BadRequest
-from casckpt.training.fingerprint import Fingerprinter
+from casckpt.training.fingerprints.values import Fingerprinter
 
 if TYPE_CHECKING:
-    from casckpt.training.fingerprint_files import FileHashes
+    from casckpt.training.fingerprints.files import FileHashes
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt.errors import BadLeaf, BadRequest
 from casckpt.logs import logger
 from casckpt.training import results, stage_rows
-from casckpt.training.fingerprint_files import FileHashes
+from casckpt.training.fingerprints.files import FileHashes
 from casckpt.training.stage_items import Items, Unit, key_text
 from casckpt.training.stage_results import Results
 from casckpt.training.stage_rows import Shelf

@@ -16,9 +16,9 @@ import pytest
 
 import casckpt
 from casckpt.errors import BadRequest
-from casckpt.training import fingerprint_files
-from casckpt.training.fingerprint import Fingerprinter
-from casckpt.training.fingerprint_files import FileHashes
+from casckpt.training.fingerprints import files as fingerprint_files
+from casckpt.training.fingerprints.files import FileHashes
+from casckpt.training.fingerprints.values import Fingerprinter
 
 
 class Colour(enum.Enum):

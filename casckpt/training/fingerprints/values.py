@@ -27,8 +27,8 @@ from casckpt.checkpoint.manifest import canonical
 from casckpt.errors import BadLeaf, BadRequest
 
 if TYPE_CHECKING:
-    from casckpt.training.fingerprint_code import CodeWriter
-    from casckpt.training.fingerprint_files import FileHashes
+    from casckpt.training.fingerprints.code import CodeWriter
+    from casckpt.training.fingerprints.files import FileHashes
 
 _LENGTH: Final = struct.Struct("<Q")
 _FLOAT: Final = struct.Struct("<d")
@@ -226,7 +226,7 @@ class Fingerprinter:
             _put(out, b"P", str(value).encode("utf-8", "surrogateescape"))
             return
         if self._files is None:
-            from casckpt.training.fingerprint_files import FileHashes
+            from casckpt.training.fingerprints.files import FileHashes
 
             self._files = FileHashes()
         try:
@@ -314,7 +314,7 @@ class Fingerprinter:
 
     def _code_writer(self) -> CodeWriter:
         if self._code is None:
-            from casckpt.training.fingerprint_code import CodeWriter
+            from casckpt.training.fingerprints.code import CodeWriter
 
             self._code = CodeWriter(self)
         return self._code

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from casckpt.training.fingerprint import Fingerprinter
+    from casckpt.training.fingerprints.values import Fingerprinter
 
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 _STDLIB: Final = Path(sysconfig.get_paths()["stdlib"])

@@ -1,0 +1,1 @@
+"""Fingerprints: what values, functions and files are, as hashes."""
