@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from casckpt.training.progress import Progress as Progress
     from casckpt.training.results import Result as Result
     from casckpt.training.run import Run as Run
-    from casckpt.training.stage import Stage as Stage
+    from casckpt.training.stages.stage import Stage as Stage
     from casckpt.training.state import State as State
 
 # A literal: asking the installed package for it costs more than the whole import.
@@ -68,7 +68,7 @@ _HOMES: Final = {
     "Result": "training.results",
     "Run": "training.run",
     "RunInfo": "checkpoint.records",
-    "Stage": "training.stage",
+    "Stage": "training.stages.stage",
     "State": "training.state",
     "Stopped": "errors",
     "Store": "api",

@@ -102,7 +102,7 @@ def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) 
     from casckpt.ids import check_run_name
     from casckpt.training import runlock
     from casckpt.training.deleting import no_stage
-    from casckpt.training.stage_rows import clear_stage, count_stage
+    from casckpt.training.stages.rows import clear_stage, count_stage
 
     check_run_name(run)
     with stores.opened(output.settings, "r" if dry_run else "a") as store:

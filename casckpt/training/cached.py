@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from casckpt.errors import BadLeaf, CasckptError, Corrupt, Deleted
 from casckpt.logs import logger
 from casckpt.store import layout, rows
-from casckpt.training import results, stage_rows
+from casckpt.training import results
 from casckpt.training.fingerprints import files as fingerprint_files
 from casckpt.training.fingerprints.files import FileHashes
 from casckpt.training.fingerprints.values import Fingerprinter
+from casckpt.training.stages import rows as stage_rows
 
 if TYPE_CHECKING:
     from casckpt.store import Repository

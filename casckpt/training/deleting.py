@@ -14,7 +14,7 @@ from casckpt.ids import check_run_name
 from casckpt.logs import logger
 from casckpt.training import runlock
 from casckpt.training.lines import read_records
-from casckpt.training.stage_rows import clear_stage, clear_stages, count_stage, result_rows
+from casckpt.training.stages.rows import clear_stage, clear_stages, count_stage, result_rows
 
 if TYPE_CHECKING:
     from casckpt.api import Store

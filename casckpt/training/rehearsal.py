@@ -23,8 +23,9 @@ from casckpt.checkpoint.diffs import Change, diff_of
 from casckpt.checkpoint.places import ENVIRONMENT, is_store
 from casckpt.errors import BadRequest, OperationFailed
 from casckpt.supervised import SUPERVISOR
-from casckpt.training import results, stage_rows
+from casckpt.training import results
 from casckpt.training.lines import read_record
+from casckpt.training.stages import rows as stage_rows
 
 if TYPE_CHECKING:
     from typing import BinaryIO

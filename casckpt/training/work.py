@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from casckpt.training.folds import Fold
     from casckpt.training.opening import Opened
     from casckpt.training.run import Run
-    from casckpt.training.stage import Stage
-    from casckpt.training.stage_ledger import Ledger
+    from casckpt.training.stages.ledger import Ledger
+    from casckpt.training.stages.stage import Stage
 
 
 class RunWork(RunBase):
@@ -56,7 +56,7 @@ class RunWork(RunBase):
         Raises:
             BadRequest: options that make no sense.
         """
-        from casckpt.training.stage import Stage
+        from casckpt.training.stages.stage import Stage
 
         self._alone(f"the stage {name!r}")
         return Stage(

@@ -8,8 +8,8 @@ import pytest
 
 import casckpt
 from casckpt.errors import BadLeaf, BadRequest, StageFailed, Stopped
-from casckpt.training import mapping_calls
-from casckpt.training.mapping_calls import Pace, call, retry_after_s
+from casckpt.training.stages import calls as mapping_calls
+from casckpt.training.stages.calls import Pace, call, retry_after_s
 from casckpt.training.stops import request_stop
 
 

@@ -8,8 +8,9 @@ import pytest
 import casckpt
 from casckpt.checkpoint.encode import write_state
 from casckpt.errors import BadLeaf, BadRequest, NoSpace, NotFound, Stopped
-from casckpt.training import results, stage_rows
-from casckpt.training.stage_sums import ExactSum
+from casckpt.training import results
+from casckpt.training.stages import rows as stage_rows
+from casckpt.training.stages.sums import ExactSum
 from casckpt.training.stops import request_stop
 
 

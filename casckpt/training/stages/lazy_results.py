@@ -9,8 +9,8 @@ from casckpt.errors import NotFound
 from casckpt.training import results
 
 if TYPE_CHECKING:
-    from casckpt.training.stage_items import Unit
-    from casckpt.training.stage_rows import Shelf
+    from casckpt.training.stages.items import Unit
+    from casckpt.training.stages.rows import Shelf
 
 
 class Results(Sequence[Any]):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from casckpt import native
 from casckpt.errors import BadRequest
-from casckpt.training import stage_rows
 from casckpt.training.results import check_numbers
-from casckpt.training.stage_items import Items, key_text
-from casckpt.training.stage_ledger import Ledger
+from casckpt.training.stages import rows as stage_rows
+from casckpt.training.stages.items import Items, key_text
+from casckpt.training.stages.ledger import Ledger
 
 if TYPE_CHECKING:
     from casckpt.training.results import Number
     from casckpt.training.run import Run
-    from casckpt.training.stage_results import Results
+    from casckpt.training.stages.lazy_results import Results
 
 
 class Stage:
@@ -199,7 +199,7 @@ class Stage:
             BadRequest: options that make no sense, or another number of results than items.
             RunBusy, Stopped: as the loop over the stage.
         """
-        from casckpt.training.mapping import MapOptions, run_map
+        from casckpt.training.stages.mapping import MapOptions, run_map
 
         options = MapOptions(batch_size, pass_key, workers, retry, per_second, on_error)
         return run_map(self._ledger, fn, options)

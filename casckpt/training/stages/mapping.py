@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.errors import BadRequest, StageFailed
 from casckpt.training.fingerprints.values import Fingerprinter
-from casckpt.training.mapping_calls import Cancelled, Pace, Retry, call, check_retry
 from casckpt.training.results import Number, Result, check_numbers
+from casckpt.training.stages.calls import Cancelled, Pace, Retry, call, check_retry
 
 if TYPE_CHECKING:
-    from casckpt.training.stage_ledger import Ledger
-    from casckpt.training.stage_results import Results
+    from casckpt.training.stages.lazy_results import Results
+    from casckpt.training.stages.ledger import Ledger
 
 _LOOK_EVERY_S: Final = 0.2
 """How often a request to stop is looked for while calls are under way."""

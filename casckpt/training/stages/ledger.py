@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.errors import BadLeaf, BadRequest
 from casckpt.logs import logger
-from casckpt.training import results, stage_rows
+from casckpt.training import results
 from casckpt.training.fingerprints.files import FileHashes
-from casckpt.training.stage_items import Items, Unit, key_text
-from casckpt.training.stage_results import Results
-from casckpt.training.stage_rows import Shelf
-from casckpt.training.stage_sums import Sums
+from casckpt.training.stages import rows as stage_rows
+from casckpt.training.stages.items import Items, Unit, key_text
+from casckpt.training.stages.lazy_results import Results
+from casckpt.training.stages.rows import Shelf
+from casckpt.training.stages.sums import Sums
 
 if TYPE_CHECKING:
     from casckpt.training.results import Number, Pending

@@ -1,0 +1,1 @@
+"""Stages: work through many items, each done once; `map`, and the results."""
