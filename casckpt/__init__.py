@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from casckpt.errors import Stopped as Stopped
     from casckpt.training.arguments import add_arguments as add_arguments
     from casckpt.training.arguments import resume_choice as resume_choice
-    from casckpt.training.every import Every as Every
     from casckpt.training.folds import Fold as Fold
+    from casckpt.training.loops.every import Every as Every
     from casckpt.training.progress import Progress as Progress
     from casckpt.training.results import Result as Result
     from casckpt.training.run import Run as Run
@@ -53,7 +53,7 @@ __version__: Final = "0.1.0"
 _HOMES: Final = {
     "CasckptError": "errors",
     "Checkpoint": "checkpoint.records",
-    "Every": "training.every",
+    "Every": "training.loops.every",
     "Fold": "training.folds",
     "GcPlan": "checkpoint.plans",
     "KeepBest": "checkpoint.policies",

@@ -13,7 +13,7 @@ from typing import Any, Final
 from casckpt.adapters import missing_extra
 from casckpt.adapters.torch_state import State as TorchState
 from casckpt.errors import BadRequest
-from casckpt.training import position
+from casckpt.training.loops import position
 
 try:
     from accelerate import Accelerator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from casckpt.adapters import missing_extra
 from casckpt.checkpoint.policies import Policy
 from casckpt.errors import BadRequest
-from casckpt.training.every import Every
-from casckpt.training.loops import AtEnd, EpochLoop, LoopOptions
-from casckpt.training.monitor import Monitor
+from casckpt.training.loops.epochs import AtEnd, EpochLoop, LoopOptions
+from casckpt.training.loops.every import Every
+from casckpt.training.loops.monitor import Monitor
 
 try:
     import keras

@@ -14,7 +14,7 @@ from casckpt.adapters import missing_extra
 from casckpt.adapters.lightgbm_parts import HANDLER as HANDLER
 from casckpt.adapters.lightgbm_parts import Log, Stopping, Watch, early_stopping, final
 from casckpt.errors import BadRequest
-from casckpt.training import rounds as rounds_of
+from casckpt.training.loops import rounds as rounds_of
 
 try:
     import lightgbm

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from casckpt.adapters import missing_extra
 from casckpt.checkpoint.policies import Policy
 from casckpt.errors import BadRequest
-from casckpt.training import position
-from casckpt.training.every import Every
-from casckpt.training.foreign import ForeignLoop, restored_files, was_over
-from casckpt.training.keeping import LATEST, STOP
-from casckpt.training.positioned import PositionedLoader
+from casckpt.training.loops import position
+from casckpt.training.loops.every import Every
+from casckpt.training.loops.foreign import ForeignLoop, restored_files, was_over
+from casckpt.training.loops.keeping import LATEST, STOP
+from casckpt.training.loops.positioned import PositionedLoader
 
 try:
     from lightning.pytorch.callbacks import Checkpoint

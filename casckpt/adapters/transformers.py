@@ -11,8 +11,8 @@ from casckpt.adapters import missing_extra
 from casckpt.checkpoint.exchange.trainers import STATE_NAME, metrics_at
 from casckpt.checkpoint.policies import KeepLast, Policy
 from casckpt.errors import BadRequest
-from casckpt.training.foreign import ForeignLoop, restored_files
-from casckpt.training.keeping import EVERY, LATEST, STOP
+from casckpt.training.loops.foreign import ForeignLoop, restored_files
+from casckpt.training.loops.keeping import EVERY, LATEST, STOP
 
 try:
     from transformers import TrainerCallback

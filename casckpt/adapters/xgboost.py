@@ -27,7 +27,7 @@ from casckpt.adapters.xgboost_parts import (
     seed_at,
 )
 from casckpt.errors import BadRequest
-from casckpt.training import rounds as rounds_of
+from casckpt.training.loops import rounds as rounds_of
 
 try:
     import xgboost

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casckpt.checkpoint.records import Checkpoint
-    from casckpt.training.loops import LoopOptions
+    from casckpt.training.loops.epochs import LoopOptions
     from casckpt.training.run import Run
 
 _RECENT: Final = 8

@@ -14,8 +14,9 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from casckpt.training import forecast, keeping, progress
+from casckpt.training import forecast, progress
 from casckpt.training.lines import read_record
+from casckpt.training.loops import keeping
 from casckpt.training.progress import Progress, Saves
 
 if TYPE_CHECKING:

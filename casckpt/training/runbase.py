@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.errors import BadRequest, RunBusy, Stopped, TreeMismatch
 from casckpt.logs import logger
-from casckpt.training import guards, keeping, series, status
+from casckpt.training import guards, series, status
 from casckpt.training.lines import Line, read_record, scope
+from casckpt.training.loops import keeping
 from casckpt.training.resume import Extra, read_extra
 from casckpt.training.state import tree_of
 
 if TYPE_CHECKING:
     from casckpt.api import Store
     from casckpt.store import Repository
-    from casckpt.training.loops import Loop
-    from casckpt.training.monitor import Monitor
+    from casckpt.training.loops.epochs import Loop
+    from casckpt.training.loops.monitor import Monitor
     from casckpt.training.opening import Opened
     from casckpt.training.run import Run
     from casckpt.training.session import Session

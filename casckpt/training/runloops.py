@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from casckpt.checkpoint.policies import Policy
 from casckpt.errors import BadRequest, OperationFailed
-from casckpt.training.every import Every
-from casckpt.training.loops import AtEnd, EpochLoop, LoopOptions
-from casckpt.training.monitor import Monitor
+from casckpt.training.loops.epochs import AtEnd, EpochLoop, LoopOptions
+from casckpt.training.loops.every import Every
+from casckpt.training.loops.monitor import Monitor
+from casckpt.training.loops.steps import StepLoop
 from casckpt.training.runbase import RunBase
-from casckpt.training.steps import StepLoop
 from casckpt.training.stops import KINDS, StopRequest
 
 if TYPE_CHECKING:

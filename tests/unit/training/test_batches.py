@@ -7,7 +7,7 @@ import random
 import pytest
 
 from casckpt.errors import BadRequest
-from casckpt.training import position
+from casckpt.training.loops import position
 
 
 class PowerCut(Exception):

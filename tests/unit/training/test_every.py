@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from casckpt.training.every import Every, Since, interval_s
+from casckpt.training.loops.every import Every, Since, interval_s
 
 
 def lost_share(interval, cost, failure=86_400.0):
@@ -44,13 +44,13 @@ def test_it_follows_what_is_measured():
 
 
 def test_a_loop_saves_by_what_its_saves_cost(store, name, monkeypatch):
-    monkeypatch.setattr("casckpt.training.every._COST_MIN_S", 1e-9)
-    monkeypatch.setattr("casckpt.training.every.FAILURE_S", 1e-9)
+    monkeypatch.setattr("casckpt.training.loops.every._COST_MIN_S", 1e-9)
+    monkeypatch.setattr("casckpt.training.loops.every.FAILURE_S", 1e-9)
     with store.run(name) as run:
         for _ in run.epochs(40, {"v": 0}, save_every=Every(overhead=0.5), save_latest=False):
             time.sleep(0.005)
     often = len([one for one in store.checkpoints(name) if "every" in one.reasons])
-    monkeypatch.setattr("casckpt.training.every.FAILURE_S", 86_400.0)
+    monkeypatch.setattr("casckpt.training.loops.every.FAILURE_S", 86_400.0)
     with store.run(f"{name}-rarely") as run:
         for _ in run.epochs(30, {"v": 0}, save_every=Every(overhead=0.5), save_latest=False):
             pass

@@ -15,7 +15,8 @@ import pytest
 import casckpt
 from casckpt.checkpoint import saves
 from casckpt.errors import BadRequest, OperationFailed, RunBusy
-from casckpt.training import keeping, lines, opening, runlock
+from casckpt.training import lines, opening, runlock
+from casckpt.training.loops import keeping
 from casckpt.training.progress import Progress
 from tests.unit.training.processes import HOLD, elsewhere
 

@@ -174,7 +174,7 @@ def test_no_save_is_begun_that_does_not_fit_the_grace(store, name, monkeypatch):
         if epoch == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    from casckpt.training.saving import LoopSaver
+    from casckpt.training.loops.saving import LoopSaver
 
     monkeypatch.setattr(LoopSaver, "level_for", lambda self, left_s: "none")
     with pytest.raises(Stopped), store.run(name, grace_s=1.0) as run:  # noqa: PT012

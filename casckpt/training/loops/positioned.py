@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from casckpt.training import position, randomness
+from casckpt.training import randomness
+from casckpt.training.loops import position
 
 _OWN: Final = frozenset({"_loader", "_streams", "_saved", "current"})
 

@@ -23,7 +23,7 @@ from casckpt.training.lines import read_records
 if TYPE_CHECKING:
     from casckpt.api import Store
     from casckpt.store import Repository
-    from casckpt.training.monitor import Monitor
+    from casckpt.training.loops.monitor import Monitor
 
 EVERY, BEST, LATEST, FINAL, STOP = "every", "best", "latest", "final", "stop"
 

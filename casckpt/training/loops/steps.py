@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.errors import BadRequest
-from casckpt.training import position, randomness
-from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
-from casckpt.training.loops import Loop, LoopOptions
+from casckpt.training import randomness
+from casckpt.training.loops import position
+from casckpt.training.loops.epochs import Loop, LoopOptions
+from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from casckpt.checkpoint.filetrees import Files
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.training.every import Every
-from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
-from casckpt.training.loops import LoopOptions
-from casckpt.training.monitor import Monitor
+from casckpt.training.loops.epochs import LoopOptions
+from casckpt.training.loops.every import Every
+from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
+from casckpt.training.loops.monitor import Monitor
+from casckpt.training.loops.saving import LoopSaver
 from casckpt.training.resume import Extra
-from casckpt.training.saving import LoopSaver
 from casckpt.training.stops import StopRequest
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import NoSpace
 from casckpt.logs import logger
-from casckpt.training import keeping, randomness
-from casckpt.training.every import Since
-from casckpt.training.monitor import Monitor
+from casckpt.training import randomness
+from casckpt.training.loops import keeping
+from casckpt.training.loops.every import Since
+from casckpt.training.loops.monitor import Monitor
 from casckpt.training.peers import Peers
 from casckpt.training.resume import Extra
 from casckpt.training.state import generators_in, tree_of

@@ -14,13 +14,14 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
-from casckpt.training import forecast, guards, position, randomness
-from casckpt.training.every import Every
-from casckpt.training.keeping import BEST, EVERY, FINAL, LATEST, STOP
-from casckpt.training.monitor import Monitor
+from casckpt.training import forecast, guards, randomness
+from casckpt.training.loops import position
+from casckpt.training.loops.every import Every
+from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
+from casckpt.training.loops.monitor import Monitor
+from casckpt.training.loops.saving import LoopSaver
 from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
-from casckpt.training.saving import LoopSaver
 from casckpt.training.state import restore_generators, tree_of
 
 if TYPE_CHECKING:
