@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from casckpt.training.arguments import resume_choice as resume_choice
     from casckpt.training.folds import Fold as Fold
     from casckpt.training.loops.every import Every as Every
-    from casckpt.training.progress import Progress as Progress
     from casckpt.training.results import Result as Result
     from casckpt.training.run import Run as Run
     from casckpt.training.stages.stage import Stage as Stage
     from casckpt.training.state import State as State
+    from casckpt.training.watching.progress import Progress as Progress
 
 # A literal: asking the installed package for it costs more than the whole import.
 __version__: Final = "0.1.0"
@@ -64,7 +64,7 @@ _HOMES: Final = {
     "PendingSave": "checkpoint.pending",
     "Pickled": "checkpoint.leaves",
     "Policy": "checkpoint.policies",
-    "Progress": "training.progress",
+    "Progress": "training.watching.progress",
     "Result": "training.results",
     "Run": "training.run",
     "RunInfo": "checkpoint.records",

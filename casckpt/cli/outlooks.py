@@ -13,8 +13,8 @@ from casckpt.errors import NotFound
 
 if TYPE_CHECKING:
     from casckpt.api import Store
-    from casckpt.training.outlook import Group, Outlook
-    from casckpt.training.progress import Progress
+    from casckpt.training.watching.outlook import Group, Outlook
+    from casckpt.training.watching.progress import Progress
 
 BAR_WIDTH = 20
 
@@ -33,8 +33,8 @@ def look(store: Store, name: str | None = None) -> list[Outlook]:
     Raises:
         NotFound: there is no such run.
     """
-    from casckpt.training.outlook import outlook_of
-    from casckpt.training.status import is_under
+    from casckpt.training.watching.outlook import outlook_of
+    from casckpt.training.watching.status import is_under
 
     found = store.runs()
     names = {one.name for one in found}
@@ -54,8 +54,8 @@ def look(store: Store, name: str | None = None) -> list[Outlook]:
 
 def parts(store: Store, name: str) -> list[Outlook]:
     """Return how the runs below a run stand, those on its current line."""
-    from casckpt.training.outlook import outlook_of
-    from casckpt.training.status import is_under
+    from casckpt.training.watching.outlook import outlook_of
+    from casckpt.training.watching.status import is_under
 
     repository = store._repository
     line = next((one.line for one in store.runs(name)), 0)

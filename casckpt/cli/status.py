@@ -15,7 +15,7 @@ from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
     from casckpt.api import Store
-    from casckpt.training.outlook import Outlook
+    from casckpt.training.watching.outlook import Outlook
 
 INTERVAL_S = 2.0
 

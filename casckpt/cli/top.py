@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from casckpt.api import Store
-    from casckpt.training.outlook import Outlook
+    from casckpt.training.watching.outlook import Outlook
 
 _DETAILED = 4
 """Runs at work whose metrics are drawn; more do not fit a screen."""

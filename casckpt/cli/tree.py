@@ -70,7 +70,7 @@ def _known(store: Store, pattern: str) -> dict[tuple[str, int], tuple[Line, str]
     from fnmatch import fnmatchcase
 
     from casckpt.training.lines import read_records
-    from casckpt.training.status import status_of
+    from casckpt.training.watching.status import status_of
 
     repository = store._repository
     return {

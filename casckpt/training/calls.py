@@ -85,7 +85,7 @@ class Runs(Curation):
 
     def runs(self, pattern: str = "*") -> list[RunInfo]:
         """Return the runs whose names match a glob, by name, with status and progress."""
-        from casckpt.training.status import infos
+        from casckpt.training.watching.status import infos
 
         self._ready()
         return infos(self._repository, self._catalog, pattern)
@@ -99,7 +99,7 @@ class Runs(Curation):
         Raises:
             NotFound: there is no such run.
         """
-        from casckpt.training.status import history_of_run
+        from casckpt.training.watching.status import history_of_run
 
         self._ready()
         store, ref = self._locate(run)

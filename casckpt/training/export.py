@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.store import files
-from casckpt.training import status
+from casckpt.training.watching import status
 
 if TYPE_CHECKING:
     from casckpt.api import Store

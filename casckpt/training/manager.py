@@ -14,7 +14,7 @@ from casckpt.api import Options, open
 from casckpt.checkpoint.policies import KeepLast, KeepNewerThan, Policy
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import BadRequest, Corrupt, NoStore, NotFound
-from casckpt.training.progress import Progress
+from casckpt.training.watching.progress import Progress
 
 if TYPE_CHECKING:
     from casckpt.api import Store

@@ -15,13 +15,14 @@ from casckpt.checkpoint.records import Checkpoint, RunInfo, check_metrics
 from casckpt.checkpoint.refs import Ref, parse_selector, rank, select
 from casckpt.errors import BadRequest, Stopped
 from casckpt.logs import logger
-from casckpt.training import randomness, series, status
+from casckpt.training import randomness, series
 from casckpt.training.lines import edit_record
 from casckpt.training.loops import byhand, keeping
 from casckpt.training.loops.saving import captured_by_all
 from casckpt.training.resume import Extra
 from casckpt.training.runbase import open_runs
 from casckpt.training.runloops import RunLoops
+from casckpt.training.watching import status
 from casckpt.training.work import RunWork
 
 if TYPE_CHECKING:

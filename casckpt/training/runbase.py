@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.errors import BadRequest, RunBusy, Stopped, TreeMismatch
 from casckpt.logs import logger
-from casckpt.training import guards, series, status
+from casckpt.training import guards, series
 from casckpt.training.lines import Line, read_record, scope
 from casckpt.training.loops import keeping
 from casckpt.training.resume import Extra, read_extra
 from casckpt.training.state import tree_of
+from casckpt.training.watching import status
 
 if TYPE_CHECKING:
     from casckpt.api import Store

@@ -15,9 +15,9 @@ from casckpt.training import runlock
 from casckpt.training.guards import Facts
 from casckpt.training.lines import Line, RunRecord, edit_record, now_text, read_record
 from casckpt.training.peers import ALONE, Peers
-from casckpt.training.progress import Tracker
 from casckpt.training.series import Log, Unwritten
 from casckpt.training.stops import StopWatch
+from casckpt.training.watching.progress import Tracker
 
 if TYPE_CHECKING:
     from casckpt.store import Repository

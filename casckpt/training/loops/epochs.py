@@ -14,7 +14,7 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
-from casckpt.training import forecast, guards, randomness
+from casckpt.training import guards, randomness
 from casckpt.training.loops import position
 from casckpt.training.loops.every import Every
 from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
@@ -23,6 +23,7 @@ from casckpt.training.loops.saving import LoopSaver
 from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
 from casckpt.training.state import restore_generators, tree_of
+from casckpt.training.watching import forecast
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run

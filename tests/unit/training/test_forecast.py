@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import casckpt
-from casckpt.training import forecast
+from casckpt.training.watching import forecast
 
 
 def state():

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 import pytest
 
 from casckpt.errors import NoSpace
-from casckpt.training import outlook, progress, runlock
+from casckpt.training import runlock
 from casckpt.training.lines import read_record
-from casckpt.training.outlook import alarms, outlook_of
-from casckpt.training.progress import Progress, Saves
+from casckpt.training.watching import outlook, progress
+from casckpt.training.watching.outlook import alarms, outlook_of
+from casckpt.training.watching.progress import Progress, Saves
 
 NOW_S = 1_800_000_000.0
 

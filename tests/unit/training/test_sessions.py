@@ -17,7 +17,7 @@ from casckpt.checkpoint import saves
 from casckpt.errors import BadRequest, OperationFailed, RunBusy
 from casckpt.training import lines, opening, runlock
 from casckpt.training.loops import keeping
-from casckpt.training.progress import Progress
+from casckpt.training.watching.progress import Progress
 from tests.unit.training.processes import HOLD, elsewhere
 
 TRAIN_ON = """

@@ -12,9 +12,10 @@ from casckpt.checkpoint.lines import read_view, visible
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.checkpoint.refs import ALL_LINES, Ref, rank
 from casckpt.errors import NotFound
-from casckpt.training import progress, runlock
+from casckpt.training import runlock
 from casckpt.training.lines import Line, RunRecord, encode, read_record, read_records
 from casckpt.training.series import logged
+from casckpt.training.watching import progress
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.queries import Catalog

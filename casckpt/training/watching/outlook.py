@@ -14,10 +14,10 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from casckpt.training import forecast, progress
 from casckpt.training.lines import read_record
 from casckpt.training.loops import keeping
-from casckpt.training.progress import Progress, Saves
+from casckpt.training.watching import forecast, progress
+from casckpt.training.watching.progress import Progress, Saves
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint, RunInfo
