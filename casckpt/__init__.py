@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from casckpt.checkpoint.records import RunInfo as RunInfo
     from casckpt.errors import CasckptError as CasckptError
     from casckpt.errors import Stopped as Stopped
-    from casckpt.training.arguments import add_arguments as add_arguments
-    from casckpt.training.arguments import resume_choice as resume_choice
     from casckpt.training.folds import Fold as Fold
     from casckpt.training.loops.every import Every as Every
+    from casckpt.training.programs.arguments import add_arguments as add_arguments
+    from casckpt.training.programs.arguments import resume_choice as resume_choice
     from casckpt.training.results import Result as Result
     from casckpt.training.run import Run as Run
     from casckpt.training.stages.stage import Stage as Stage
@@ -72,11 +72,11 @@ _HOMES: Final = {
     "State": "training.state",
     "Stopped": "errors",
     "Store": "api",
-    "add_arguments": "training.arguments",
+    "add_arguments": "training.programs.arguments",
     "fingerprint": "api",
     "open": "api",
     "restore": "api",
-    "resume_choice": "training.arguments",
+    "resume_choice": "training.programs.arguments",
     "save": "api",
 }
 _MODULES: Final = frozenset({"errors"})

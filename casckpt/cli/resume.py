@@ -39,7 +39,7 @@ def resume(output: Output, name: str, dry_run: bool, max_restarts: int) -> int |
     Commands are kept outside the store, for their owner only: one that came with a store from
     elsewhere is never started. Its exit code comes back.
     """
-    from casckpt.training import commands
+    from casckpt.training.programs import commands
 
     (name,) = stores.split(output.settings, name)
     store = stores.locate(output.settings)

@@ -16,7 +16,7 @@ from casckpt.cli.output import Output, json_line
 from casckpt.errors import CasckptError, RunBusy
 
 if TYPE_CHECKING:
-    from casckpt.training.supervisor import Event, Outcome
+    from casckpt.training.programs.supervisor import Event, Outcome
 
 MAX_RESTARTS = 3
 
@@ -102,7 +102,7 @@ def keep_running(
         environment: variables besides those here.
         lines: whether --json writes a line for each event.
     """
-    from casckpt.training.supervisor import supervise
+    from casckpt.training.programs.supervisor import supervise
 
     def tell(event: Event) -> None:
         if output.json and lines:

@@ -19,7 +19,7 @@ from casckpt.cli.output import Output
 from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
-    from casckpt.training.rehearsal import Comparison, Rehearsal
+    from casckpt.training.programs.rehearsal import Comparison, Rehearsal
 
 KILLS = 3
 
@@ -59,7 +59,7 @@ def verify_resume(
     as two whole runs; if there are differences a third one, to tell whether it comes out the same
     at all. What CMD writes elsewhere is not looked at.
     """
-    from casckpt.training import rehearsal
+    from casckpt.training.programs import rehearsal
 
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     with _folder(scratch) as folder:
@@ -107,7 +107,7 @@ def _folder(scratch: Path | None) -> Iterator[Path]:
 def _forget(folder: Path) -> None:
     """Remove what was recorded of how these runs were started: nobody goes on with them."""
     from casckpt.errors import CasckptError
-    from casckpt.training import commands
+    from casckpt.training.programs import commands
 
     for store in folder.glob("*/format.json"):
         with contextlib.suppress(CasckptError), _open(store.parent) as opened:

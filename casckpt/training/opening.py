@@ -10,10 +10,11 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import BadRequest, NotFound
 from casckpt.ids import check_run_name
 from casckpt.logs import logger
-from casckpt.training import commands, guards, resume
+from casckpt.training import guards, resume
 from casckpt.training.guards import Facts, Policy
 from casckpt.training.lines import Line, RunRecord, read_record
 from casckpt.training.peers import ALONE, Peers, check_place, place_of
+from casckpt.training.programs import commands
 from casckpt.training.resume import CHOICES, Decision, Extra, decide
 from casckpt.training.session import Follower, Session
 

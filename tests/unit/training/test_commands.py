@@ -12,7 +12,7 @@ import pytest
 import casckpt
 from casckpt import supervised
 from casckpt.errors import CasckptError, NotFound
-from casckpt.training import commands
+from casckpt.training.programs import commands
 
 SCRIPT = """
 import sys, casckpt

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from casckpt.training.supervisor import delay_s, judge
+from casckpt.training.programs.supervisor import delay_s, judge
 
 
 def verdict(code, *, told=None, asked=False, restarts=0, max_restarts=3):

@@ -1,0 +1,1 @@
+"""Programs that train, as processes: how they are called, kept running, started again and rehearsed."""
