@@ -1,1 +1,1 @@
-"""Loops: over epochs, steps and rounds; when they save, what they keep, and where a pass over data stands."""
+"""Loops over epochs, steps and rounds: when they save, what they keep, where a pass stands."""

@@ -1,1 +1,1 @@
-"""Programs that train, as processes: how they are called, kept running, started again and rehearsed."""
+"""Programs that train, as processes: their options, kept running, started again, rehearsed."""

@@ -1,1 +1,1 @@
-"""Watching: how runs stand, how far they are and what they still need, for those who look from outside."""
+"""Watching: how runs stand, how far they are, and what they still need, seen from outside."""
