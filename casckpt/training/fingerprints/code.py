@@ -8,23 +8,29 @@ value is a plain one, defaults, and what a closure holds.
 
 from __future__ import annotations
 
-import ast
+import contextlib
+import enum
 import functools
 import importlib.metadata
-import inspect
 import sys
 import sysconfig
-import textwrap
 import types
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from casckpt.training.fingerprints.source import source_of
 
 if TYPE_CHECKING:
     from casckpt.training.fingerprints.values import Fingerprinter
 
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 _STDLIB: Final = Path(sysconfig.get_paths()["stdlib"])
+_BOUND: Final = functools.partial | types.MethodType
 _PLAIN: Final = (int, float, complex, str, bytes, bool, type(None))
+
+_HOLDERS: Final = (list, tuple, dict, set, frozenset, types.ModuleType)
 
 
 class CodeWriter:
@@ -34,6 +40,7 @@ class CodeWriter:
         self._to = fingerprinter
         self._home: Path | None = None
         self._seen: set[int] = set()
+        self._modules: list[types.ModuleType] = []
         self._depth = 0
 
     def write(self, value: Any, out: bytearray, where: str) -> None:
@@ -42,12 +49,25 @@ class CodeWriter:
         Raises:
             BadRequest: a closure or a bound object has no fingerprint.
         """
+        with self._begun(value):
+            self._write(value, out, where)
+
+    def write_class_of(self, value: Any, out: bytearray, where: str) -> None:
+        """Append the code of an object's class if it is ours; nothing if it is somebody else's."""
+        with self._begun(type(value)), self._to.leniently():
+            if self._is_ours(type(value)):
+                _text(out, "of class")
+                self._write(type(value), out, where)
+
+    @contextlib.contextmanager
+    def _begun(self, value: Any) -> Iterator[None]:
         if self._depth == 0:
             self._seen.clear()
+            self._modules.clear()
             self._home = _home_of(_first_function(value))
         self._depth += 1
         try:
-            self._write(value, out, where)
+            yield
         finally:
             self._depth -= 1
 
@@ -64,6 +84,7 @@ class CodeWriter:
             self._to.write(value.__func__, out, where)
             # A class method's object is its class; another object's content counts.
             self._to.write(value.__self__, out, f"{where}.__self__")
+            self._own_methods(value, out, where)
         elif isinstance(value, staticmethod | classmethod):
             self._write(value.__func__, out, where)
         elif isinstance(value, types.FunctionType):
@@ -75,6 +96,17 @@ class CodeWriter:
         else:
             self._foreign(value, out)
 
+    def _own_methods(self, value: types.MethodType, out: bytearray, where: str) -> None:
+        """Write the class of a bound method if the method names other methods of it."""
+        function = _first_function(value)
+        cls = type(value.__self__)
+        if not isinstance(function, types.FunctionType) or isinstance(value.__self__, type):
+            return
+        names = _names_of(function.__code__)
+        if self._is_ours(cls) and any(hasattr(cls, name) for name in names):
+            _text(out, "of class")
+            self._write(cls, out, where)
+
     def _once(self, value: Any, out: bytearray, where: str, write: Any) -> None:
         if id(value) in self._seen:
             _text(out, f"again {value.__qualname__}")
@@ -85,10 +117,11 @@ class CodeWriter:
     def _function(self, value: types.FunctionType, out: bytearray, where: str) -> None:
         if not self._is_ours(value):
             self._foreign(value, out)
+            self._hidden(value, out, where)
             return
         code = value.__code__
         _text(out, f"def {value.__name__}")
-        _text(out, _source(value.__code__))
+        _text(out, source_of(value.__code__))
         self._to.write((value.__defaults__, value.__kwdefaults__), out, f"{where}'s defaults")
         for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
             try:
@@ -108,16 +141,30 @@ class CodeWriter:
             if base is not object:
                 self._write(base, out, where)
         _text(out, f"fields {list(vars(value).get('__annotations__', ()))}")
+        if issubclass(value, enum.Enum):
+            with self._to.leniently():
+                self._to.write([(one.name, one.value) for one in value], out, where)
+        for name, field in sorted(vars(value).get("__dataclass_fields__", {}).items()):
+            if isinstance(field.default_factory, types.FunctionType):
+                self._member(f"{name} factory", field.default_factory, out, f"{where}.{name}")
         for name, member in sorted(vars(value).items()):
-            inner = getattr(member, "fget", member)
-            if _is_generated(inner):
-                continue
-            if isinstance(inner, types.FunctionType | staticmethod | classmethod):
-                _text(out, f"member {name}")
-                self._write(inner, out, f"{where}.{name}")
-            elif isinstance(inner, _PLAIN) and not name.startswith("__"):
+            if name == "_fields" and "__annotations__" in vars(value):
+                continue  # of a NamedTuple: written above
+            for kind, inner in _parts(member):
+                if not _is_generated(inner):
+                    self._member(f"{name}{kind}", inner, out, f"{where}.{name}")
+
+    def _member(self, name: str, value: Any, out: bytearray, where: str) -> None:
+        if isinstance(value, types.FunctionType | staticmethod | classmethod):
+            _text(out, f"member {name}")
+            self._write(value, out, where)
+        elif _is_plain(value):
+            if not name.startswith("__"):
                 _text(out, f"value {name}")
-                self._to.write(inner, out, where)
+                self._to.write(value, out, where)
+        elif self._leads_home(value):
+            _text(out, f"member {name}")
+            self._call(value, out, where)
 
     def _names(
         self, code: types.CodeType, scope: dict[str, Any], out: bytearray, where: str
@@ -130,12 +177,68 @@ class CodeWriter:
             value = scope[name]
             if isinstance(value, types.ModuleType):
                 self._through_module(value, name, names, out, where)
-            elif isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
-                _text(out, f"calls {name}")
-                self._write(value, out, f"{where} -> {name}")
-            elif name.isupper() and _is_plain(value):
-                _text(out, f"constant {name}")
-                self._to.write(value, out, where)
+            else:
+                self._named(value, name, name, out, where)
+
+    def _named(self, value: Any, name: str, shown: str, out: bytearray, where: str) -> None:
+        """Write what a module has under a name: what can be called, or a constant."""
+        if isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
+            _text(out, f"calls {shown}")
+            self._write(value, out, f"{where} -> {shown}")
+        elif name.isupper() and _is_plain(value):
+            _text(out, f"constant {shown}")
+            self._to.write(value, out, where)
+        elif isinstance(value, _BOUND) or self._leads_home(value):
+            _text(out, f"calls {shown}")
+            self._call(value, out, f"{where} -> {shown}")
+
+    def _call(self, value: Any, out: bytearray, where: str) -> None:
+        """Write what may be called by way of an object that a name holds."""
+        # Nobody passed what it holds, so a client among it is no reason to refuse.
+        with self._to.leniently():
+            if isinstance(value, functools.partialmethod):
+                self._to.write((value.func, value.args, value.keywords), out, where)
+            elif isinstance(value, _BOUND | type) or hasattr(value, "__wrapped__"):
+                self._write(value, out, where)
+            elif self._is_ours(type(value)):
+                self._write(type(value), out, where)
+            else:
+                self._hidden(value, out, where)
+
+    def _leads_home(self, value: Any) -> bool:
+        """Return whether an object that is no function has code of ours."""
+        if isinstance(value, (*_PLAIN, *_HOLDERS)):
+            return False
+        if isinstance(value, _BOUND | functools.partialmethod):
+            return True
+        if isinstance(value, type):
+            return self._is_ours(value)
+        if hasattr(value, "__wrapped__"):
+            return True
+        return self._is_ours(type(value)) or bool(self._behind(value))
+
+    def _hidden(self, value: Any, out: bytearray, where: str) -> None:
+        """Write the functions of ours that an object of somebody else wraps."""
+        for name, function in self._behind(value):
+            _text(out, f"wraps {name}")
+            self._write(function, out, where)
+
+    def _behind(self, value: Any, depth: int = 4) -> list[tuple[str, Any]]:
+        """Return (place, function) of the functions of ours in what wraps them."""
+        found = []
+        for name, held in _holds(value):
+            if not isinstance(held, types.FunctionType | _BOUND):
+                continue
+            function = _first_function(held)
+            if not isinstance(function, types.FunctionType) or _is_generated(function):
+                continue
+            if self._is_ours(function):
+                found.append((name, function))
+            elif depth:
+                found += [
+                    (f"{name}.{rest}", one) for rest, one in self._behind(function, depth - 1)
+                ]
+        return found
 
     def _through_module(
         self,
@@ -148,29 +251,41 @@ class CodeWriter:
         if not self._is_home(getattr(module, "__file__", None)):
             self.write_module(module, out)
             return
+        if module in self._modules:
+            return  # reached by way of itself
+        self._modules.append(module)
         for attribute in sorted(names & vars(module).keys()):
             value = vars(module)[attribute]
-            if isinstance(value, types.FunctionType | type):
-                _text(out, f"calls {name}.{attribute}")
-                self._write(value, out, f"{where} -> {name}.{attribute}")
-            elif attribute.isupper() and _is_plain(value):
-                _text(out, f"constant {name}.{attribute}")
-                self._to.write(value, out, where)
+            shown = f"{name}.{attribute}"
+            if not isinstance(value, types.ModuleType):
+                self._named(value, attribute, shown, out, where)
+            elif self._is_home(getattr(value, "__file__", None)):
+                _text(out, f"module {shown}")
+                self._through_module(value, shown, names, out, where)
+        self._modules.pop()
 
     def _foreign(self, value: Any, out: bytearray) -> None:
         """Write a function of somebody else: its name, and the version of its package."""
         module = getattr(value, "__module__", None) or "builtins"
         name = getattr(value, "__qualname__", type(value).__qualname__)
         _text(out, f"foreign {_version_of(module)} {name}")
+        if isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
+            holder = value.__self__
+            if not isinstance(holder, types.ModuleType | type | None):
+                _text(out, "of")  # ",".join is another function than ";".join
+                with self._to.leniently():
+                    self._to.write(holder, out, name)
 
     def _is_ours(self, value: Any) -> bool:
         if isinstance(value, types.FunctionType):
             file: str | None = value.__code__.co_filename
         else:
+            root = value.__module__.partition(".")[0]
             file = getattr(sys.modules.get(value.__module__), "__file__", None)
+            file = file or getattr(sys.modules.get(root), "__file__", None)
             if file is None:
                 # A class of an interactive session or of exec: nobody else can have made it.
-                return value.__module__ not in sys.stdlib_module_names
+                return root not in sys.stdlib_module_names
         return self._is_home(file)
 
     def _is_home(self, file: str | None) -> bool:
@@ -198,6 +313,38 @@ def _first_function(value: Any) -> Any:
             return value
 
 
+def _parts(member: Any) -> list[tuple[str, Any]]:
+    """Return (kind, part) of what a class has under a name: a property is up to three functions."""
+    if isinstance(member, functools.cached_property):
+        return [("", member.func)]
+    if isinstance(member, property):
+        parts = [("", member.fget), (" set", member.fset), (" del", member.fdel)]
+        return [one for one in parts if one[1] is not None]
+    return [("", getattr(member, "fget", member))]
+
+
+def _holds(value: Any) -> list[tuple[str, Any]]:
+    """Return (name, object) of what a wrapper holds, in order of name."""
+    held: dict[str, Any] = {}
+    if isinstance(value, types.FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not filled yet
+                held[name] = cell.cell_contents
+        registry = held.get("registry")
+        if isinstance(registry, Mapping):  # functools.singledispatch
+            held.update(
+                (f"for {getattr(cls, '__qualname__', cls)}", registry[cls]) for cls in registry
+            )
+    else:
+        held.update(getattr(value, "__dict__", None) or {})
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None:
+        held["__wrapped__"] = wrapped
+    return sorted(
+        ((name, one) for name, one in held.items() if type(name) is str), key=itemgetter(0)
+    )
+
+
 def _home_of(value: Any) -> Path | None:
     """Return the folder whose code counts: the top-level package's, or the script's."""
     name = getattr(value, "__module__", None) or ""
@@ -205,6 +352,8 @@ def _home_of(value: Any) -> Path | None:
     file = getattr(root, "__file__", None)
     if file is None and isinstance(value, types.FunctionType):
         file = value.__code__.co_filename
+    if file is None and isinstance(value, type):
+        file = getattr(sys.modules.get(name), "__file__", None)
     if file is None or file.startswith("<"):
         return None
     if name.partition(".")[0] in sys.stdlib_module_names and name != "__main__":
@@ -231,60 +380,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | frozenset):
         return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)
-
-
-@functools.lru_cache(4096)
-def _source(code: types.CodeType) -> str:
-    """Return the syntax of a function; its bytecode where there is no source."""
-    try:
-        text = textwrap.dedent(inspect.getsource(code))
-    except (OSError, TypeError):
-        return _bytecode(code)
-    if code.co_name == "<lambda>":
-        # Its lines may hold other code, and need not parse alone.
-        return f"{_lambdas(text) or text.strip()} {_constants(code)}"
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return text
-    return ast.dump(_without_docstrings(tree))
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            first = node.body[0]
-            text = first.value if isinstance(first, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                node.body = node.body[1:]
-    return tree
-
-
-def _lambdas(text: str) -> str:
-    """Return the syntax of the lambdas in some lines, as far as they parse."""
-    for candidate in (text.strip(), text.strip().rstrip(",)"), f"({text.strip()})"):
-        try:
-            tree = ast.parse(candidate)
-        except SyntaxError:
-            continue
-        return " ".join(ast.dump(one) for one in ast.walk(tree) if isinstance(one, ast.Lambda))
-    return ""
-
-
-def _constants(code: types.CodeType) -> str:
-    """Return what tells lambdas of one line apart: names and constants."""
-    inner = " ".join(_constants(one) for one in code.co_consts if isinstance(one, types.CodeType))
-    plain = [one for one in code.co_consts if not isinstance(one, types.CodeType)]
-    return f"{code.co_varnames} {code.co_names} {_stable(plain)} {inner}"
-
-
-def _stable(values: list[Any]) -> str:
-    return repr([sorted(map(repr, one)) if isinstance(one, frozenset) else one for one in values])
-
-
-def _bytecode(code: types.CodeType) -> str:
-    inner = " ".join(_bytecode(one) for one in code.co_consts if isinstance(one, types.CodeType))
-    return f"{code.co_code.hex()} {_constants(code)} {inner}"
 
 
 @functools.cache

@@ -1,4 +1,10 @@
-"""Hashes of files, with a cache that knows from `stat` that a file has not changed."""
+"""Hashes of files, with a cache that knows from `stat` that a file has not changed.
+
+One change escapes it: a process that keeps a file mapped (mmap, numpy's memmap) and goes on writing
+to pages that it has written before. The file system notes the time of the first write to a page,
+and again only after it has written the page back: until then all of `stat` stays as it was, and no
+reader can tell. Close or flush a mapping (`msync`) before the file counts.
+"""
 
 from __future__ import annotations
 

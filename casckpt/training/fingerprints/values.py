@@ -7,6 +7,9 @@ its text, a function for its source and what it calls in its package.
 
 from __future__ import annotations
 
+import argparse
+import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -18,13 +21,14 @@ import re
 import struct
 import types
 import uuid
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt import native
 from casckpt.checkpoint.leaves import root_of
 from casckpt.checkpoint.manifest import canonical
 from casckpt.errors import BadLeaf, BadRequest
+from casckpt.training.fingerprints import arrays, settings
 
 if TYPE_CHECKING:
     from casckpt.training.fingerprints.code import CodeWriter
@@ -69,7 +73,8 @@ class Fingerprinter:
 
     Args:
         files: what knows the hashes of files; None for one that remembers for this process.
-        lenient: let what has no fingerprint stand for its type; for notices, never for keys.
+        lenient: let what has no fingerprint stand for its type; for notices, and for what was
+            not passed but is held by what was.
     """
 
     def __init__(self, files: FileHashes | None = None, *, lenient: bool = False) -> None:
@@ -103,6 +108,15 @@ class Fingerprinter:
             writer(self, value, out, where)
         else:
             self._write_special(value, out, where)
+
+    @contextlib.contextmanager
+    def leniently(self) -> Iterator[None]:
+        """Let what has no fingerprint stand for its type until the end of the block."""
+        before, self.lenient = self.lenient, True
+        try:
+            yield
+        finally:
+            self.lenient = before
 
     # ---- exact types
 
@@ -177,15 +191,21 @@ class Fingerprinter:
             self._path(value, out, where)
         elif isinstance(value, enum.Enum):
             _put(out, b"E", f"{type(value).__qualname__}.{value.name}".encode())
+            with self.leniently():
+                self.write(value.value, out, where)
         elif isinstance(value, _CODE) or hasattr(value, "__wrapped__"):
-            self._code_writer().write(value, out, where)
+            self.code_writer().write(value, out, where)
         elif isinstance(value, types.ModuleType):
-            self._code_writer().write_module(value, out)
+            self.code_writer().write_module(value, out)
         elif isinstance(value, _BY_REPR):
-            _put(out, b"r", f"{type(value).__qualname__}:{value!r}".encode())
+            self._by_repr(value, out, where)
+        elif isinstance(value, types.SimpleNamespace | argparse.Namespace):
+            self._named(b"N", value, vars(value), out, where)
         elif dataclasses.is_dataclass(value):
             fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
             self._named(b"D", value, fields, out, where)
+            if callable(value):
+                self.code_writer().write_class_of(value, out, where)
         elif isinstance(value, tuple) and hasattr(value, "_fields"):
             self._named(b"n", value, dict(zip(value._fields, value, strict=True)), out, where)
         else:
@@ -194,10 +214,15 @@ class Fingerprinter:
     def _write_foreign(self, value: Any, out: bytearray, where: str) -> None:
         root = type(value).__module__.partition(".")[0]
         if root == "numpy" and hasattr(value, "tobytes"):
-            self._array(value, out, where)
+            arrays.write_array(self, value, out, where)
+        elif root == "numpy" and type(value).__name__ == "ufunc":
+            self._ufunc(value, out, where)
         elif root == "pandas" and hasattr(value, "index"):
-            self._frame(value, out, where)
-        elif root_of(value) is not None or callable(getattr(value, "state_dict", None)):
+            arrays.write_frame(self, value, out, where)
+        elif callable(getattr(value, "state_dict", None)):
+            self._tree(value, out, where)
+            settings.write_settings(self, value, out, where)
+        elif root_of(value) is not None:
             self._tree(value, out, where)
         else:
             for cls, writer in _BASES:
@@ -205,8 +230,44 @@ class Fingerprinter:
                     # A class of its own with the content of a built-in: a config's DictConfig.
                     _put(out, b"u", type(value).__qualname__.encode())
                     writer(self, value, out, where)
+                    if issubclass(cls, _BUILT_IN) or isinstance(value, dict):
+                        self._besides(value, out, where)
                     return
             self.refuse(value, out, where)
+
+    def _besides(self, value: Any, out: bytearray, where: str) -> None:
+        """Write what an object of a subclass of a built-in is besides its content."""
+        if isinstance(value, collections.OrderedDict) and len(value) > 1:
+            out += b"o"
+            self._list(list(value), out, where)
+        if isinstance(value, collections.defaultdict):
+            out += b"z"
+            with self.leniently():
+                self.write(value.default_factory, out, where)
+        held = settings.settings_of(value)
+        if held:
+            out += b"."
+            with self.leniently():
+                self._dict(held, out, where)
+
+    def _by_repr(self, value: Any, out: bytearray, where: str) -> None:
+        text = repr(value)
+        if " object at 0x" in text:  # a time zone of a class that does not say what it is
+            self.refuse(value, out, where)
+            return
+        _put(out, b"r", f"{type(value).__qualname__}:{text}".encode())
+        if isinstance(value, re.Pattern) and len(repr(value.pattern)) > _PATTERN_SHOWN:
+            self.write((value.pattern, value.flags), out, where)
+        elif isinstance(value, slice):
+            ends = (value.start, value.stop, value.step)
+            if not all(one is None or type(one) is int for one in ends):
+                self.write(ends, out, where)
+
+    def _ufunc(self, value: Any, out: bytearray, where: str) -> None:
+        if value.__name__.endswith(" (vectorized)"):  # of a function that cannot be seen
+            self.refuse(value, out, where)
+            return
+        _put(out, b"r", f"ufunc:{value.__name__}".encode())
 
     def refuse(self, value: Any, out: bytearray, where: str) -> None:
         """Raise for a value without a fingerprint; if lenient, write its type."""
@@ -248,40 +309,6 @@ class Fingerprinter:
             _put(out, b"k", name.encode())
             self.write(item, out, f"{where}.{name}")
 
-    def _array(self, value: Any, out: bytearray, where: str) -> None:
-        dtype = value.dtype
-        kind = "" if type(value).__name__ == "ndarray" else type(value).__qualname__
-        _put(out, b"a", f"{kind} {dtype.descr if dtype.names else dtype.str} {dtype.name}".encode())
-        self._tuple(tuple(value.shape), out, where)
-        if dtype.hasobject:
-            self._list(value.reshape(-1).tolist(), out, where)
-            return
-        try:
-            data = memoryview(value).cast("B") if value.flags.c_contiguous else value.tobytes()
-        except (ValueError, TypeError, NotImplementedError, BufferError):
-            data = value.tobytes()  # a dtype that buffers cannot name, such as dates
-        self.put_bytes(out, b"b", data)
-
-    def _frame(self, value: Any, out: bytearray, where: str) -> None:
-        _put(out, b"F", type(value).__qualname__.encode())
-        if hasattr(value, "columns"):
-            self._column(value.index, out, where)
-            for position, name in enumerate(value.columns):
-                self.write(name, out, where)
-                self._column(value.iloc[:, position], out, f"{where}[{name!r}]")
-        else:
-            self.write(getattr(value, "name", None), out, where)
-            self._column(value.index, out, where)
-            self._column(value, out, where)
-
-    def _column(self, column: Any, out: bytearray, where: str) -> None:
-        _put(out, b"C", str(column.dtype).encode())
-        values = column.to_numpy()
-        if values.dtype.hasobject:
-            self._list(values.tolist(), out, where)
-        else:
-            self._array(values, out, where)
-
     def _tree(self, value: Any, out: bytearray, where: str) -> None:
         """Write what a checkpoint would keep of a tensor, a booster, a module."""
         from casckpt.checkpoint.tree import flatten
@@ -312,13 +339,17 @@ class Fingerprinter:
         else:
             _put(out, tag, view)
 
-    def _code_writer(self) -> CodeWriter:
+    def code_writer(self) -> CodeWriter:
+        """Return what writes functions and classes."""
         if self._code is None:
             from casckpt.training.fingerprints.code import CodeWriter
 
             self._code = CodeWriter(self)
         return self._code
 
+
+_PATTERN_SHOWN: Final = 200
+"""Characters of the repr of its pattern that the repr of a `re.Pattern` shows."""
 
 _INLINE_BYTES: Final = 4096
 """Larger ones are hashed where they lie, instead of being copied first."""
@@ -341,6 +372,8 @@ _WRITERS: Final[dict[type, _Writer]] = {
     set: Fingerprinter._set,
     frozenset: Fingerprinter._set,
 }
+
+_BUILT_IN: Final = (str, int, float, bytes, list, tuple)
 
 _CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
 
