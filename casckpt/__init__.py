@@ -80,23 +80,21 @@ _HOMES: Final = {
     "save": "api",
 }
 _MODULES: Final = frozenset({"errors"})
-_FRAMEWORKS: Final = frozenset(
-    {
-        "accelerate",
-        "dcp",
-        "fsspec",
-        "ignite",
-        "keras",
-        "lightgbm",
-        "lightning",
-        "optuna",
-        "sklearn",
-        "torch",
-        "transformers",
-        "xgboost",
-    }
-)
-"""Each needs its extra, so none is among the names that a star import loads."""
+_FRAMEWORKS: Final = {
+    "accelerate": "accelerate",
+    "dcp": "torch",
+    "fsspec": "fsspec",
+    "ignite": "ignite",
+    "keras": "keras",
+    "lightgbm": "lightgbm",
+    "lightning": "lightning",
+    "optuna": "optuna",
+    "sklearn": "sklearn",
+    "torch": "torch",
+    "transformers": "transformers",
+    "xgboost": "xgboost",
+}
+"""Adapter to its package. Each needs its extra, so none is among what a star import loads."""
 
 __all__ = sorted([*_HOMES, *_MODULES])
 
@@ -112,8 +110,13 @@ def __getattr__(name: str) -> Any:
     """Load a public name at its first use."""
     from importlib import import_module
 
-    if name in _MODULES or name in _FRAMEWORKS:
+    if name in _MODULES:
         return import_module(f"casckpt.{name}")
+    if name in _FRAMEWORKS:
+        try:
+            return import_module(f"casckpt.{name}")
+        except Exception as exc:
+            raise _missing(name, exc) from exc
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'casckpt' has no attribute {name!r}")
@@ -123,5 +126,48 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, loaded or not."""
-    return sorted({*globals(), *__all__, *_FRAMEWORKS})
+    """Return the public names, loaded or not; of frameworks those that are installed."""
+    found = {name for name, package in _FRAMEWORKS.items() if _is_installed(package)}
+    return sorted({*globals(), *__all__, *found})
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False  # something of that name is half imported
+
+
+def _missing(name: str, error: Exception) -> Exception:
+    """Return the MissingExtra of an adapter that cannot be imported, an AttributeError as well.
+
+    `hasattr`, `help` and `inspect` take an AttributeError for the answer no, and nothing else.
+    """
+    from casckpt.errors import MissingExtra
+
+    package = _FRAMEWORKS[name]
+    if isinstance(error, MissingExtra) and not _is_installed(package):
+        lines = (error.what, error.why, error.hint)
+    else:
+        # An adapter takes whatever is not found for its framework, and that may be below it.
+        cause = error.__cause__ if isinstance(error, MissingExtra) and error.__cause__ else error
+        reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        lines = (
+            f"casckpt.{name} needs {package}, which cannot be imported",
+            f"it is installed, but its import failed: {reason}",
+            f"see what `python -c 'import {package}'` says; "
+            f"pip install 'casckpt[{package}]' brings what it needs",
+        )
+
+    def reduced(_: Exception) -> tuple[Any, ...]:
+        return MissingExtra, lines
+
+    both = type(
+        MissingExtra.__name__,
+        (MissingExtra, AttributeError),
+        {"__module__": MissingExtra.__module__, "__reduce__": reduced},
+    )
+    found: Exception = both(*lines)
+    return found

@@ -10,10 +10,10 @@ from casckpt.checkpoint.compacting import Compacting
 from casckpt.checkpoint.payloads import edit_payload
 from casckpt.checkpoint.plans import GcPlan, GcResult, make_plan, plan_of, still_droppable
 from casckpt.checkpoint.policies import Policy
-from casckpt.checkpoint.queries import glob_or_name, selects_run
+from casckpt.checkpoint.queries import Catalog, glob_or_name, selects_run
 from casckpt.checkpoint.records import Checkpoint, check_metrics
 from casckpt.checkpoint.refs import ALL_LINES, parse_ref
-from casckpt.errors import BadRequest, Busy, NotFound, StepExists
+from casckpt.errors import BadRef, BadRequest, Busy, NotFound, StepExists
 from casckpt.ids import check_tag
 from casckpt.logs import logger
 
@@ -120,38 +120,17 @@ class Curation(Compacting):
     def undelete(self, ref: str | Checkpoint) -> Checkpoint:
         """Bring a checkpoint back from the trash; a bare name of a run brings all of it back.
 
+        Of several that were at one place, one after the other, a run's name brings the last back.
+
         Returns:
             The checkpoint; of a run, the newest.
 
         Raises:
             NotFound: it is not in the trash any more.
             StepExists: another checkpoint has taken its place meanwhile.
-            BadRequest: the store is read-only.
+            BadRequest: another has taken its tag, or the store is read-only. Nothing came back.
         """
-        self._ready(write=True)
-        if isinstance(ref, Checkpoint):
-            ref = f"id:{ref.id}"
-        parsed = parse_ref(ref)
-        store = self if parsed.store is None else self._other(Path(parsed.store), write=True)
-        if selects_run(parsed):
-            line = ALL_LINES if parsed.line is None else parsed.line
-            returning = store._catalog.of_line(parsed.run, line, trash=True)
-        else:
-            returning = [store._catalog.resolve_trash(parsed)]
-        for checkpoint in returning:
-            at = store._catalog.around(checkpoint.run, checkpoint.line, checkpoint.step)[1]
-            if at is not None and checkpoint.batch == at.batch:
-                raise StepExists(
-                    f"{checkpoint.ref} cannot come back",
-                    f"another checkpoint is at its place since {at.created:%Y-%m-%d %H:%M} UTC",
-                    f"delete that one first: `casckpt rm id:{at.id[:10]}`",
-                    run=checkpoint.run,
-                    step=checkpoint.step,
-                )
-        for checkpoint in returning:
-            store._repository.untrash(checkpoint.run, checkpoint.seq)
-        last = returning[-1]
-        return store._catalog.one(last.run, last.seq)
+        return self._undelete(ref)[-1]
 
     def plan_gc(
         self, keep: Policy | None = None, run: str = "*", *, max_bytes: int | None = None
@@ -209,7 +188,7 @@ class Curation(Compacting):
             store, checkpoint = self._find(ref_or_run, write=True)
             return store, [checkpoint]
         if glob_or_name(ref_or_run.partition("@")[0].partition("~")[0]):
-            found = self._catalog.checkpoints(ref_or_run)
+            found = of_glob(self._catalog, ref_or_run)
             if not found:
                 raise self._catalog.no_run(ref_or_run)
             return self, found
@@ -220,6 +199,26 @@ class Curation(Compacting):
         store = self if ref.store is None else self._other(Path(ref.store), write=True)
         line = ALL_LINES if ref.line is None else ref.line
         return store, store._catalog.of_line(ref.run, line)
+
+    def _undelete(self, ref: str | Checkpoint) -> list[Checkpoint]:
+        """Bring back what a REF, a run or a line names in the trash; return it, the newest last."""
+        self._ready(write=True)
+        if isinstance(ref, Checkpoint):
+            ref = f"id:{ref.id}"
+        parsed = parse_ref(ref)
+        store = self if parsed.store is None else self._other(Path(parsed.store), write=True)
+        if selects_run(parsed):
+            line = ALL_LINES if parsed.line is None else parsed.line
+            everything = store._catalog.of_line(parsed.run, line, trash=True)
+            # By line, step, batch, then commit: the last at a place is what was there last.
+            returning = list({(ck.line, ck.position): ck for ck in everything}.values())
+        else:
+            returning = [store._catalog.resolve_trash(parsed)]
+        _check_places_free(store._catalog, returning)
+        _check_tags_free(store._catalog, returning)
+        for checkpoint in returning:
+            store._repository.untrash(checkpoint.run, checkpoint.seq)
+        return [store._catalog.one(checkpoint.run, checkpoint.seq) for checkpoint in returning]
 
     def _drop(self, plan: GcPlan | None) -> tuple[list[Checkpoint], list[Checkpoint]]:
         """Move what a plan drops to the trash; return it, and what had to be left alone."""
@@ -247,3 +246,62 @@ class Curation(Compacting):
             checkpoint.run, checkpoint.seq, lambda payload: edit_payload(payload, **changes)
         )
         return self._catalog.one(checkpoint.run, checkpoint.seq)
+
+
+def of_glob(catalog: Catalog, text: str) -> list[Checkpoint]:
+    """Return the checkpoints of the runs that `GLOB`, `GLOB~LINE` or `GLOB~*` names, live ones.
+
+    Raises:
+        BadRef: if it is none of these.
+    """
+    pattern, line = parse_glob(text)
+    found = catalog.matching(pattern)
+    return found if line == ALL_LINES else [ck for ck in found if ck.line == line]
+
+
+def parse_glob(text: str) -> tuple[str, int]:
+    """Return (glob over runs, number of a line or ALL_LINES) of `GLOB`, `GLOB~LINE` or `GLOB~*`.
+
+    Raises:
+        BadRef: if it is none of these.
+    """
+    pattern, tilde, line = text.partition("~")
+    if "@" not in text and (not tilde or line == "*"):
+        return pattern, ALL_LINES
+    if not (line.isascii() and line.isdigit()):
+        raise BadRef(
+            f"bad pattern {text!r}",
+            "a pattern names runs, or a line of each, and no checkpoint",
+            "write GLOB, GLOB~LINE or GLOB~*, or one REF without *, ? and [",
+        )
+    return pattern, int(line)
+
+
+def _check_places_free(catalog: Catalog, returning: Sequence[Checkpoint]) -> None:
+    """Raise StepExists if a live checkpoint is where one of these was."""
+    for checkpoint in returning:
+        at = catalog.around(checkpoint.run, checkpoint.line, checkpoint.step, checkpoint.batch)[1]
+        if at is not None:
+            raise StepExists(
+                f"{checkpoint.ref} cannot come back",
+                f"another checkpoint is at its place since {at.created:%Y-%m-%d %H:%M} UTC",
+                f"delete that one first: `casckpt rm id:{at.id[:10]}`",
+                run=checkpoint.run,
+                step=checkpoint.step,
+            )
+
+
+def _check_tags_free(catalog: Catalog, returning: Sequence[Checkpoint]) -> None:
+    """Raise BadRequest if one of these has a tag of a live checkpoint, or of another of these."""
+    holders: dict[tuple[str, str], Checkpoint] = {}
+    for checkpoint in returning:
+        catalog.check_tags_free(checkpoint.run, checkpoint.tags, None)
+        for tag in checkpoint.tags:
+            other = holders.setdefault((checkpoint.run, tag), checkpoint)
+            if other is not checkpoint:
+                raise BadRequest(
+                    f"{other.ref} and {checkpoint.ref} both have the tag {tag!r}",
+                    "a tag names one checkpoint of a run, so they cannot both come back",
+                    f"bring one of them back: `casckpt undelete {checkpoint.ref}`",
+                    tag=tag,
+                )

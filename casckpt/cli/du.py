@@ -34,6 +34,8 @@ def _show(output: Output, run: str | None, codings: bool) -> None:
     pattern = stores.split(output.settings, run)[0] if run else "*"
     with stores.opened(output.settings) as store:
         found = store.stats(pattern, codings=codings)
+        if not found.runs and pattern != "*":
+            raise store._catalog.no_run(pattern)
     if output.json:
         more = {"codings": [_coding_record(each) for each in found.codings]} if codings else {}
         output.document(name, **_record(found), **more)

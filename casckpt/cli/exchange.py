@@ -169,6 +169,8 @@ def import_(output: Output, files: tuple[Path, ...], run: str, step: int | None)
             made, problem = store.import_files(name, *files, step=step), None
         except FilesLeftOut as exc:
             made, problem = exc.details["checkpoints"], exc
+    # Several files of a pile can be one checkpoint: the best, the latest and the last epoch.
+    made = list({checkpoint.ref: checkpoint for checkpoint in made}.values())
     if output.json:
         output.document("import", checkpoints=[views.record(checkpoint) for checkpoint in made])
     elif output.quiet:

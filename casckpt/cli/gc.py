@@ -15,6 +15,7 @@ from casckpt.cli.prompts import agreed
 from casckpt.ids import ABBREVIATION
 
 if TYPE_CHECKING:
+    from casckpt.api import Store
     from casckpt.checkpoint.plans import GcPlan
     from casckpt.checkpoint.policies import Policy
     from casckpt.checkpoint.records import Checkpoint
@@ -45,7 +46,8 @@ _NOTED_ABOVE = 1024 * 1024
     metavar="METRIC[:min|max][:N]",
     multiple=True,
     shell_complete=completers.metrics,
-    help="The best N (1) by a metric; may be given more than once.",
+    help="The best N (1) by a metric; may be given more than once. Without min or max: by what "
+    "the loops of the runs have declared.",
 )
 @click.option("--keep-every", callback=quantities.count, metavar="N", help="Steps divisible by N.")
 @click.option("--keep-newer-than", metavar="AGE", help="Saved within: 12h, 7d, 2w.")
@@ -72,13 +74,14 @@ def gc(
     """Drop checkpoints by policy, of RUN or of all runs, and free the disk.
 
     Policies count per line of a run, and a checkpoint stays if any of them keeps it. The newest
-    of a line, pinned and tagged ones always stay. What is dropped goes to the trash, where
-    `undelete` finds it for an hour; a gc after that, or --now, frees its bytes. Without a policy
-    nothing is dropped.
+    of a line, the best by its loop's monitor, pinned and tagged ones always stay. What is dropped
+    goes to the trash, where `undelete` finds it for an hour; a gc after that, or --now, frees its
+    bytes. Without a policy nothing is dropped.
     """
     pattern = stores.split(output.settings, run)[0] if run else "*"
-    policy = _policy(keep_last, keep_best, keep_every, keep_newer_than)
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
+        keep_best = [_with_mode(output, store, pattern, *wanted) for wanted in keep_best]
+        policy = _policy(keep_last, keep_best, keep_every, keep_newer_than)
         with waiting(output, "planning"):
             plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
         for metric, _, _ in keep_best:
@@ -87,7 +90,7 @@ def gc(
         if not output.json and not output.quiet:
             if policy is not None or plan.drop:
                 _show(output, plan)
-            _sum(output, plan, now)
+            _sum(output, plan, now, 0 if now else _waiting(store))
         if dry_run:
             _dry(output, plan)
             return
@@ -96,7 +99,43 @@ def gc(
             return
         with waiting(output, "collecting"):
             done = store.gc(plan, now=now, force=force)
-    _report(output, plan, done.freed_bytes, now)
+        left = len(store.checkpoints(trash=True))
+    _report(output, plan, done.freed_bytes, now, left)
+
+
+def _with_mode(
+    output: Output, store: Store, pattern: str, metric: str, mode: Mode | None, number: int
+) -> tuple[str, Mode | None, int]:
+    """Return a --keep-best with the mode that the loops of the runs have declared, if it lacks one.
+
+    Without a mode, and where they declared none or not the same, the policy will refuse it.
+    """
+    if mode is not None:
+        return metric, mode, number
+    catalog = store._catalog
+    runs = {checkpoint.run for checkpoint in catalog.matching(pattern.removesuffix("~*"))}
+    monitors = [each for run in runs for each in catalog.view(run).monitors.values()]
+    found: set[Mode] = set()
+    if (metric, "min") in monitors:
+        found.add("min")
+    if (metric, "max") in monitors:
+        found.add("max")
+    if len(found) != 1:
+        return metric, None, number
+    (mode,) = found
+    output.note(f"--keep-best {metric}: {mode}, as declared by its loop")
+    return metric, mode, number
+
+
+def _waiting(store: Store) -> int:
+    """Return how many checkpoints are in the trash and not an hour yet: only --now frees them."""
+    from datetime import UTC, datetime
+
+    from casckpt.store.layout import GRACE_S
+
+    now = datetime.now(UTC)
+    trash = [one.trashed_at for one in store.checkpoints(trash=True)]
+    return sum(at is not None and (now - at).total_seconds() < GRACE_S for at in trash)
 
 
 def _policy(
@@ -160,13 +199,19 @@ def _show(output: Output, plan: GcPlan) -> None:
         output.line()
 
 
-def _sum(output: Output, plan: GcPlan, now: bool) -> None:
-    """Write what the plan amounts to."""
+def _sum(output: Output, plan: GcPlan, now: bool, waiting: int) -> None:
+    """Write what the plan amounts to, and when that is not now."""
     drops = formatting.count(len(plan.drop), "checkpoint")
+    most = later = ""
+    if plan.drop and not now:
+        later = " once it leaves the trash"
+    elif waiting:
+        stay = "stays" if waiting == 1 else "stay"
+        most = "at most "
+        later = f", since {formatting.count(waiting, 'checkpoint')} {stay} in the trash"
     output.line(
-        f"keeps {len(plan.keep):,}, drops {drops}; "
-        f"frees {formatting.size(plan.freed_bytes)} ({formatting.exact(plan.freed_bytes)})"
-        f"{'' if now or not plan.drop else ' once it leaves the trash'}"
+        f"keeps {len(plan.keep):,}, drops {drops}; frees {most}"
+        f"{formatting.size(plan.freed_bytes)} ({formatting.exact(plan.freed_bytes)}){later}"
     )
 
 
@@ -204,8 +249,8 @@ def _question(plan: GcPlan, now: bool) -> str:
     return f"Move {drops} to the trash?"
 
 
-def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool) -> None:
-    """Say what was done."""
+def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool, left: int = 0) -> None:
+    """Say what was done, and why it is less than planned; `left` are still in the trash."""
     if output.json:
         output.document("gc", **_plan_record(plan), freed_bytes=freed_bytes, dry_run=False)
     elif output.quiet:
@@ -222,7 +267,14 @@ def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool) -> None:
             )
         else:
             output.line(f"freed {formatting.size(freed_bytes)} ({formatting.exact(freed_bytes)})")
-            if plan.freed_bytes - freed_bytes > max(_NOTED_ABOVE, freed_bytes):
+            if left and plan.freed_bytes > freed_bytes:
+                them = "them" if left > 1 else "it"
+                output.note(
+                    f"{formatting.count(left, 'checkpoint')} in the trash can still come back "
+                    "within the hour after the removal; "
+                    f"`casckpt gc --now` frees {them} at once."
+                )
+            elif plan.freed_bytes - freed_bytes > max(_NOTED_ABOVE, freed_bytes):
                 output.note(
                     f"That is less than the {formatting.size(plan.freed_bytes)} planned: the rest "
                     "is in packs that also hold what stays, and to rewrite those the disk needs "

@@ -247,6 +247,6 @@ def _sum(output: Output, found: Sequence[Checkpoint], everything: Sequence[Check
         else f"{len(found):,} of {formatting.count(len(everything), 'checkpoint')} shown"
     )
     output.note(
-        f"{shown}. {formatting.size(logical_bytes)} logical, of which "
-        f"{formatting.size(new_bytes)} had to be written. `casckpt du` shows the disk."
+        f"{shown}. {formatting.size(logical_bytes)} logical, {formatting.size(new_bytes)} written "
+        "when saved. `casckpt du` shows the disk."
     )

@@ -22,6 +22,7 @@ STATUS_COLORS = {
     "running": "green",
     "finished": "cyan",
     "stopped": "yellow",
+    "pruned": "yellow",
     "failed": "red",
     "lost": "red",
 }
@@ -71,12 +72,14 @@ def record(outlook: Outlook, *, now_s: float | None = None) -> dict[str, Any]:
         "run": info.name,
         "line": info.line,
         "status": info.status,
-        "reason": info.reason,
+        # Programs get the words of `RunInfo.status`, of which "pruned" is none.
+        "reason": outlook.reason if outlook.status == info.status else info.reason.rstrip(": "),
         "progress": [
             {
                 "part": part.part,
                 "done": part.done,
                 "total": part.total,
+                "failed": outlook.failed.get(part.part, 0),
                 "ratio": part.ratio,
                 "unit_s": part.unit_s,
                 "eta_s": part.eta_s,
@@ -133,6 +136,8 @@ def left(seconds: float | None) -> str:
 def progress(outlook: Outlook) -> str:
     """Return how far a run is, in a few words."""
     words = [_amount(part) for part in outlook.info.progress[-1:]]
+    if outlook.failed:
+        words.append(f"{sum(outlook.failed.values()):,} failed")
     for group in outlook.groups:
         total = "" if group.total is None else f"/{group.total}"
         words.append(f"{group.done}{total} {group.pattern}")
@@ -151,12 +156,13 @@ def facts(outlook: Outlook) -> Iterator[tuple[str, str]]:
     """Yield what is known of a run, a name and a text each; what is empty is left out."""
     info = outlook.info
     yield "run", f"{info.name}~{info.line}" if info.lines > 1 else info.name
-    if info.status:
-        yield "status", info.status + (f": {info.reason}" if info.reason else "")
+    if outlook.status:
+        yield "status", outlook.status + (f": {outlook.reason}" if outlook.reason else "")
     if outlook.elapsed_s:
         yield "worked", f"{formatting.duration(outlook.elapsed_s)}, all sessions"
     for part in info.progress:
-        yield "progress", f"{bar(part)}{_amount(part)}"
+        failed = outlook.failed.get(part.part, 0)
+        yield "progress", f"{bar(part)}{_amount(part)}{f', {failed:,} failed' if failed else ''}"
     for group in outlook.groups:
         yield "children", _counts(group)
     if outlook.eta_s is not None and info.status == "running":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,10 @@ from casckpt.errors import NotFound, RunBusy
 
 if TYPE_CHECKING:
     from casckpt.api import Store
+    from casckpt.checkpoint.records import Checkpoint
+
+RUNS_NAMED = 3
+"""Runs that the way back names after a pattern; the others are in `ls --trash`."""
 
 
 @command(
@@ -42,12 +47,7 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
         _drop_stage(output, target, stage, dry_run, yes)
         return
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
-        if "@" in target or target.startswith("id:"):
-            chosen = [store.get(target)]
-        else:
-            # The bare name of a run means all its lines here, as in store.delete.
-            all_lines = "~" in target or any(letter in target for letter in "*?[")
-            chosen = store.checkpoints(target if all_lines else f"{target}~*")
+        chosen = _chosen(store, target)
         results = _stage_results(store, target)
         if not chosen and not results:
             raise NotFound(
@@ -85,9 +85,39 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
         output.note("Dropped. The items are done again when the stages run; `casckpt gc` frees.")
     else:
         output.note(
-            f"Moved to the trash. `casckpt undelete {chosen[0].ref}` brings it back within an "
-            "hour; `casckpt gc --now` frees the bytes at once."
+            f"Moved to the trash. {_way_back(target, chosen)} within an hour; "
+            "`casckpt gc --now` frees the bytes at once."
         )
+
+
+def _chosen(store: Store, target: str) -> list[Checkpoint]:
+    """Return the checkpoints that `store.delete` of a target would move."""
+    from casckpt.checkpoint.curation import of_glob
+
+    if "@" in target or target.startswith("id:"):
+        return [store.get(target)]
+    if _is_glob(target):
+        return of_glob(store._catalog, target)
+    # The bare name of a run means all its lines here, as in store.delete.
+    return store.checkpoints(target if "~" in target else f"{target}~*")
+
+
+def _is_glob(target: str) -> bool:
+    from casckpt.checkpoint.queries import glob_or_name
+
+    return glob_or_name(target.partition("@")[0].partition("~")[0])
+
+
+def _way_back(target: str, chosen: Sequence[Checkpoint]) -> str:
+    """Return the command that brings back what was moved, in words."""
+    if len(chosen) == 1:
+        return f"`casckpt undelete {chosen[0].ref}` brings it back"
+    _, tilde, line = target.partition("~")
+    runs = sorted({checkpoint.run for checkpoint in chosen})
+    # Of what may stand in a REF, a shell takes only the star for something else.
+    words = [f"'{run}~*'" if line == "*" else f"{run}{tilde}{line}" for run in runs[:RUNS_NAMED]]
+    more = " ..." if len(runs) > RUNS_NAMED else ""
+    return f"`casckpt undelete {' '.join(words)}{more}` brings all of it back"
 
 
 def _stage_results(store: Store, target: str) -> int:
@@ -134,13 +164,23 @@ def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) 
         output.note("Dropped. The items are done again when the stage runs; `casckpt gc` frees.")
 
 
-@command("undelete", examples=("casckpt ls --trash", "casckpt undelete bpm/nn@40"))
-@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@command(
+    "undelete",
+    examples=(
+        "casckpt ls --trash                      what there is to bring back",
+        "casckpt undelete bpm/nn@40              one checkpoint",
+        "casckpt undelete bpm/nn                 all that is in the trash of a run",
+    ),
+)
+@click.argument("refs", nargs=-1, required=True, metavar="REF|RUN...")
 def undelete(output: Output, refs: tuple[str, ...]) -> None:
-    """Bring checkpoints back from the trash."""
+    """Bring checkpoints back from the trash: one by its REF, or all of a run by its name.
+
+    Of several that were at one place of a run, one after the other, the last comes back.
+    """
     targets = stores.split(output.settings, *refs)
     with stores.opened(output.settings, "a") as store:
-        back = [store.undelete(target) for target in targets]
+        back = [checkpoint for target in targets for checkpoint in store._undelete(target)]
     if output.json:
         output.document("undelete", checkpoints=[views.record(checkpoint) for checkpoint in back])
     elif output.quiet:

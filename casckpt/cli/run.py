@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_RESTARTS = 3
 
+OPENED_NAMED = 3
+"""Runs that are named where a command has opened others than it was started for."""
+
 
 @command(
     "run",
@@ -57,8 +60,47 @@ def run(output: Output, name: str, words: tuple[str, ...], max_restarts: int) ->
     store = stores.named(output.settings)
     environment = {} if store is None else {stores.ENVIRONMENT: str(store.absolute())}
     refuse_second(output, name)
+    before = _runs(output)
     outcome = keep_running(output, name, words, max_restarts, environment=environment, lines=True)
+    if remark := _misnamed(name, before, _runs(output), outcome.code):
+        output.note(remark)
     return outcome.code
+
+
+def _runs(output: Output) -> dict[str, object]:
+    """Return something of each run that changes when a command opens it or saves to it."""
+    store = _store(output)
+    if store is None:
+        return {}
+    from casckpt.store import Repository
+
+    try:
+        with Repository.open(store, mode="r") as repository:
+            newest = {row.run: row.seq for row in repository.checkpoint_rows()}
+            rows = dict(repository.run_rows())
+            return {run: (rows.get(run), newest.get(run)) for run in {*newest, *rows}}
+    except CasckptError:
+        return {}
+
+
+def _misnamed(
+    name: str, before: Mapping[str, object], after: Mapping[str, object], code: int
+) -> str:
+    """Return what to say if the command has opened other runs than the one it was started for.
+
+    Another process may have changed some of them meanwhile; then a name is one too many here.
+    """
+    changed = sorted(run for run, rows in after.items() if before.get(run) != rows)
+    if any(run == name or run.startswith(f"{name}/") for run in changed):
+        return ""
+    tops = [run for run in changed if not any(run.startswith(f"{top}/") for top in changed)]
+    use = "`status`, `stop` and `resume` know it by the name that it opens"
+    if tops:
+        more = f" and {len(tops) - OPENED_NAMED} more" if len(tops) > OPENED_NAMED else ""
+        return f"The command opened {', '.join(tops[:OPENED_NAMED])}{more}, not {name}; {use}."
+    if code == 0 and after and name not in after:
+        return f"The command opened no run in this store, and there is no {name}; {use}."
+    return ""
 
 
 def refuse_second(output: Output, name: str) -> None:

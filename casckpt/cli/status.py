@@ -114,7 +114,7 @@ def _table(output: Output, found: Sequence[Outlook]) -> list[str]:
     rows = [
         (
             one.info.name,
-            f"{one.info.status or '-'}{' !' if one.alarms else ''}",
+            f"{one.status or '-'}{' !' if one.alarms else ''}",
             outlooks.progress(one),
             outlooks.left(one.eta_s) if one.info.status == "running" else "-",
             outlooks.age(one.saved),
@@ -186,7 +186,7 @@ def _sentence(one: Outlook) -> str:
     words = [
         time.strftime("%H:%M:%S"),
         one.info.name,
-        one.info.status or "-",
+        one.status or "-",
         outlooks.progress(one),
         f"saved {outlooks.age(one.saved)}" if one.saved is not None else "nothing saved",
     ]

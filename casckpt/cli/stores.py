@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,10 +48,26 @@ def locate(settings: Settings) -> Path:
     )
 
 
-def _why_none(path: Path) -> str:
+def _why_none(path: Path) -> tuple[str, str]:
+    """Return why no store is at a path, and what to do: `init` takes no folder that holds files."""
+    inside = shlex.quote(str(path / FOLDER))
     if path.is_dir():
-        return "the folder is empty or something else"
-    return "it is no folder" if path.exists() else "no such folder"
+        try:
+            is_empty = not any(path.iterdir())
+        except PermissionError:
+            return "what is in the folder may not be seen", "name another folder with --store"
+        if not is_empty:
+            return (
+                "the folder holds other files",
+                f"make one inside with `casckpt init {inside}`, or name another with --store",
+            )
+        why = "the folder is empty"
+    elif path.exists():
+        return "it is no folder", "name a folder with --store"
+    else:
+        why = "no such folder"
+    hint = f"make one with `casckpt init {shlex.quote(str(path))}`, or name another with --store"
+    return why, hint
 
 
 def _is_folder(path: Path) -> bool:
@@ -140,9 +157,5 @@ def _existing(settings: Settings) -> Path:
                 "it looks like a store that has lost it",
                 f"run `casckpt --store {path} repair --rebuild-index`",
             )
-        raise NoStore(
-            f"no store at {path}",
-            _why_none(path),
-            f"make one with `casckpt init {path}`, or name another with --store",
-        )
+        raise NoStore(f"no store at {path}", *_why_none(path))
     return path

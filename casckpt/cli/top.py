@@ -116,10 +116,10 @@ def _table(found: Sequence[Outlook], width: int) -> RenderableType:
         info = one.info
         known = [part for part in info.progress if part.total]
         done = known[-1] if known else None
-        color = outlooks.STATUS_COLORS.get(info.status, "")
+        color = outlooks.STATUS_COLORS.get(one.status, "")
         cells = {
             "RUN": _cut(info.name, "bold"),
-            "STATUS": Text(info.status or "-", style=color),
+            "STATUS": Text(one.status or "-", style=color),
             "": ProgressBar(total=done.total or 1, completed=done.done, width=16) if done else "",
             "PROGRESS": Text(outlooks.progress(one)),
             "LEFT": Text(outlooks.left(one.eta_s) if info.status == "running" else "-"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ def tree(output: Output, pattern: str) -> None:
         found = store.checkpoints(pattern)
         everywhere = {checkpoint.id: checkpoint.ref for checkpoint in store.checkpoints()}
         known = _known(store, pattern)
+        if not found and not known and pattern != "*":
+            raise store._catalog.no_run(pattern)
     lines: dict[tuple[str, int], list[Checkpoint]] = defaultdict(list)
     for checkpoint in found:
         lines[checkpoint.run, checkpoint.line].append(checkpoint)
@@ -43,7 +46,7 @@ def tree(output: Output, pattern: str) -> None:
         _facts(name, line, lines.get((name, line), []), known.get((name, line)), everywhere)
         for name, line in {**lines, **known}
     ]
-    runs.sort(key=lambda facts: (facts["run"].split("/"), facts["line"]))
+    runs.sort(key=lambda facts: (_natural(facts["run"]), facts["line"]))
     if output.json:
         output.document("tree", runs=runs)
     elif output.quiet:
@@ -63,6 +66,14 @@ def tree(output: Output, pattern: str) -> None:
         )
         if not rows:
             output.note("No runs yet.")
+
+
+def _natural(name: str) -> list[list[tuple[str, int]]]:
+    """Return what sorts names of runs as people count: trial-2 before trial-10."""
+    return [
+        [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", part)]
+        for part in name.split("/")
+    ]
 
 
 def _known(store: Store, pattern: str) -> dict[tuple[str, int], tuple[Line, str]]:
@@ -102,6 +113,7 @@ def _facts(
         "run": name,
         "line": line,
         "status": known[1] if known is not None else "",
+        "reason": known[0].reason if known is not None else "",
         "checkpoints": len(group),
         "first_step": group[0].step if group else None,
         "last_step": group[-1].step if group else None,
@@ -114,6 +126,8 @@ def _facts(
 
 def _sentence(facts: dict[str, Any]) -> str:
     """Return the facts of a line in words."""
+    from casckpt.training.watching.outlook import standing
+
     number = facts["checkpoints"]
     words = [formatting.count(number, "checkpoint") if number else "no checkpoints"]
     if number == 1:
@@ -125,7 +139,7 @@ def _sentence(facts: dict[str, Any]) -> str:
     if facts["parent"]:
         words.append(f"from {facts['parent']}")
     if facts["status"]:
-        words.append(facts["status"])
+        words.append(standing(facts["status"], facts["reason"])[0])
     return ", ".join(words)
 
 

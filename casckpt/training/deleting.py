@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from casckpt.checkpoint.curation import parse_glob
 from casckpt.checkpoint.plans import GcPlan
 from casckpt.checkpoint.queries import glob_or_name, selects_run
 from casckpt.checkpoint.records import Checkpoint
@@ -78,12 +79,14 @@ def _stages(store: Store, target: str | Checkpoint) -> dict[str, int | None]:
     if not isinstance(target, str):
         return {}
     if glob_or_name(target.partition("@")[0].partition("~")[0]):
-        names, number = [info.name for info in store.runs(target.partition("~")[0])], None
+        pattern, line = parse_glob(target)
+        names = [info.name for info in store.runs(pattern)]
     else:
         ref = parse_ref(target)
         if not selects_run(ref) or ref.store is not None:
             return {}
-        names, number = [ref.run], None if ref.line == ALL_LINES else ref.line
+        names, line = [ref.run], ALL_LINES if ref.line is None else ref.line
+    number = None if line == ALL_LINES else line
     records = read_records(store._repository)
     return {
         name: number

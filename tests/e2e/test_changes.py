@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import time
 
@@ -31,6 +33,49 @@ def test_init_and_the_nearest_store_upward(own_cli, tmp_path):
     assert again.code == 2
 
 
+def test_the_way_out_of_no_store_works(new_cli, tmp_path):
+    (tmp_path / "full of things").mkdir()
+    (tmp_path / "full of things" / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name in ("full of things", "empty", "not there"):
+        answer = new_cli("--store", tmp_path / name, "ls")
+        assert answer.code == 10
+        words = shlex.split(answer.err.split("`")[1])
+        assert words[:2] == ["casckpt", "init"]
+        assert new_cli(*words[1:]).code == 0
+        assert new_cli("--store", tmp_path / name, "ls").code == 0
+    answer = new_cli("--store", tmp_path / "full of things" / "notes.txt", "ls")
+    assert answer.code == 10
+    assert "it is no folder" in answer.err
+    assert "init" not in answer.err
+
+
+def test_what_ls_adds_up_is_right_where_more_was_written_than_there_is(new_cli):
+    with casckpt.open(new_cli.store) as store:
+        store.save("r", {"v": 1}, 1)
+    answer = new_cli("ls")
+    assert re.fullmatch(
+        r"1 checkpoint\. .* logical, .* written when saved\. `casckpt du` shows the disk\.\n",
+        answer.err,
+    )
+
+
+def test_an_import_names_a_checkpoint_once(new_cli, tmp_path):
+    pile = tmp_path / "pile"
+    pile.mkdir()
+    for name in ("model_epoch_11", "model_epoch_12", "model_best", "model_latest"):
+        value = 11.0 if name.endswith("11") else 12.0
+        np.savez(pile / f"{name}.npz", w=np.full(1000, value))
+    new_cli("init", new_cli.store)
+    for words in ([], ["-q"]):
+        answer = new_cli("import", pile, "--run", "net", *words)
+        assert answer.code == 0, answer.err
+        lines = answer.out.splitlines()
+        assert len(lines) == len(set(lines)) == 2
+    checkpoints = json.loads(new_cli("import", pile, "--run", "net", "--json").out)["checkpoints"]
+    assert [one["step"] for one in checkpoints] == [11, 12]
+
+
 def test_what_matches_nothing_is_named(own_cli):
     answer = own_cli("ls", "zz*")
     assert (answer.code, answer.err) == (0, "No checkpoint of zz*.\n")
@@ -42,6 +87,28 @@ def test_what_matches_nothing_is_named(own_cli):
         "why",
         "try",
     ]
+
+
+@pytest.mark.parametrize("command", ["tree", "du", "stats"])
+def test_a_run_that_is_not_there_is_no_empty_store(cli, command):
+    answer = cli(command, "bpm/nm")
+    assert (answer.code, answer.out) == (12, "")
+    assert "no run bpm/nm" in answer.err
+    assert "did you mean bpm/nn?" in answer.err
+    answer = cli(command, "ty*")
+    assert answer.code == 12
+    assert "no run matches ty*" in answer.err
+    assert cli(command, "bpm/*").code == 0
+
+
+def test_tree_counts_as_people_do(new_cli):
+    with casckpt.open(new_cli.store) as store:
+        for number in (10, 2, 1):
+            store.save(f"search/trial-{number}", {"v": number}, 1)
+    shown = new_cli("tree", "-q").out.split()
+    assert shown == [f"search/trial-{number}~0" for number in (1, 2, 10)]
+    new_cli("rm", "search/*", "--yes")
+    assert new_cli("tree").code == new_cli("du").code == 0
 
 
 def test_tag_untag_pin_unpin(own_cli):
@@ -75,6 +142,31 @@ def test_rm_of_a_run_needs_a_yes_and_leaves_other_runs(own_cli):
     assert refs(own_cli) == ["bpm/xgboost@100", "bpm/xgboost@200"]
 
 
+def test_all_that_comes_back_of_a_run_is_named(own_cli):
+    gone = own_cli("rm", "bpm/nn", "--yes")
+    assert "`casckpt undelete bpm/nn` brings all of it back within an hour" in gone.err
+    back = own_cli("undelete", "bpm/nn")
+    assert back.out.splitlines() == [f"bpm/nn@{10 * epoch}  is back" for epoch in range(1, 7)]
+    own_cli("unpin", "bpm/xgboost@100")
+    own_cli("rm", "bpm/*", "--yes")
+    document = json.loads(own_cli("undelete", "bpm/nn", "--json").out)
+    assert len(document["checkpoints"]) == 6
+    assert own_cli("undelete", "bpm/xgboost", "-q").out.count("id:") == 2
+    assert "RUN" in own_cli("undelete", "--help").out
+
+
+def test_rm_of_a_line_of_each_run_that_matches(own_cli):
+    own_cli("unpin", "bpm/xgboost@100")
+    gone = own_cli("rm", "bpm/*~0", "--yes")
+    assert "`casckpt undelete bpm/nn~0 bpm/xgboost~0` brings all" in gone.err
+    assert refs(own_cli) == []
+    own_cli("undelete", "bpm/nn~0")
+    assert len(refs(own_cli)) == 6
+    assert own_cli("rm", "bpm/*~1", "--yes").code == 12
+    assert own_cli("rm", "bpm/*~x", "--yes").code == 2
+    assert len(refs(own_cli)) == 6
+
+
 def test_gc_with_nobody_to_ask_changes_nothing(own_cli):
     answer = own_cli("gc", "--keep-last", "1", stdin="y\n")
     assert answer.code == 2
@@ -98,6 +190,39 @@ def test_gc_moves_to_the_trash_and_now_frees(own_cli):
     assert refs(own_cli, "--trash") == []
     assert own_cli("verify").code == 0
     assert refs(own_cli) == kept
+
+
+def test_gc_frees_no_trash_of_this_hour_and_says_so(new_cli):
+    with casckpt.open(new_cli.store) as store:
+        for step in range(6):
+            store.save("r", {"w": np.random.default_rng(step).bytes(500_000)}, step)
+    assert new_cli("gc", "--keep-last", "2", "--yes").code == 0
+    for words in (["gc", "-n"], ["gc", "--yes"]):
+        answer = new_cli(*words)
+        assert "frees at most " in answer.out
+        assert ", since 4 checkpoints stay in the trash\n" in answer.out
+    assert "4 checkpoints in the trash can still come back" in answer.err
+    assert "`casckpt gc --now` frees them at once" in answer.err
+    assert "disk needs room" not in answer.err
+    now = new_cli("gc", "--now", "--yes")
+    assert "at most" not in now.out
+    assert now.err == ""
+
+
+def test_gc_keeps_the_best_as_the_loop_declared(new_cli):
+    with casckpt.open(new_cli.store) as store, store.run("net") as run:
+        for epoch in run.epochs(4, {"v": 0}, save_every=1, monitor="score", mode="max"):
+            run.log(score=[0, 9, 8, 1, 2][epoch], other=epoch)
+    answer = new_cli("gc", "--keep-best", "score:2", "-n", "--json")
+    assert [one["step"] for one in json.loads(answer.out)["keep"]] == [1, 2, 4]
+    assert "--keep-best score: max, as declared by its loop" in answer.err
+    refused = new_cli("gc", "--keep-best", "other", "-n")
+    assert refused.code == 2
+    with casckpt.open(new_cli.store) as store, store.run("net2") as run:
+        for epoch in run.epochs(2, {"v": 0}, save_every=1, monitor="score", mode="min"):
+            run.log(score=epoch)
+    assert new_cli("gc", "--keep-best", "score", "-n").code == 2
+    assert new_cli("gc", "net", "--keep-best", "score", "-n").code == 0
 
 
 def test_compact_says_what_it_won_and_every_checkpoint_stays_whole(own_cli):

@@ -78,6 +78,18 @@ def test_a_wrong_setting_is_never_tried_again(new_cli):
     assert "starting it again in" not in usage.err
 
 
+def test_a_command_that_opens_another_run_is_remarked_on(new_cli):
+    answer = new_cli("run", "nett", "--", *script(1))
+    assert answer.code == 0
+    assert "The command opened net, not nett" in answer.err
+    again = new_cli("run", "net", "--", *script(1))
+    assert "opened" not in again.err
+    assert "The command opened net, not nett" in new_cli("run", "nett", "--", *script(1)).err
+    assert "opened no run in this store" in new_cli("run", "nett", "--", "true").err
+    assert "opened" not in new_cli("run", "net", "--", "true").err
+    assert "opened" not in new_cli("run", "nett", "--max-restarts", "0", "--", "false").err
+
+
 def test_a_command_that_cannot_be_started_is_a_bad_request(new_cli):
     answer = new_cli("run", "net", "--", "no-such-program")
     assert answer.code == 2

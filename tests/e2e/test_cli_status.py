@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import casckpt
+
 SCRIPT = str(Path(__file__).with_name("train_counter.py"))
 
 
@@ -49,7 +51,6 @@ def test_status_of_a_run_at_work_that_is_killed_and_goes_on(new_cli):
 
 
 def pid_of(cli) -> int:
-    import casckpt
     from casckpt.training.lines import read_record
 
     with casckpt.open(cli.store, mode="r") as store:
@@ -114,3 +115,33 @@ def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli):
     assert (process.returncode, err) == (0, "")
     assert time.monotonic() - before < 2
     os.close(master)
+
+
+def test_what_failed_was_pruned_or_ended_early_is_said(new_cli):
+    class TrialPruned(Exception):
+        pass
+
+    def work(item):
+        return 1 // item
+
+    with casckpt.open(new_cli.store) as store:
+        with store.run("stages") as run:
+            run.stage("feat", {"a": 0, "b": 1}).map(work, on_error="keep")
+        with store.run("early") as run:
+            for epoch in run.epochs(5, {"v": 0}, monitor="loss", mode="min", patience=2):
+                run.log(loss=float(epoch))
+        with contextlib.suppress(TrialPruned), store.run("trial") as run:
+            for _ in run.epochs(5, {"v": 0}):
+                raise TrialPruned
+    assert "1/2 feat, 50 %, 1 failed" in new_cli("status", "stages").out
+    (about,) = json.loads(new_cli("status", "stages", "--json").out)["runs"]
+    assert about["progress"][0]["failed"] == 1
+    assert "finished: loss was no better 2 times in a row" in new_cli("status", "early").out
+    assert new_cli("status", "trial").out.splitlines()[1].split() == ["status", "pruned"]
+    (about,) = json.loads(new_cli("status", "trial", "--json").out)["runs"]
+    assert (about["status"], about["reason"]) == ("failed", "TrialPruned")
+    assert "pruned" in new_cli("tree", "trial").out
+    table = new_cli("status").out
+    assert "1 failed" in table
+    assert "pruned" in table
+    assert "TrialPruned" not in table

@@ -132,6 +132,30 @@ def test_what_was_replaced_cannot_come_back_over_its_successor(store):
     assert store.restore("r@3") == {"v": 1}
 
 
+def test_of_several_at_one_place_the_last_comes_back(store):
+    store.save("a", {"x": 1}, 1)
+    store.save("a", {"x": 2}, 1, replace=True)
+    store.save("a", {"x": 3}, 2)
+    store.delete("a")
+    assert store.undelete("a").step == 2
+    assert refs(store.checkpoints("a")) == ["a@1", "a@2"]
+    assert store.restore("a@1") == {"x": 2}
+
+
+def test_what_comes_back_takes_no_tag_of_another(store):
+    store.save("b", {"x": 1}, 1, tags="good")
+    store.delete("b@1")
+    store.save("b", {"x": 2}, 2, tags="good")
+    for target in ("b@1", "b"):
+        with pytest.raises(BadRequest, match="the tag 'good' is taken"):
+            store.undelete(target)
+    store.delete("b@2")
+    with pytest.raises(BadRequest, match="both have the tag 'good'"):
+        store.undelete("b")
+    assert store.checkpoints("b") == []
+    assert store.undelete("b@2").tags == ("good",)
+
+
 def test_a_plan_tells_reasons_and_real_bytes(five):
     plan = five.plan_gc(KeepLast(2) | KeepBest("loss", "min"))
     assert refs(plan.keep) == ["r@1", "r@3", "r@4"]

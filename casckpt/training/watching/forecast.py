@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.policies import KeepLast, Policy
 from casckpt.checkpoint.room import Need, free_bytes
-from casckpt.errors import CasckptError
+from casckpt.errors import BadLeaf, CasckptError
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
@@ -24,16 +24,24 @@ _PASSING: Final = 2
 
 
 def before_training(run: Run, state: Any, options: LoopOptions, done: int) -> Need | None:
-    """Say how much a loop will need if the disk has less; never an error.
+    """Say how much a loop will need if the disk has less.
 
     Args:
         run: the run; its earlier checkpoints tell what one takes.
         state: what is saved, as the loop takes it apart.
         options: what the loop was asked.
         done: units that are done.
+
+    Raises:
+        BadLeaf: the state holds what no save can store; better known now than after an epoch.
     """
     try:
         need = _need(run, state, options, done)
+    except BadLeaf as exc:
+        # Others would wait for this process; and what is lazy has no bytes before its first use.
+        if run._peers.size == 1 and "Uninitialized" not in exc.what:
+            raise _named(exc) from None
+        return None
     except (CasckptError, OSError):
         return None  # the save itself says it better
     if need is not None and need.is_short:
@@ -44,6 +52,13 @@ def before_training(run: Run, state: Any, options: LoopOptions, done: int) -> Ne
             run.store.path,
         )
     return need
+
+
+def _named(error: BadLeaf) -> BadLeaf:
+    """Say where generators belong, which a state has more often than other foreign objects."""
+    if "Generator" in error.what or "random" in error.what:
+        error.hint = "give the loop a casckpt.State(..., rng=rng): it saves generators"
+    return error
 
 
 def _need(run: Run, state: Any, options: LoopOptions, done: int) -> Need | None:

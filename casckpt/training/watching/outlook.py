@@ -14,8 +14,9 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from casckpt.training.lines import read_record
+from casckpt.training.lines import Line, read_record
 from casckpt.training.loops import keeping
+from casckpt.training.stages.rows import own_shelf
 from casckpt.training.watching import forecast, progress
 from casckpt.training.watching.progress import Progress, Saves
 
@@ -32,6 +33,9 @@ SAVE_MIN_S: Final = 30.0
 
 STALL_UNITS: Final = 10.0
 """A part stands still if a unit takes so many times what units took lately."""
+
+PRUNED: Final = "TrialPruned"
+"""Class of the error by which a trial of Optuna ends itself."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class Outlook:
 
     Attributes:
         info: the run.
+        status: how it stands, in a word: `info.status`, or "pruned".
+        reason: why it was stopped, failed or ended before its time; empty if nothing is known.
+        failed: parts of the run to how many of their items have failed; those without are left out.
         groups: its children.
         eta_s: seconds until it is done, as far as it said what there is to do.
         elapsed_s: work so far, all sessions, this one up to now.
@@ -72,6 +79,9 @@ class Outlook:
     """
 
     info: RunInfo
+    status: str = ""
+    reason: str = ""
+    failed: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     eta_s: float | None = None
     elapsed_s: float = 0.0
@@ -111,8 +121,14 @@ def outlook_of(
     if line is not None and until_s is not None and (row_s := moment(line.updated)):
         elapsed_s += max(0.0, until_s - row_s)
     eta_s = sum(known) if left and len(known) == len(left) else None
+    status, reason = standing(info.status, info.reason)
+    if line is not None and status == "finished" and not reason:
+        reason = _early(line)
     return Outlook(
         info=info,
+        status=status,
+        reason=reason,
+        failed=_failed(repository, info),
         groups=groups,
         eta_s=eta_s,
         elapsed_s=elapsed_s,
@@ -133,6 +149,47 @@ def outlook_of(
         if line is not None and info.status == "running"
         else (),
     )
+
+
+def standing(status: str, reason: str) -> tuple[str, str]:
+    """Return how a run stands and why, as people call it: a pruned trial has not failed.
+
+    Args:
+        status: as `RunInfo` has it.
+        reason: the same; of a failure, the class of the error and its text.
+    """
+    kind, _, text = reason.partition(":")
+    if status == "failed" and kind == PRUNED:
+        return "pruned", text.strip()
+    return status, reason.rstrip(": ")
+
+
+def _early(line: Line) -> str:
+    """Return why a loop ended before its last unit, as far as its row tells."""
+    done, total = line.loop.get("done"), line.loop.get("total")
+    monitor = line.loop.get("monitor")
+    if not (isinstance(done, int) and isinstance(total, int) and done < total):
+        return ""
+    if not isinstance(monitor, dict) or not monitor.get("bad"):
+        return ""
+    return f"{monitor.get('metric')} was no better {monitor['bad']} times in a row"
+
+
+def _failed(repository: Repository, info: RunInfo) -> dict[str, int]:
+    """Return how many items of each stage have failed and are not done since.
+
+    Failures of items that the stage does not have any more are still there, so there are at most
+    as many as items that are not done. Those of shared stages belong to no run.
+    """
+    found = {}
+    for part in info.progress:
+        left = (part.total or 0) - part.done
+        if left > 0:
+            shelf = own_shelf(repository, info.name, info.line, part.part)
+            rows = repository.rows(shelf.table, shelf.failed_key(b""))
+            if number := min(left, sum(1 for _ in rows)):
+                found[part.part] = number
+    return found
 
 
 def _alive_until(info: RunInfo, now_s: float) -> float | None:
@@ -227,7 +284,7 @@ def moment(text: str) -> float | None:
 
 
 def _group(pattern: str, members: Sequence[RunInfo], total: int | None) -> Group:
-    counts = Counter(one.status or "saved" for one in members)
+    counts = Counter(standing(one.status, one.reason)[0] or "saved" for one in members)
     return Group(pattern, dict(counts), total, _eta(members, total))
 
 

@@ -110,3 +110,7 @@ def test_a_collection_that_freed_far_less_than_planned_says_why(capsys):
     assert "less than the 11.4 MiB planned" in captured.err
     _report(Output(Settings()), plan, 11_900_000, now=True)
     assert capsys.readouterr().err == ""
+    _report(Output(Settings()), plan, 4096, now=False, left=1)
+    captured = capsys.readouterr()
+    assert "1 checkpoint in the trash can still come back" in captured.err
+    assert "room" not in captured.err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from casckpt.errors import BadRef, BadRequest, NotFound, RunBusy
+from casckpt.training.deleting import count_results
+from casckpt.training.stages.rows import result_rows
 
 
 def work(store, name, stages=("a", "b"), **run):
@@ -100,3 +102,40 @@ def test_a_run_that_only_logs_shows_its_metrics(store, name):
         for fold in run.folds([([0], [1]), ([1], [0])], None):
             fold.run.log(score=fold.number / 2)
         assert [one.metrics for one in run.children("fold-*")] == [{"score": 0.5}, {"score": 1.0}]
+
+
+def lines_of_two_runs(store, name):
+    """Two runs with two lines each; stages and a checkpoint on every line."""
+    for run in (f"{name}-1", f"{name}-2"):
+        for start in range(2):
+            with store.run(run, resume="never") as opened:
+                for loop in opened.epochs(1, {"v": start}, save_every=1):
+                    del loop
+                for key, item in (st := opened.stage("a", {"x": 1, "y": 2})):
+                    st.done(key, item)
+
+
+def results(store, run, line):
+    return sum(1 for _ in result_rows(store._repository, run, line))
+
+
+def test_a_glob_with_a_line_drops_just_that_line(store, name):
+    lines_of_two_runs(store, name)
+    assert count_results(store, f"{name}-*~1") == 4
+    plan = store.delete(f"{name}-*~1")
+    assert [(one.run, one.line) for one in plan.drop] == [(f"{name}-1", 1), (f"{name}-2", 1)]
+    assert [results(store, f"{name}-1", line) for line in (0, 1)] == [2, 0]
+    with pytest.raises(NotFound):
+        store.delete(f"{name}-*~7")
+    assert len(store.checkpoints(f"{name}-*")) == 2
+    assert len(store.delete(f"{name}-*~*").drop) == 2
+    assert results(store, f"{name}-2", 0) == 0
+
+
+@pytest.mark.parametrize("rest", ["-*~", "-*~x", "-*~0@1", "-*@1", "-*~-1"])
+def test_a_pattern_that_is_none_touches_nothing(store, name, rest):
+    lines_of_two_runs(store, name)
+    with pytest.raises(BadRef, match="a pattern names runs"):
+        store.delete(name + rest)
+    assert len(store.checkpoints(f"{name}-*")) == 4
+    assert [results(store, f"{name}-1", line) for line in (0, 1)] == [2, 2]

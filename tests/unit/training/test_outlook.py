@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import pytest
@@ -147,3 +148,55 @@ def test_children_are_counted_by_what_was_expected(store, name):
     assert (models.pattern, models.done, models.total) == ("model-*", 2, 4)
     assert models.eta_s > 0.02
     assert (rest.pattern, rest.done, rest.total, rest.eta_s) == ("*", 1, None, None)
+
+
+def test_items_that_failed_are_counted_until_they_are_done(store, name):
+    bad: set[int] = set()
+
+    def work(item):
+        if item in bad:
+            raise ValueError("odd")
+        return item
+
+    def seen():
+        return outlook_of(store._repository, store.runs(name)[0])
+
+    items = {f"k{number}": number for number in range(6)}
+    for failing, failed in (({1, 3}, {"feat": 2}), ({3}, {"feat": 1}), (set(), {})):
+        bad = failing
+        with store.run(name) as run:
+            run.stage("feat", items).map(work, on_error="keep")
+        assert seen().failed == failed
+    # What failed of items that the stage has no more is no failure of those it has.
+    bad = {5}
+    with store.run(name) as run:
+        run.stage("feat", items, version="2").map(work, on_error="keep")
+    with store.run(name) as run:
+        run.stage("feat", {"k0": 0, "new": 9}, version="2").map(work)
+    assert seen().failed == {}
+
+
+def test_a_loop_that_ended_before_its_time_says_why(store, name):
+    for patience, reason in ((2, "loss was no better 2 times in a row"), (None, "")):
+        with store.run(name, resume="never") as run:
+            for epoch in run.epochs(5, {"v": 0}, monitor="loss", mode="min", patience=patience):
+                run.log(loss=float(epoch))
+        found = outlook_of(store._repository, store.runs(name)[0])
+        assert (found.status, found.reason) == ("finished", reason)
+
+
+def test_a_pruned_trial_has_not_failed(store, name):
+    class TrialPruned(Exception):
+        pass
+
+    with store.run(name) as run:
+        for number, text in enumerate(("", "at step 3")):
+            with suppress(TrialPruned), run.child(f"trial-{number}") as trial:
+                for _ in trial.epochs(2, {"v": 0}):
+                    raise TrialPruned(text)
+        (group,) = outlook.groups_of(store.runs(name)[0], run.children())
+    assert group.counts == {"pruned": 2}
+    pruned, said = (outlook_of(store._repository, one) for one in store.runs(f"{name}/trial-*"))
+    assert (pruned.status, pruned.reason) == ("pruned", "")
+    assert (said.status, said.reason) == ("pruned", "at step 3")
+    assert outlook.standing("failed", "KeyboardInterrupt: ") == ("failed", "KeyboardInterrupt")
