@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra
 from casckpt.adapters.lightgbm_parts import HANDLER as HANDLER
-from casckpt.adapters.lightgbm_parts import Log, Stopping, Watch, early_stopping, final
+from casckpt.adapters.lightgbm_parts import (
+    Asked,
+    Log,
+    Stopping,
+    Watch,
+    early_stopping,
+    final,
+    over_all,
+)
 from casckpt.errors import BadRequest
 from casckpt.training.loops import rounds as rounds_of
 
@@ -50,7 +58,8 @@ def train(
 
     Args:
         run: where to save; the step of a checkpoint is its rounds.
-        params: of LightGBM. The seeds of the segments come from `seed`.
+        params: of LightGBM; rounds and early stopping in them go before the arguments, as there.
+            The seeds of the segments come from `seed`.
         train_set: training data. Its raw data is kept (`free_raw_data=False`), since every
             segment begins from the predictions of the one before.
         num_boost_round: rounds in all, over all sessions. A larger one goes on.
@@ -61,7 +70,8 @@ def train(
         feval: as in LightGBM.
         early_stopping_rounds: rounds without an improvement; a larger one goes on.
         evals_result: filled with the values of all rounds of all sessions.
-        callbacks: as in LightGBM; rounds count from the first. Their own state is not kept.
+        callbacks: as in LightGBM; rounds count from the first, for `reset_parameter` too. Their own
+            state is not kept.
 
     Returns:
         The booster; after early stopping its best rounds only, as LightGBM leaves it.
@@ -71,6 +81,9 @@ def train(
         RunBusy: another live process trains the run.
         Stopped: somebody asked for it; the segment at hand is done again.
     """
+    # As in lightgbm.train, what params say goes before the arguments, under any of its names.
+    asked = Asked.of(params)
+    plain, num_boost_round = asked.params, asked.rounds or num_boost_round
     if num_boost_round < 1 or every < 1:
         raise BadRequest(f"{num_boost_round} rounds, every {every}", "both are from 1 on")
     state = rounds_of.restored(run, "lightgbm") or {
@@ -81,9 +94,12 @@ def train(
     }
     history: Log = state["history"]
     segment, done = state["segment"], int(state["rounds"])
-    plain = {name: value for name, value in params.items() if name != "early_stopping_round"}
     own, stopping = early_stopping(
-        callbacks, early_stopping_rounds or params.get("early_stopping_round"), state["stopping"]
+        [over_all(one, num_boost_round) for one in callbacks],
+        asked.stopping_rounds or early_stopping_rounds,
+        state["stopping"],
+        first_metric_only=asked.first_metric_only,
+        min_delta=asked.min_delta,
     )
     booster = state.get("booster")
     is_left = num_boost_round > state.get("cut_of", 0)  # a callback may have stopped it before

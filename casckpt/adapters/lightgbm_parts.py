@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra
@@ -143,8 +144,61 @@ class Stopping:
         return {key: value for key, value in best.items() if key[1] == first}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What parameters ask of the whole training, which LightGBM would do per segment.
+
+    Attributes:
+        params: the others.
+        rounds: in all; None if they do not say.
+        stopping_rounds: rounds without an improvement; None or 0 for no early stopping.
+        first_metric_only: as in LightGBM.
+        min_delta: as in LightGBM.
+    """
+
+    params: dict[str, Any]
+    rounds: int | None
+    stopping_rounds: int | None
+    first_metric_only: bool
+    min_delta: float
+
+    @staticmethod
+    def of(params: Mapping[str, Any]) -> Asked:
+        """Take apart what a caller gave; names and aliases are LightGBM's."""
+        rest = dict(params)
+
+        def take(name: str) -> Any:
+            # The name itself goes before its aliases, as in LightGBM.
+            names = sorted(lightgbm.basic._ConfigAliases.get(name), key=lambda one: one != name)
+            found = [rest.pop(one) for one in names if one in rest]
+            return next((one for one in found if one is not None), None)
+
+        rounds, stopping = take("num_iterations"), take("early_stopping_round")
+        first, delta = take("first_metric_only"), take("early_stopping_min_delta")
+        return Asked(rest, rounds, stopping, bool(first), float(delta or 0.0))
+
+
+def over_all(callback: Any, rounds: int) -> Any:
+    """Return a callback that counts from the first round where LightGBM's counts in a segment."""
+    if type(callback).__name__ != "_ResetParameterCallback":
+        return callback
+
+    def reset(env: Any) -> None:
+        whole = {"begin_iteration": 0, "end_iteration": rounds}
+        # A named tuple before LightGBM 4.6.
+        callback(env._replace(**whole) if hasattr(env, "_replace") else replace(env, **whole))
+
+    reset.before_iteration, reset.order = callback.before_iteration, callback.order  # type: ignore[attr-defined]
+    return reset
+
+
 def early_stopping(
-    callbacks: Sequence[Any], rounds: int | None, state: Any
+    callbacks: Sequence[Any],
+    rounds: int | None,
+    state: Any,
+    *,
+    first_metric_only: bool,
+    min_delta: float,
 ) -> tuple[list[Any], Stopping | None]:
     """Return the caller's other callbacks, and early stopping if there is any."""
     theirs = [one for one in callbacks if type(one).__name__ == "_EarlyStoppingCallback"]
@@ -154,7 +208,9 @@ def early_stopping(
         if isinstance(one.min_delta, list):
             raise ValueError("early stopping with a min_delta per metric cannot be resumed")
         return others, Stopping(one.stopping_rounds, one.first_metric_only, one.min_delta, state)
-    return others, Stopping(rounds, False, 0.0, state) if rounds else None
+    if not rounds or rounds <= 0:
+        return others, None
+    return others, Stopping(rounds, first_metric_only, min_delta, state)
 
 
 def final(booster: lightgbm.Booster, stopping: Stopping | None) -> lightgbm.Booster:

@@ -13,9 +13,10 @@ from casckpt.adapters import missing_extra
 from casckpt.checkpoint.policies import Policy
 from casckpt.errors import BadRequest
 from casckpt.training.loops import position
+from casckpt.training.loops.boundary import Boundary
 from casckpt.training.loops.every import Every
 from casckpt.training.loops.foreign import ForeignLoop, restored_files, was_over
-from casckpt.training.loops.keeping import LATEST, STOP
+from casckpt.training.loops.keeping import EVERY, LATEST, STOP
 from casckpt.training.loops.positioned import PositionedLoader
 
 try:
@@ -102,6 +103,7 @@ class Callback(Checkpoint):  # type: ignore[misc]
         self._save_every_s = save_every_s
         self._loop: ForeignLoop | None = None
         self._loaders: list[PositionedLoader] = []
+        self._boundary = Boundary({})
         self._saved_at_s = 0.0
         self._process: Callable[[Any], Any] | None = None
 
@@ -167,11 +169,12 @@ class Callback(Checkpoint):  # type: ignore[misc]
         )
         is_last = batch_idx + 1 >= trainer.num_training_batches
         is_between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not (asked or due) or is_last or not is_between:
+        by_steps = (is_between or is_last) and loop.note_step()
+        if not (asked or due or by_steps) or is_last or not is_between:
             return
         where = self._position()
         if where is not None:
-            reasons = (STOP,) if asked else (LATEST,)
+            reasons = (STOP,) if asked else (EVERY,) if by_steps else (LATEST,)
             self._save(trainer, batch_idx + 1, reasons, {}, middle={"pass": where})
             if asked:
                 loop.leave_if_asked()
@@ -223,7 +226,7 @@ class Callback(Checkpoint):  # type: ignore[misc]
         with tempfile.TemporaryDirectory(prefix="casckpt-") as folder:
             path = Path(folder) / _FILE
             trainer.save_checkpoint(path, weights_only=False)
-            self._loop.save(path, batch, reasons, row, **facts)
+            self._loop.save(path, batch, reasons, row, between=self._boundary.capture(), **facts)
         self._saved_at_s = time.monotonic()
 
     def _position(self) -> dict[str, Any] | None:
@@ -241,6 +244,7 @@ class Callback(Checkpoint):  # type: ignore[misc]
         assert self._loop is not None
         extra = self._loop.extra
         self._process = process = trainer.strategy.process_dataloader
+        self._boundary = boundary = Boundary(extra.between)
 
         def process_dataloader(loader: Any) -> Any:
             loader = process(loader)
@@ -251,7 +255,7 @@ class Callback(Checkpoint):  # type: ignore[misc]
             if not first and trainer.current_epoch > 0:
                 self._loaders.clear()  # reload_dataloaders_every_n_epochs makes them anew
             found = PositionedLoader(
-                loader, extra.streams if first else {}, middle if first else None
+                loader, extra.streams if first else {}, middle if first else None, boundary
             )
             self._loaders.append(found)
             return found

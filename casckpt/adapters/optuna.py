@@ -40,6 +40,7 @@ SamplerOf = Callable[[int], optuna.samplers.BaseSampler]
 
 _RELATIVE: Final = "casckpt:relative"
 _ELAPSED: Final = "casckpt:elapsed_s"
+_STOPPED: Final = "casckpt:stopped"
 _READY: Final = "casckpt:ready"
 _PART: Final = "trials"
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -213,6 +214,8 @@ class PerTrialSampler(optuna.samplers.BaseSampler):
     ) -> Any:
         """Sample one parameter, by a seed of its own: those before it may be stored already."""
         inner = self._make(seed_of(self._seed, trial.number, param_name))
+        if isinstance(inner, optuna.samplers.GridSampler):
+            inner = self._of(trial)
         return inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -232,7 +235,11 @@ class PerTrialSampler(optuna.samplers.BaseSampler):
     def _of(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
         found = self._samplers.get(trial.number)
         if found is None:
-            found = self._samplers[trial.number] = self._make(seed_of(self._seed, trial.number))
+            found = self._make(seed_of(self._seed, trial.number))
+            if isinstance(found, optuna.samplers.GridSampler):
+                # Its seed orders the grid, and a trial keeps its number in that order.
+                found = self._make(seed_of(self._seed, 0))
+            self._samplers[trial.number] = found
         return found
 
 
@@ -278,7 +285,9 @@ class _Work:
         done = self._finished()
         checkpoint, _ = self._run._position()
         is_saved = checkpoint is not None and checkpoint.step >= done
-        return (done >= self._n_total or self._is_late()) and is_saved
+        # `study.stop()` has ended it, unless more is asked for than then.
+        was_stopped = self._attrs().get(_STOPPED) == [done, self._n_total]
+        return (done >= self._n_total or was_stopped or self._is_late()) and is_saved
 
     def say(self) -> None:
         """Say what is done already, if anything is."""
@@ -298,7 +307,10 @@ class _Work:
         self._note()
 
     def loop(self) -> None:
-        """Do trials until there are enough."""
+        """Do trials until there are enough, or `study.stop()` was called."""
+        study = self._study
+        # As in Study.optimize: samplers of grids and callbacks end a study by it.
+        study._thread_local.in_optimize_loop = True
         try:
             while (trial := self._next()) is not None:
                 try:
@@ -309,11 +321,16 @@ class _Work:
         except BaseException:
             self._failed = True
             raise
+        finally:
+            study._thread_local.in_optimize_loop = False
+        if study._stop_flag:
+            counts = [self._finished(), self._n_total]
+            study._storage.set_study_system_attr(study._study_id, _STOPPED, counts)
 
     def _next(self) -> optuna.Trial | None:
         self._run.check_stop()
         with self._lock:
-            if self._failed or self._is_late():
+            if self._failed or self._study._stop_flag or self._is_late():
                 return None
             if self._dead:
                 # Nobody else works on the run, so who was at it is dead.

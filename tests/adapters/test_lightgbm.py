@@ -257,3 +257,43 @@ def test_the_callback_leaves_on_a_request_to_stop(store, name):
         with pytest.raises(Stopped):
             lightgbm.train(PLAIN, data(), 50, callbacks=[stop, saves])
     assert store.get(name).step == 3
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"n_estimators": 7},
+        {"early_stopping_rounds": 3, "learning_rate": 0.9},
+        {"n_iter_no_change": 8, "learning_rate": 0.9},
+        {"early_stopping_round": 3, "early_stopping_min_delta": 0.05},
+        {"early_stopping": 3, "metric": ["l2", "l1"], "first_metric_only": True},
+    ],
+)
+def test_what_params_ask_of_the_whole_training_is_not_asked_of_each_segment(store, name, params):
+    training = data()
+    plain = lightgbm.train(
+        {**PLAIN, **params}, training, 60, valid_sets=[data(1, reference=training)]
+    )
+    ours = train(store, name, 60, {**PLAIN, **params}, with_test=True)
+    assert ours.num_trees() == (max(plain.best_iteration, 0) or plain.num_trees())
+    assert ours.num_trees() < 60
+
+
+@pytest.mark.parametrize("rates", [[0.5 * 0.8**n for n in range(9)], lambda n: 0.5 * 0.8**n])
+def test_parameters_that_change_by_round_count_from_the_first(store, name, rates):
+    seen = []
+
+    def note(env):
+        seen.append(env.params["learning_rate"])
+
+    note.order = 50
+    with store.run(name) as run:
+        casckpt_lightgbm.train(
+            run,
+            PLAIN,
+            data(),
+            9,
+            every=4,
+            callbacks=[lightgbm.reset_parameter(learning_rate=rates), note],
+        )
+    assert seen == pytest.approx([0.5 * 0.8**n for n in range(9)])

@@ -349,3 +349,51 @@ def test_killed_at_random_moments_it_makes_the_same_study(tmp_path):
     program = tmp_path / "search_optuna.py"
     program.write_text(PROGRAM)
     check(program, tmp_path, framework="optuna")
+
+
+def grid_objective(trial):
+    return 10 * trial.suggest_categorical("a", [1, 2, 3]) + trial.suggest_categorical("b", [1, 2])
+
+
+@pytest.mark.parametrize("kill", [None, 0, 3])
+@pytest.mark.parametrize("kind", ["grid", "brute"])
+def test_a_grid_is_searched_whole_and_once_then_the_study_stops(store, name, kind, kill):
+    def sampler(seed):
+        if kind == "brute":
+            return optuna.samplers.BruteForceSampler(seed=seed)
+        return optuna.samplers.GridSampler({"a": [1, 2, 3], "b": [1, 2]}, seed=seed)
+
+    def search(at=None):
+        def objective(trial):
+            value = grid_objective(trial)
+            if trial.number == at:
+                raise Killed
+            return value
+
+        with store.run(name) as run:
+            return casckpt.optuna.optimize(run, objective, 20, sampler=sampler)
+
+    if kill is not None:
+        with pytest.raises(Killed):
+            search(kill)
+    for _ in range(2):  # the second time it is done
+        found = sorted(trial.value for trial in search().trials)
+        assert found == [11, 12, 21, 22, 31, 32]
+
+
+def test_a_study_that_was_stopped_is_done_until_more_is_asked_for(store, name):
+    calls = []
+
+    def count(trial):
+        calls.append(trial.number)
+        return trial.suggest_float("x", 0, 1)
+
+    def search(total):
+        with store.run(name) as run:
+            enough = optuna.study.MaxTrialsCallback(2 if total == 5 else 4)
+            return casckpt.optuna.optimize(run, count, total, callbacks=[enough])
+
+    search(5)
+    search(5)
+    assert calls == [0, 1]
+    assert len(search(6).trials) == 4
