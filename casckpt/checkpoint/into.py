@@ -100,13 +100,17 @@ class IntoPlan:
         lines = found.lines()
         if not lines:
             return
-        if not self._strict:
+        # Nothing to fill where there is something: names or types differ, and not parts.
+        fills = self.targets or self._selection is not None or not self._entries
+        if not self._strict and (fills or not (found.extra or found.wrong)):
             _log.warning("restore takes what both have; %s", "; ".join(lines))
             return
+        how = "into does not fit the checkpoint" if self._strict else "into takes no array of it"
         raise TreeMismatch(
-            f"into does not fit the checkpoint: {len(found.missing)} missing, "
-            f"{len(found.extra)} extra, {len(found.wrong)} different",
+            f"{how}: {len(found.missing)} missing, {len(found.extra)} extra, "
+            f"{len(found.wrong)} different",
             "; ".join(lines),
+            found.hint() or ("" if self._strict else "leave `into` out to see what is there"),
             missing=found.missing,
             extra=found.extra,
             wrong=found.wrong,
@@ -243,8 +247,8 @@ class IntoPlan:
             whole
             and replaceable
             and isinstance(target, dict | list)
-            and self._is_pure(node)
-            and is_pure(target)
+            # What is empty has no memory of its own to keep: a list that grows by arrays, say.
+            and (not own or (self._is_pure(node) and is_pure(target)))
         ):
             return self._refill(node, target, path)
         finishes: list[tuple[Any, Finish]] = []
@@ -263,7 +267,7 @@ class IntoPlan:
         return lambda leaf: replace_parts(target, [(key, finish(leaf)) for key, finish in finishes])
 
     def _refill(self, node: Node, target: Any, path: str) -> Finish:
-        """Plan to replace all items of a list of plain values, or fill an empty dict."""
+        """Plan to replace all items of a list of plain values, or fill an empty list or dict."""
         made = self._new(node, path)
 
         def finish(leaf: LeafOf) -> Any:

@@ -51,6 +51,25 @@ class Differences:
             if found
         ]
 
+    def hint(self) -> str:
+        """Return what to do, where the differences show it; else empty."""
+        if self.extra and {_unwrapped(path) for path in self.extra} & {*self.missing}:
+            return (
+                "the names were saved from a DataParallel or DDP model: pass the wrapped model, or "
+                "restore without `into` and take `module.` off the names"
+            )
+        if self.missing and {_unwrapped(path) for path in self.missing} & {*self.extra}:
+            return (
+                "the names were saved from the model itself: pass `model.module`, not its wrapper"
+            )
+        if self.wrong and all(": dtype " in text for text in self.wrong):
+            return "restore without `into`, and convert: {name: value.to(dtype) ...}"
+        return ""
+
+
+def _unwrapped(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != "module")
+
 
 def is_object(target: Any) -> bool:
     """Return whether it gives and takes its state as a plain tree."""

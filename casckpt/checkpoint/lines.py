@@ -31,11 +31,13 @@ class LineView:
         current: the line that the bare name means; None if nothing is said.
         branches: line to the (line, (step, batch)) of the same run that it began at.
         monitors: line to the (metric, mode) that decides what is best on it.
+        begun_from: ids of the checkpoints of this store, of any run, that lines have begun from.
     """
 
     current: int | None = None
     branches: Mapping[int, tuple[int, tuple[int, int]]] = field(default_factory=dict)
     monitors: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    begun_from: frozenset[str] = frozenset()
 
 
 PLAIN = LineView()
@@ -62,7 +64,13 @@ def read_view(run: str, payload: bytes | None) -> LineView:
             for line in document["lines"]
             if line.get("monitor") and line.get("mode")
         }
-        return LineView(document["current"] if document["lines"] else None, branches, monitors)
+        begun_from = frozenset(
+            at["id"]
+            for line in document["lines"]
+            if (at := line.get("branch")) is not None and not at["store"] and at.get("id")
+        )
+        current = document["current"] if document["lines"] else None
+        return LineView(current, branches, monitors, begun_from)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise Corrupt(f"the row of {run} does not decode", str(exc)) from exc
 

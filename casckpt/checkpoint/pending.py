@@ -113,23 +113,28 @@ class BackgroundSaves:
     def start(self, run: str, work: Callable[[], Checkpoint]) -> PendingSave:
         """Begin a save; to be called inside `turn`."""
         pending = PendingSave(run)
-        with self._guard:
-            self._pending[run] = pending
-        go = threading.Event()
+        go, claim = threading.Event(), threading.Lock()
 
         def carry_out() -> None:
             # A thread that began to work at once would keep the GIL for 5 ms from its starter.
             go.wait()
-            pending._carry_out(work)
+            if claim.acquire(blocking=False):
+                pending._carry_out(work)
 
         # Not a daemon: the interpreter would kill it in the middle.
         thread = threading.Thread(target=carry_out, name=f"casckpt-save-{run}", daemon=False)
         _register_exit()
         try:
+            with self._guard:
+                self._pending[run] = pending
             thread.start()
-        except RuntimeError:
-            # No more threads (a limit, or the interpreter is leaving): save here and now.
-            pending._carry_out(work)
+        except BaseException as exc:
+            # No more threads (a limit, or the interpreter is leaving), or Ctrl+C before the thread
+            # began: save here and now. The next save would wait for this one for ever.
+            go.set()
+            carry_out()
+            if not isinstance(exc, RuntimeError):
+                raise
         finally:
             go.set()
         return pending

@@ -89,7 +89,13 @@ def make_plan(
         )
     everything = catalog.matching()
     chosen = everything if run == "*" else catalog.matching(run.removesuffix("~*"))
-    decision = retention.decide(chosen, policy, now or datetime.now(UTC), everything=everything)
+    decision = retention.decide(
+        chosen,
+        policy,
+        now or datetime.now(UTC),
+        everything=everything,
+        declared={} if policy is None and max_bytes is None else catalog.declared(chosen),
+    )
     reasons = dict(decision.reasons)
     dropped = set(decision.drop)
     if max_bytes is not None:
@@ -129,7 +135,7 @@ def still_droppable(catalog: Catalog, plan: GcPlan) -> tuple[list[Checkpoint], l
     if not plan.drop:
         return [], []
     live = catalog.matching()
-    allowed = set(live) - set(retention.protections(live))
+    allowed = set(live) - set(retention.protections(live, declared=catalog.declared(live)))
     go = [ck for ck in plan.drop if ck in allowed]
     return go, [ck for ck in plan.drop if ck not in allowed]
 

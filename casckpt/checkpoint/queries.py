@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from casckpt.checkpoint.lines import PLAIN, LineView, read_view, visible, with_inherited
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import ALL_LINES, Ref, Selector, check_mode, parse_ref, select
+from casckpt.checkpoint.refs import ALL_LINES, Ref, Selector, check_mode, parse_ref, rank, select
 from casckpt.errors import Ambiguous, BadRef, BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -159,6 +159,32 @@ class Catalog:
         """Return the live checkpoints of a line with what it inherited, oldest first."""
         members = self._decode(self._repository.checkpoint_rows(run))
         return with_inherited(members, line, self.view(run))
+
+    def declared(self, checkpoints: Iterable[Checkpoint]) -> dict[Checkpoint, tuple[str, ...]]:
+        """Return what must stay by the rows of runs, with reasons.
+
+        That is the best of each line whose loop has declared what is best, and what a line has
+        begun from that has not saved yet.
+
+        Args:
+            checkpoints: all live ones of each run that is looked at.
+
+        Raises:
+            Corrupt: if the row of a run does not decode.
+        """
+        views = {run: read_view(run, payload) for run, payload in self._repository.run_rows()}
+        begun = frozenset().union(*(view.begun_from for view in views.values()))
+        found: dict[Checkpoint, tuple[str, ...]] = {}
+        for members in _grouped(checkpoints):
+            view = views.get(members[0].run, PLAIN)
+            for checkpoint in members:
+                if checkpoint.id in begun:
+                    found[checkpoint] = ("branch point",)
+            for line, (metric, mode) in view.monitors.items():
+                seen = with_inherited(members, line, view)
+                for _, checkpoint in rank(seen, metric, check_mode(mode, metric))[:1]:
+                    found[checkpoint] = (f"best {metric}", *found.get(checkpoint, ()))
+        return found
 
     def around(
         self, run: str, line: int, step: int | None, batch: int = 0
@@ -319,7 +345,7 @@ class Catalog:
             return NotFound(
                 f"no run {run}",
                 f"its {len(trashed)} {them} in the trash",
-                f"`casckpt undelete {run}@STEP` brings one back",
+                f"`casckpt undelete {run}` brings all of it back, `{run}@STEP` one",
                 run=run,
             )
         if self._repository.run_row(run):

@@ -1,7 +1,8 @@
 """Retention: from checkpoints to keep or drop, with reasons. Pure: no store, no clock.
 
-Whatever the policy, these are never dropped: the newest of each line, tagged and pinned ones,
-and branch points (what another line continued from). `plans.py` turns the decision into a plan
+Whatever the policy, these are never dropped: the newest of each line, its best where its loop has
+declared what is best, tagged and pinned ones, and branch points (what another line continued from).
+`plans.py` turns the decision into a plan
 with bytes; only applying that plan changes anything.
 """
 
@@ -39,6 +40,7 @@ def decide(
     now: datetime,
     *,
     everything: Sequence[Checkpoint] | None = None,
+    declared: Mapping[Checkpoint, tuple[str, ...]] | None = None,
 ) -> Decision:
     """Return what a policy keeps and drops.
 
@@ -48,8 +50,9 @@ def decide(
         now: the time from which ages count.
         everything: all live checkpoints of the store, where other runs may have branched from
             these; defaults to `checkpoints`.
+        declared: what must stay by what runs have declared, with reasons.
     """
-    protected = protections(checkpoints, everything)
+    protected = protections(checkpoints, everything, declared)
     ages_s = _ages_s(checkpoints, now)
     reasons: dict[Checkpoint, tuple[str, ...]] = {}
     kept: set[Checkpoint] = set()
@@ -71,13 +74,16 @@ def decide(
 
 
 def protections(
-    checkpoints: Sequence[Checkpoint], everything: Sequence[Checkpoint] | None = None
+    checkpoints: Sequence[Checkpoint],
+    everything: Sequence[Checkpoint] | None = None,
+    declared: Mapping[Checkpoint, tuple[str, ...]] | None = None,
 ) -> dict[Checkpoint, tuple[str, ...]]:
     """Return the checkpoints that no policy may drop, with reasons.
 
     Args:
         checkpoints: all live checkpoints of each run that is looked at.
         everything: all live checkpoints of the store; defaults to `checkpoints`.
+        declared: what must stay by what runs have declared, with reasons.
     """
     branches = branch_points(checkpoints if everything is None else everything)
     newest = {line[-1] for line in by_line(checkpoints).values()}
@@ -90,6 +96,7 @@ def protections(
             why.append("newest")
         if checkpoint.id in branches:
             why.append("branch point")
+        why += [reason for reason in (declared or {}).get(checkpoint, ()) if reason not in why]
         if why:
             found[checkpoint] = tuple(why)
     return found

@@ -46,6 +46,7 @@ class Extra:
         elapsed_s: work until then, all sessions.
         peers: of a run of several processes, what `of_rank` gives the second, the third ...
         held: of a process that does not lead, the generators in its state.
+        between: what the loaders of an epoch carry into the next one, by their passes.
     """
 
     loop: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Extra:
     elapsed_s: float = 0.0
     peers: list[dict[str, Any]] = field(default_factory=list)
     held: dict[str, Any] = field(default_factory=dict)
+    between: dict[int, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return what a checkpoint keeps beside the state."""
@@ -71,7 +73,7 @@ class Extra:
         if rank:
             known = self.peers[rank - 1] if rank <= len(self.peers) else {"streams": {}}
             own = replace(self, **known)
-        return own if len(self.peers) + 1 == size else replace(own, middle=None, row={})
+        return own if len(self.peers) + 1 == size else replace(own, middle=None, row={}, between={})
 
 
 @dataclass(frozen=True)

@@ -239,3 +239,52 @@ def test_model_checkpoint_needs_no_adapter(store, monkeypatch, tmp_path):
     one.fit(Net(), loader(), validation(), ckpt_path="last")
     assert one.current_epoch == 5
     fs.close()
+
+
+class Seen(lightning.Callback):
+    """Notes the batches, and may end the training as a signal does."""
+
+    def __init__(self, kill=None):
+        self.batches, self._kill = [], kill
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self._kill:
+            raise _Killed
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, [one.tolist() for one in batch]))
+
+
+class _Killed(BaseException):
+    pass
+
+
+def fit_with_a_generator(store, name, kill=None):
+    """Train with a loader that has a generator of its own; return the batches."""
+    lightning.seed_everything(0, verbose=False)
+    numbers = torch.utils.data.TensorDataset(torch.randn(24, 8), torch.randn(24, 1))
+    own = torch.utils.data.DataLoader(
+        numbers, 8, shuffle=True, generator=torch.Generator().manual_seed(3)
+    )
+    seen = Seen(kill)
+    with store.run(name) as run:
+        path = casckpt.lightning.resume_path(run)
+        one = trainer([casckpt.lightning.Callback(run), seen], 4)
+        one.fit(Net("step"), own, ckpt_path=path)
+    return seen.batches
+
+
+@pytest.mark.parametrize("kill", [1, 2, 3])
+def test_a_loader_with_a_generator_of_its_own_goes_on(store, kill):
+    whole = fit_with_a_generator(store, "whole")
+    with pytest.raises(_Killed):
+        fit_with_a_generator(store, "killed", kill)
+    left = fit_with_a_generator(store, "killed")
+    assert left == [one for one in whole if one[0] >= kill]
+
+
+def test_saves_by_steps_come_inside_epochs_too(store):
+    fit(store, saves={"save_every": casckpt.Every(steps=2)})
+    found = [one.position for one in store.checkpoints("nn") if "every" in one.reasons]
+    assert (0, 2) in found
+    assert len(found) > 3

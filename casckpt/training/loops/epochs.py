@@ -16,6 +16,7 @@ from casckpt.errors import BadRequest
 from casckpt.logs import logger
 from casckpt.training import guards, randomness
 from casckpt.training.loops import position
+from casckpt.training.loops.boundary import Boundary
 from casckpt.training.loops.every import Every
 from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
 from casckpt.training.loops.monitor import Monitor
@@ -175,10 +176,18 @@ class Loop:
             return name_of(run.store, ranked[0][1]) if ranked else ""
 
         named = run._peers.lead(lead)
-        if named:
-            run.store.restore(named, into=tree_of(self._state))
-        else:
+        if not named:
             logger.warning("%s: no checkpoint has a finite %s", run.name, monitor.metric)
+            return
+        if run._peers.leads:
+            taken = run.store.get(named)
+            value = taken.metrics[monitor.metric]
+            if value != monitor.best:
+                logger.warning(
+                    "%s: %s is gone; the state left is %s, %s %.6g",
+                    *(run.name, monitor, taken.ref, monitor.metric, value),
+                )
+        run.store.restore(named, into=tree_of(self._state))
 
 
 class EpochLoop(Loop):
@@ -188,6 +197,8 @@ class EpochLoop(Loop):
         """See `Run.epochs`."""
         super().__init__(run, state, options)
         self._save_latest = save_latest
+        self._has_said = False
+        self._boundary = Boundary(self.extra.between)
         self._passes = 0
         self._inside_at_s = 0.0
         self._began: dict[str, Any] = {}
@@ -226,6 +237,7 @@ class EpochLoop(Loop):
         self._passes += 1
         middle = self.middle if is_first else None
         self.extra = Extra(log=self.extra.log)
+        self._boundary.begin(self._passes - 1, loader, inside=middle is not None)
         current = position.Pass(loader, middle["pass"] if middle else None)
         if middle is not None:
             # Here and not before: making the iterator draws from the generators itself.
@@ -292,8 +304,23 @@ class EpochLoop(Loop):
             metrics=False,
             loop=self.counters(),
             middle={"began": self._began, "pass": where},
+            between=self._boundary.capture(),
             wait=request is not None,
             level=level,
+        )
+
+    def _say_unlogged(self) -> None:
+        """Say once that what is to decide has not been logged: a name may be wrong."""
+        monitor = self._options.monitor
+        if self._has_said or not monitor.metric or monitor.is_fed or not self._run._peers.leads:
+            return
+        self._has_said = True
+        logger.warning(
+            "%s: no %s was logged by epoch %d, so nothing is best yet; logged: %s",
+            self._run.name,
+            monitor.metric,
+            self.done,
+            ", ".join(self.row) or "nothing",
         )
 
     def end_body(self) -> bool:
@@ -304,6 +331,7 @@ class EpochLoop(Loop):
         self.done += 1
         saver.since.epochs += 1
         is_best = options.monitor.update(self.row, self.done)
+        self._say_unlogged()
         is_due = options.every is not None and saver.since.is_due(
             options.every, time.monotonic(), epoch=self.done
         )
@@ -321,6 +349,7 @@ class EpochLoop(Loop):
         if self._save_latest and not reasons:
             reasons.append(LATEST)
         self.note()
+        between = self._boundary.capture()
         level = None if request is None else self.stop_level(request)
         if reasons and level != "none":
             saver.save(
@@ -329,6 +358,7 @@ class EpochLoop(Loop):
                 tuple(reasons),
                 row=self.row,
                 loop=self.counters(),
+                between=between,
                 missing=self.missing,
                 wait=self.is_over or request is not None,
                 level=level,

@@ -67,6 +67,7 @@ class ForeignLoop:
         self.is_over = False
         self._state = _State()
         self.saver = LoopSaver(run, self._state, self._options.monitor, keep)
+        self.saver.since.steps = self.extra.loop.get("steps", 0)
         run._loop = self  # type: ignore[assignment]
         self.note()
 
@@ -86,6 +87,7 @@ class ForeignLoop:
             "unit": self._unit,
             "total": self._options.total,
             "done": self.done,
+            "steps": self.saver.since.steps,
             "over": self.is_over,
             "monitor": self._options.monitor.saved(),
         }
@@ -127,6 +129,7 @@ class ForeignLoop:
         row: Mapping[str, float],
         *,
         middle: Mapping[str, Any] | None = None,
+        between: Mapping[int, Any] | None = None,
         missing: tuple[str, ...] = (),
     ) -> None:
         """Save the file or folder that the framework has written; it may be removed afterwards.
@@ -137,6 +140,7 @@ class ForeignLoop:
             reasons: why.
             row: metrics; of no account inside a unit.
             middle: position inside the unit.
+            between: what loaders carry into the next unit.
             missing: what a resume will not find.
 
         Raises:
@@ -153,9 +157,16 @@ class ForeignLoop:
             metrics=not batch,
             loop=self.counters(),
             middle=middle,
+            between=between,
             missing=missing,
             wait=wait,
         )
+
+    def note_step(self) -> bool:
+        """Count an optimizer step inside an epoch; return whether a save by steps is due."""
+        every, since = self._options.every, self.saver.since
+        since.steps += 1
+        return every is not None and every.steps is not None and since.is_due(every, 0.0)
 
     def leave_if_asked(self) -> None:
         """Leave on a request to stop; what was saved is durable.

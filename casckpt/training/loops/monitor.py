@@ -96,6 +96,11 @@ class Monitor:
         return True
 
     @property
+    def is_fed(self) -> bool:
+        """Whether a row had the metric, be it NaN."""
+        return self.best is not None or self.bad > 0
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.bad >= self.patience

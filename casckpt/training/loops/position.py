@@ -185,13 +185,22 @@ def _holders(loader: Any) -> Iterator[tuple[str, Any]]:
         waiting = below
 
 
-def generators_of(loader: Any) -> dict[str, Any]:
-    """Return the states of the generators that a loader and its samplers hold."""
-    found = {}
+def generators_of(loader: Any, taken: set[int] | None = None) -> dict[str, Any]:
+    """Return the states of the generators that a loader and its samplers hold.
+
+    Args:
+        loader: the loader.
+        taken: numbers (`id`) of generators to leave out; those found are added.
+    """
+    found, before = {}, frozenset(taken or ())
     for path, one in _holders(loader):
-        held = _access(getattr(one, "generator", None))
-        if held is not None:
-            found[path] = held[0]()
+        generator = getattr(one, "generator", None)
+        held = _access(generator)
+        if held is None or id(generator) in before:
+            continue
+        found[path] = held[0]()
+        if taken is not None:
+            taken.add(id(generator))
     return found
 
 

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from casckpt.training import randomness
 from casckpt.training.loops import position
+from casckpt.training.loops.boundary import Boundary
 
-_OWN: Final = frozenset({"_loader", "_streams", "_saved", "current"})
+_OWN: Final = frozenset({"_loader", "_streams", "_saved", "_boundary", "_is_begun", "current"})
 
 
 class PositionedLoader:
@@ -19,17 +20,24 @@ class PositionedLoader:
         streams: the generators of a checkpoint, put back at the right moment: before the first
             pass begins, or inside one after what was consumed has been skipped.
         saved: the position inside a pass; None for the beginning of one.
+        boundary: what the loader carries from one epoch into the next.
 
     Attributes:
         current: the pass that was begun last.
     """
 
     def __init__(
-        self, loader: Any, streams: Mapping[str, Any], saved: Mapping[str, Any] | None
+        self,
+        loader: Any,
+        streams: Mapping[str, Any],
+        saved: Mapping[str, Any] | None,
+        boundary: Boundary,
     ) -> None:
         self._loader = loader
         self._streams = streams
         self._saved = saved
+        self._boundary = boundary
+        self._is_begun = False
         self.current: position.Pass | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -38,6 +46,11 @@ class PositionedLoader:
         # takes a batch, so all of them begin with the same generators.
         if self._saved is None:
             randomness.restore(self._streams)
+        if self._is_begun:
+            self._boundary.again(0)
+        else:
+            self._boundary.begin(0, self._loader, inside=self._saved is not None)
+        self._is_begun = True
         self.current = position.Pass(self._loader, self._saved)
         return self._batches(self.current)
 
@@ -48,7 +61,7 @@ class PositionedLoader:
     def _batches(self, current: position.Pass) -> Iterator[Any]:
         if self._saved is not None:
             randomness.restore(self._streams)
-        self._streams, self._saved = {}, None
+        self._streams, self._saved, self._is_begun = {}, None, False
         yield from current
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,7 +31,10 @@ _FAST_FACTOR: Final = 0.5
 
 
 def captured_by_all(
-    peers: Peers, state: Any, middle: Mapping[str, Any] | None
+    peers: Peers,
+    state: Any,
+    middle: Mapping[str, Any] | None,
+    between: Mapping[int, Any] | None = None,
 ) -> list[dict[str, Any]] | None:
     """Return what each process has of its own, by rank; None in those that do not lead.
 
@@ -39,12 +42,14 @@ def captured_by_all(
         peers: the processes; each of them makes this call.
         state: the state that is saved, for the generators in it.
         middle: position inside the epoch.
+        between: what loaders carry into the next epoch.
     """
     mine = {
         "streams": randomness.capture(),
         "middle": None if middle is None else dict(middle),
         # Those of the first process are in the state that it saves.
         "held": {} if peers.leads else generators_in(state),
+        "between": dict(between or {}),
     }
     return peers.gather(mine)
 
@@ -78,6 +83,7 @@ class LoopSaver:
         row: Mapping[str, float],
         loop: Mapping[str, Any],
         middle: Mapping[str, Any] | None = None,
+        between: Mapping[int, Any] | None = None,
         metrics: bool = True,
         missing: tuple[str, ...] = (),
         wait: bool = False,
@@ -92,6 +98,7 @@ class LoopSaver:
             row: metrics of the epoch so far.
             loop: counters of the loop.
             middle: position inside the epoch.
+            between: what loaders carry into the next epoch.
             metrics: whether the row is the checkpoint's metrics.
             missing: what a resume will not find.
             wait: return when it is durable.
@@ -103,13 +110,16 @@ class LoopSaver:
         """
         self.settle(tolerant=True)
         run = self._run
-        captured = captured_by_all(run._peers, self._state, middle)
+        captured = captured_by_all(run._peers, self._state, middle, between)
         if captured is None:
             return  # the first process writes
         streams = captured[0]["streams"]
+        if keeping.EVERY in reasons:
+            loop = {**loop, "steps": 0}  # who goes on from here counts from here
         count, writes = run._session.log.close_piece()
         extra = Extra(dict(loop), streams, captured[0]["middle"], count, dict(row),
-                      run._session.elapsed_s, captured[1:])  # fmt: skip
+                      run._session.elapsed_s, captured[1:],
+                      between=captured[0]["between"])  # fmt: skip
         repository = run.repository
 
         def before() -> None:

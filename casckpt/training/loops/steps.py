@@ -10,7 +10,7 @@ from casckpt.errors import BadRequest
 from casckpt.training import randomness
 from casckpt.training.loops import position
 from casckpt.training.loops.epochs import Loop, LoopOptions
-from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
+from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, ROLLING, STOP
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -47,7 +47,10 @@ class StepLoop(Loop):
         self._accumulate = accumulate
         self._save_latest_s = save_latest_s
         self._since_latest_s = self._noted_s = time.monotonic()
-        self._gathered: dict[str, float] = dict(self.extra.row)
+        # What a rolling save kept is still to go to one that stays.
+        begun_at = run._position()[0]
+        rolling = begun_at is not None and ROLLING.issuperset(begun_at.reasons)
+        self._gathered: dict[str, float] = dict(self.extra.row) if rolling else {}
         self._pass: position.Pass | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -151,4 +154,5 @@ class StepLoop(Loop):
             wait=self.is_over or request is not None,
             level=level,
         )
-        self._gathered = {}
+        if not ROLLING.issuperset(reasons):
+            self._gathered = {}

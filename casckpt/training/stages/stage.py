@@ -126,8 +126,12 @@ class Stage:
                     if not ledger.is_taken(number):
                         unit, item = ledger.unit(number)
                         yield unit.key, item
+            except GeneratorExit:
+                self._run._loop_left(False)  # by a break: the stage is not at its end
+                raise
             finally:
                 ledger.flush()
+            self._run._loop_left(True)
             ledger.ended()
 
     def done(self, key: Any, result: Any = None, **numbers: Number) -> None:

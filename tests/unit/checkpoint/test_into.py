@@ -36,6 +36,9 @@ class Holder:
         self.values = state["values"]
 
 
+ARRAY = np.arange(4, dtype="<f4")
+
+
 @pytest.mark.parametrize(
     ("saved", "target", "why"),
     [
@@ -170,6 +173,20 @@ def test_an_empty_dict_takes_all_there_is(into):
     assert saved.restore(into=into) is into
     assert into == {"a": {"x": [1, {"y": 2}], 3: "z"}}
     assert all(into[key] is part for key, part in held.items())
+
+
+@pytest.mark.parametrize("saved", [[ARRAY, ARRAY * 2], {"a": ARRAY, "b": [ARRAY]}])
+def test_what_is_empty_takes_arrays_too(saved):
+    into = {"seen": type(saved)(), "w": ARRAY.copy()}
+    held = into["seen"]
+    Saved({"seen": saved, "w": ARRAY}).restore(into=into)
+    assert into["seen"] is held
+    assert str(into["seen"]) == str(saved)
+
+
+def test_a_list_of_arrays_that_is_not_empty_is_no_place_for_more():
+    with pytest.raises(TreeMismatch, match="extra"):
+        Saved({"seen": [ARRAY, ARRAY]}).restore(into={"seen": [ARRAY]})
 
 
 def test_a_state_takes_named_parts_only():
@@ -352,3 +369,28 @@ def test_into_and_only_touch_what_is_selected():
     assert back["a"].tolist() == [1, 1]
     with pytest.raises(TreeMismatch, match="other"):
         saved.restore(into=into, only="*")
+
+
+@pytest.mark.parametrize(
+    ("saved", "target", "hint"),
+    [
+        ({"module.w": ARRAY}, {"w": ARRAY}, "DataParallel"),
+        ({"w": ARRAY}, {"module.w": ARRAY}, "model.module"),
+        ({"w": ARRAY}, {"w": ARRAY.astype("<f2")}, "convert"),
+        ({"w": ARRAY}, {"v": ARRAY}, "leave `into` out"),
+    ],
+)
+def test_what_shares_no_array_is_refused_even_if_parts_would_do(saved, target, hint):
+    saved = Saved({"model": saved, "epoch": 3})
+    target = {"model": target, "epoch": 0}
+    for strict in (True, False):
+        with pytest.raises(TreeMismatch) as caught:
+            saved.restore(into=target, strict=strict)
+        assert (hint in caught.value.hint) or (strict and "strict=False" in caught.value.hint)
+    assert target["epoch"] == 0
+
+
+def test_plain_values_are_taken_where_there_are_no_arrays():
+    target = {"a": 0, "c": 3}
+    Saved({"a": 1, "b": 2}).restore(into=target, strict=False)
+    assert target["a"] == 1

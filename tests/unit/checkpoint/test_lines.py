@@ -69,13 +69,14 @@ def test_the_row_of_a_run_says_where_its_lines_began_and_what_is_best_on_them():
     lines = [
         a_line(0, monitor="loss", mode="min"),
         a_line(1, at),
-        a_line(2, at | {"run": "other"}),
-        a_line(3, at | {"store": "/elsewhere"}, monitor="acc"),
+        a_line(2, at | {"run": "other", "id": "c0ffee"}),
+        a_line(3, at | {"store": "/elsewhere", "id": "beef"}, monitor="acc"),
     ]
     view = read_view("r", json.dumps({"current": 3, "lines": lines}).encode())
     assert view.current == 3
     assert view.branches == {1: (0, (2, 5))}
     assert view.monitors == {0: ("loss", "min")}
+    assert view.begun_from == {"c0ffee"}
     assert read_view("r", json.dumps({"current": 3, "lines": []}).encode()).current is None
     assert read_view("r", None) is PLAIN
 

@@ -187,3 +187,29 @@ def test_a_pending_save_says_how_it_stands(make_checkpoint):
     with pytest.raises(NoSpace):
         failed.result()
     assert repr(failed) == "<PendingSave of bad: failed>"
+
+
+def test_ctrl_c_while_a_save_begins_leaves_no_save_that_others_wait_for(
+    make_checkpoint, monkeypatch
+):
+    saves, checkpoint, calls = BackgroundSaves(), make_checkpoint(), []
+
+    def work():
+        calls.append(1)
+        return checkpoint
+
+    begin = threading.Thread.start
+    for interrupted_before in (True, False):
+
+        def interrupted(thread, before=interrupted_before):
+            if not before:
+                begin(thread)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                start(saves, "run", work)
+        saves.wait()
+    assert start(saves, "run", work).result(timeout_s=10) is checkpoint
+    assert len(calls) == 3

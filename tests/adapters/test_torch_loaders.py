@@ -1,0 +1,87 @@
+"""Loaders that carry generators of their own, or a state, from one epoch into the next."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import casckpt
+
+torch = pytest.importorskip("torch")
+from torch.utils.data import DataLoader  # noqa: E402
+
+
+class Killed(BaseException):
+    """Ends a training as a signal does: nothing is saved any more."""
+
+
+class Stateful:
+    """A loader of a program's own, as docs/resume.md asks."""
+
+    def __init__(self) -> None:
+        self.random, self.left = random.Random(0), None
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        if self.left is None:
+            self.left = self.random.sample(range(100), 3)
+        while self.left:
+            yield self.left.pop(0)
+        self.left = None
+
+    def state_dict(self):
+        return {"random": self.random.getstate(), "left": self.left}
+
+    def load_state_dict(self, state):
+        version, words, gauss = state["random"]
+        self.random.setstate((version, tuple(words), gauss))
+        self.left = state["left"]
+
+
+def shuffled(size: int, generator) -> DataLoader:
+    return DataLoader(list(range(size)), batch_size=4, shuffle=True, generator=generator)
+
+
+def train(place, kind: str, kill: int = 0) -> list:
+    """Return the batches of each epoch of this session; `kill` ends the body of that epoch."""
+    own = torch.Generator().manual_seed(0)
+    other = own if kind == "shared" else torch.Generator().manual_seed(5)
+    training = Stateful() if kind == "state" else shuffled(8, own)
+    check = shuffled(4, other)
+    seen = []
+    try:
+        with casckpt.open(place) as store, store.run("r") as run:
+            for epoch in run.epochs(5, {"w": 0}):
+                if kind == "seeded":
+                    training = shuffled(8, torch.Generator().manual_seed(epoch))
+                if kind == "reseeded":
+                    own.manual_seed(epoch)
+                batches = [torch.as_tensor(batch).tolist() for batch in run.batches(training)]
+                if kind != "second" or epoch % 2 == 0:
+                    batches += [batch.tolist() for batch in run.batches(check)]
+                seen.append((epoch, batches))
+                if epoch == kill:
+                    run._loop.saver.settle()
+                    raise Killed
+    except Killed:
+        pass
+    return seen
+
+
+@pytest.mark.parametrize("kill", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["own", "shared", "state", "seeded", "reseeded", "second"])
+def test_a_run_killed_in_an_epoch_sees_the_batches_of_one_that_was_not(tmp_path, kind, kill):
+    whole = train(tmp_path / "whole", kind)
+    assert len({str(batches) for _, batches in whole}) == 5  # they do differ
+    train(tmp_path / "killed", kind, kill)
+    assert train(tmp_path / "killed", kind) == whole[kill - 1 :]
+
+
+def test_a_run_killed_twice_sees_them_too(tmp_path):
+    whole = train(tmp_path / "whole", "own")
+    train(tmp_path / "killed", "own", 2)
+    train(tmp_path / "killed", "own", 3)
+    assert train(tmp_path / "killed", "own") == whole[2:]
