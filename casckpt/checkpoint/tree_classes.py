@@ -65,9 +65,14 @@ def find_class(module: str, qualified_name: str) -> type | None:
 def make_namedtuple(name: Sequence[str], fields: Sequence[str], values: Sequence[Any]) -> Any:
     """Return a namedtuple of the class of that name, or of a stand-in."""
     cls = find_class(*name)
-    if cls is not None and issubclass(cls, tuple) and vars(cls).get("_fields") == tuple(fields):
+    if cls is not None and issubclass(cls, tuple) and _fields_of(cls) == tuple(fields):
         return tuple.__new__(cls, values)
     return stand_in(name, fields, values)
+
+
+def _fields_of(cls: type) -> object:
+    """Return what a class, or the namedtuple that it extends by methods, has as fields."""
+    return next((vars(one)["_fields"] for one in cls.__mro__ if "_fields" in vars(one)), None)
 
 
 def make_dataclass(name: Sequence[str], fields: Sequence[str], values: Sequence[Any]) -> Any:

@@ -178,6 +178,22 @@ def test_pickles_need_permission_and_nothing_is_read_without():
     assert saved.restore(only="a") == {"a": 1}
 
 
+class Located(collections.namedtuple("_Located", "x y")):
+    """A named tuple with methods: its fields are those of the class below."""
+
+    __slots__ = ()
+
+    def norm(self):
+        return abs(self.x) + abs(self.y)
+
+
+def test_a_namedtuple_extended_by_methods_comes_back_as_its_class(caplog):
+    back = Saved({"at": Located(3, -4)}).restore()["at"]
+    assert type(back) is Located
+    assert back.norm() == 7
+    assert not caplog.messages
+
+
 def test_unknown_record_classes_come_back_as_namedtuples_with_a_warning(caplog):
     made = collections.namedtuple("Gone", "a b")
     local = dataclasses.make_dataclass("Away", ["a", "class_"])
