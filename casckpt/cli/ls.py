@@ -247,6 +247,6 @@ def _sum(output: Output, found: Sequence[Checkpoint], everything: Sequence[Check
         else f"{len(found):,} of {formatting.count(len(everything), 'checkpoint')} shown"
     )
     output.note(
-        f"{shown}. {formatting.size(logical_bytes)} logical, {formatting.size(new_bytes)} written "
+        f"{shown}. {formatting.size(logical_bytes)} logical, {formatting.size(new_bytes)} new "
         "when saved. `casckpt du` shows the disk."
     )

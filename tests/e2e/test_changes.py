@@ -55,7 +55,7 @@ def test_what_ls_adds_up_is_right_where_more_was_written_than_there_is(new_cli):
         store.save("r", {"v": 1}, 1)
     answer = new_cli("ls")
     assert re.fullmatch(
-        r"1 checkpoint\. .* logical, .* written when saved\. `casckpt du` shows the disk\.\n",
+        r"1 checkpoint\. .* logical, .* new when saved\. `casckpt du` shows the disk\.\n",
         answer.err,
     )
 
