@@ -255,7 +255,11 @@ class Callback(Checkpoint):  # type: ignore[misc]
             if not first and trainer.current_epoch > 0:
                 self._loaders.clear()  # reload_dataloaders_every_n_epochs makes them anew
             found = PositionedLoader(
-                loader, extra.streams if first else {}, middle if first else None, boundary
+                loader,
+                extra.streams if first else {},
+                middle if first else None,
+                boundary,
+                len(self._loaders),
             )
             self._loaders.append(found)
             return found

@@ -88,17 +88,21 @@ def _misnamed(
 ) -> str:
     """Return what to say if the command has opened other runs than the one it was started for.
 
-    Another process may have changed some of them meanwhile; then a name is one too many here.
+    Nothing if there is such a run: a finished one is opened without a trace, while others that
+    share the store train on. Those are named too, where there is none.
     """
-    changed = sorted(run for run, rows in after.items() if before.get(run) != rows)
-    if any(run == name or run.startswith(f"{name}/") for run in changed):
+    if any(run == name or run.startswith(f"{name}/") for run in after):
         return ""
+    changed = sorted(run for run, rows in after.items() if before.get(run) != rows)
     tops = [run for run in changed if not any(run.startswith(f"{top}/") for top in changed)]
     use = "`status`, `stop` and `resume` know it by the name that it opens"
     if tops:
         more = f" and {len(tops) - OPENED_NAMED} more" if len(tops) > OPENED_NAMED else ""
-        return f"The command opened {', '.join(tops[:OPENED_NAMED])}{more}, not {name}; {use}."
-    if code == 0 and after and name not in after:
+        return (
+            f"There is no run {name}: while the command ran, "
+            f"{', '.join(tops[:OPENED_NAMED])}{more} changed. {use[0].upper()}{use[1:]}."
+        )
+    if code == 0 and after:
         return f"The command opened no run in this store, and there is no {name}; {use}."
     return ""
 

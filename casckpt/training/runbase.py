@@ -337,7 +337,9 @@ class RunBase:
         try:
             self.store.restore(checkpoint, into=tree, strict=self._strict)
         except TreeMismatch as exc:
-            if exc.hint == TreeMismatch.default_hint and not self._position()[1].loop:
+            if not self._strict:
+                exc.hint = "nothing of it fits the new model: begin anew with resume='never'"
+            elif exc.hint == TreeMismatch.default_hint and not self._position()[1].loop:
                 exc.hint = (
                     f"no loop saved {checkpoint.ref}: begin anew with resume='never', and save what"
                     " is no loop's with a name: run.save(state, name='predictions')"

@@ -11,6 +11,9 @@ import casckpt
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
 
+from casckpt.training.loops.boundary import Boundary  # noqa: E402
+from casckpt.training.loops.positioned import PositionedLoader  # noqa: E402
+
 
 class Killed(BaseException):
     """Ends a training as a signal does: nothing is saved any more."""
@@ -85,3 +88,71 @@ def test_a_run_killed_twice_sees_them_too(tmp_path):
     train(tmp_path / "killed", "own", 2)
     train(tmp_path / "killed", "own", 3)
     assert train(tmp_path / "killed", "own") == whole[2:]
+
+
+class Resumable:
+    """A stream that goes on from its state, as those of datasets do: at its end that is empty."""
+
+    def __init__(self, *, size=6, padding=0, breaks=False):
+        self.at, self.size, self.padding, self.breaks = None, size, padding, breaks
+        self.goes_on_from = None
+
+    def __iter__(self):
+        begin, self.goes_on_from = self.goes_on_from or 0, None
+        for at in range(begin, self.size):
+            self.at = at
+            yield at
+        self.at = self.size
+
+    def state_dict(self):
+        if self.breaks:
+            raise RuntimeError("no pass has begun")
+        return {"at": self.at, "seen": list(range(self.padding))}
+
+    def load_state_dict(self, state):
+        self.at = self.goes_on_from = state["at"]
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": 200_000}, {"breaks": True}])
+def test_a_loader_whose_last_state_is_empty_or_cannot_be_kept_begins_as_it_is_made(
+    tmp_path, options, caplog
+):
+    def session(kill=0):
+        seen = []
+        try:
+            with casckpt.open(tmp_path / "store") as store, store.run("r") as run:
+                loader = Resumable(**options)
+                for epoch in run.epochs(4, {"w": 0}):
+                    seen.append((epoch, list(run.batches(loader, save_every_s=None))))
+                    if epoch == kill:
+                        run._loop.saver.settle()
+                        raise Killed
+        except Killed:
+            pass
+        return seen
+
+    whole = list(range(6))
+    session(2)
+    assert session(3) == [(2, whole), (3, whole)]
+    assert session() == [(3, whole), (4, whole)]
+    assert ("not kept between epochs" in caplog.text) == ("padding" in options)
+
+
+def test_loaders_of_one_epoch_that_position_themselves_are_told_apart():
+    def epochs(count, saved):
+        boundary = Boundary(saved)
+        loaders = [
+            PositionedLoader(
+                shuffled(8, torch.Generator().manual_seed(seed)), {}, None, boundary, n
+            )
+            for n, seed in enumerate((1, 2))
+        ]
+        for _ in range(count):
+            seen = [[batch.tolist() for batch in loader] for loader in loaders]
+            saved = boundary.capture()
+        return seen, saved
+
+    whole, _ = epochs(3, {})
+    for before in (1, 2):
+        _, saved = epochs(before, {})
+        assert epochs(3 - before, saved)[0] == whole

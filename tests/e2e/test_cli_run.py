@@ -81,12 +81,15 @@ def test_a_wrong_setting_is_never_tried_again(new_cli):
 def test_a_command_that_opens_another_run_is_remarked_on(new_cli):
     answer = new_cli("run", "nett", "--", *script(1))
     assert answer.code == 0
-    assert "The command opened net, not nett" in answer.err
+    assert "There is no run nett: while the command ran, net changed" in answer.err
     again = new_cli("run", "net", "--", *script(1))
-    assert "opened" not in again.err
-    assert "The command opened net, not nett" in new_cli("run", "nett", "--", *script(1)).err
+    assert "There is no run" not in again.err
+    assert (
+        "There is no run nett: while the command ran, net changed"
+        in new_cli("run", "nett", "--", *script(1)).err
+    )
     assert "opened no run in this store" in new_cli("run", "nett", "--", "true").err
-    assert "opened" not in new_cli("run", "net", "--", "true").err
+    assert "There is no run" not in new_cli("run", "net", "--", "true").err
     assert "opened" not in new_cli("run", "nett", "--max-restarts", "0", "--", "false").err
 
 

@@ -237,8 +237,8 @@ class EpochLoop(Loop):
         self._passes += 1
         middle = self.middle if is_first else None
         self.extra = Extra(log=self.extra.log)
-        self._boundary.begin(self._passes - 1, loader, inside=middle is not None)
-        current = position.Pass(loader, middle["pass"] if middle else None)
+        undo = self._boundary.begin(self._passes - 1, loader, inside=middle is not None)
+        current = position.Pass(loader, middle["pass"] if middle else None, undo)
         if middle is not None:
             # Here and not before: making the iterator draws from the generators itself.
             randomness.restore(self.streams)

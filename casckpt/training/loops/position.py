@@ -32,13 +32,20 @@ class Pass:
         count: batches that were consumed, all sessions.
     """
 
-    def __init__(self, loader: Any, saved: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        saved: Mapping[str, Any] | None = None,
+        undo: Callable[[], None] | None = None,
+    ) -> None:
         """Begin a pass.
 
         Args:
             loader: what is iterated.
             saved: what `position` returned, to stand there; None for the start.
+            undo: takes back what was done to the loader before; called if the pass is empty.
         """
+        self._undo = undo
         self._loader = loader
         self.kind = kind_of(loader)
         self.count = 0
@@ -62,6 +69,14 @@ class Pass:
         """Return the next batch; it counts as consumed when the next one is asked for."""
         if self._is_ahead:
             self._asked = randomness.capture()
+        undo, self._undo = self._undo, None
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            if undo is None:
+                raise
+        undo()
+        self._iterator = iter(self._loader)
         return next(self._iterator)
 
     @property

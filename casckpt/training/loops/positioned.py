@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from casckpt.training import randomness
 from casckpt.training.loops import position
 from casckpt.training.loops.boundary import Boundary
 
-_OWN: Final = frozenset({"_loader", "_streams", "_saved", "_boundary", "_is_begun", "current"})
+_OWN: Final = frozenset(
+    {"_loader", "_streams", "_saved", "_boundary", "_place", "_undo", "_is_begun", "current"}
+)
 
 
 class PositionedLoader:
@@ -20,7 +22,8 @@ class PositionedLoader:
         streams: the generators of a checkpoint, put back at the right moment: before the first
             pass begins, or inside one after what was consumed has been skipped.
         saved: the position inside a pass; None for the beginning of one.
-        boundary: what the loader carries from one epoch into the next.
+        boundary: what the loaders carry from one epoch into the next.
+        place: number of the loader among those of an epoch.
 
     Attributes:
         current: the pass that was begun last.
@@ -32,11 +35,14 @@ class PositionedLoader:
         streams: Mapping[str, Any],
         saved: Mapping[str, Any] | None,
         boundary: Boundary,
+        place: int,
     ) -> None:
         self._loader = loader
         self._streams = streams
         self._saved = saved
         self._boundary = boundary
+        self._place = place
+        self._undo: Callable[[], None] | None = None
         self._is_begun = False
         self.current: position.Pass | None = None
 
@@ -47,11 +53,12 @@ class PositionedLoader:
         if self._saved is None:
             randomness.restore(self._streams)
         if self._is_begun:
-            self._boundary.again(0)
+            self._boundary.again(self._place)
         else:
-            self._boundary.begin(0, self._loader, inside=self._saved is not None)
+            inside = self._saved is not None
+            self._undo = self._boundary.begin(self._place, self._loader, inside=inside)
         self._is_begun = True
-        self.current = position.Pass(self._loader, self._saved)
+        self.current = position.Pass(self._loader, self._saved, self._undo)
         return self._batches(self.current)
 
     def __len__(self) -> int:
