@@ -15,6 +15,7 @@ import sys
 import casckpt.checkpoint
 import casckpt.native
 import casckpt.store
+import casckpt.training
 from casckpt import api
 from casckpt.checkpoint import handle
 from casckpt.errors import Corrupt
@@ -40,9 +41,10 @@ def shrink() -> None:
     vars(opening)["walk_index"] = walk_in_a_fork
     # Whoever finds a store half made waits for its maker; where the maker failed, for nothing.
     vars(handle)["_MAKING_WAIT_S"] = 2.0
-    # What a child would import anew each time is imported here once.
-    for package in (casckpt.store, casckpt.checkpoint, casckpt.native):
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+    # What a child would import anew each time is imported here once; where memory fails in a child,
+    # Python would miscompile it, or crash.
+    for package in (casckpt.store, casckpt.checkpoint, casckpt.native, casckpt.training):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from casckpt.training.fingerprints.spelling import put
+
 if TYPE_CHECKING:
     from casckpt.training.fingerprints.values import Fingerprinter
 
@@ -12,7 +14,7 @@ def write_array(to: Fingerprinter, value: Any, out: bytearray, where: str) -> No
     """Append an array or a scalar of numpy."""
     dtype = value.dtype
     kind = "" if type(value).__name__ == "ndarray" else type(value).__qualname__
-    _put(out, b"a", f"{kind} {dtype.descr if dtype.names else dtype.str} {dtype.name}".encode())
+    put(out, b"a", f"{kind} {dtype.descr if dtype.names else dtype.str} {dtype.name}".encode())
     to.write(tuple(value.shape), out, where)
     mask = getattr(value, "mask", None) if hasattr(value, "hardmask") else None
     # The numbers below a mask count; its own tobytes would fill them in.
@@ -36,7 +38,7 @@ def _bytes_of(value: Any) -> bytes | memoryview:
 
 def write_frame(to: Fingerprinter, value: Any, out: bytearray, where: str) -> None:
     """Append a data frame, or a series."""
-    _put(out, b"F", type(value).__qualname__.encode())
+    put(out, b"F", type(value).__qualname__.encode())
     if hasattr(value, "columns"):
         _column(to, value.index, out, where)
         for position, name in enumerate(value.columns):
@@ -76,7 +78,7 @@ def _axis(to: Fingerprinter, tag: bytes, axis: Any, out: bytearray, where: str) 
 
 
 def _column(to: Fingerprinter, column: Any, out: bytearray, where: str) -> None:
-    _put(out, b"C", str(column.dtype).encode())
+    put(out, b"C", str(column.dtype).encode())
     values = column.to_numpy()
     if values.dtype.hasobject:
         to.write(values.tolist(), out, where)
@@ -92,9 +94,3 @@ def _categories(to: Fingerprinter, column: Any, out: bytearray, where: str) -> N
     if categories is not None:
         out += b"K"
         to.write((list(categories), bool(column.dtype.ordered)), out, where)
-
-
-def _put(out: bytearray, tag: bytes, data: bytes) -> None:
-    out += tag
-    out += len(data).to_bytes(8, "little")
-    out += data

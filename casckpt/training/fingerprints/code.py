@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.training.fingerprints.source import source_of
+from casckpt.training.fingerprints.spelling import put
 
 if TYPE_CHECKING:
     from casckpt.training.fingerprints.values import Fingerprinter
@@ -398,7 +399,4 @@ def _version_of(module: str) -> str:
 
 
 def _text(out: bytearray, text: str) -> None:
-    data = text.encode("utf-8", "surrogatepass")
-    out += b"="
-    out += len(data).to_bytes(8, "little")
-    out += data
+    put(out, b"=", text)

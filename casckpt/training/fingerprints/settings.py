@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.leaves import root_of
+from casckpt.training.fingerprints.spelling import put
 
 if TYPE_CHECKING:
     from casckpt.training.fingerprints.values import Fingerprinter
@@ -46,16 +47,16 @@ def write_settings(
     with to.leniently():
         for name, part in _parts(value):
             classes.setdefault(type(part), part)
-            _put(out, b"M", f"{name}:{type(part).__qualname__}")
+            put(out, b"M", f"{name}:{type(part).__qualname__}")
             code = _code_text(part)
             if code is not None:
-                _put(out, b"m", code)
+                put(out, b"m", code)
             for key, held in sorted(vars(part).items() if hasattr(part, "__dict__") else ()):
                 if key not in _MACHINERY and "_hook" not in key:
-                    _put(out, b"k", key)
+                    put(out, b"k", key)
                     _write_one(to, held, out, f"{where}.{key}", (*above, value))
             for key in sorted(getattr(part, "_non_persistent_buffers_set", ())):
-                _put(out, b"k", f"buffer {key}")
+                put(out, b"k", f"buffer {key}")
                 to.write(part._buffers.get(key), out, where)
         for part in classes.values():
             to.code_writer().write_class_of(part, out, where)
@@ -79,7 +80,7 @@ def _write_one(
     elif callable(getattr(value, "state_dict", None)) and not any(one is value for one in above):
         write_settings(to, value, out, where, above)
     else:
-        _put(out, b"?", type(value).__qualname__)
+        put(out, b"?", type(value).__qualname__)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
@@ -121,10 +122,3 @@ def _is_setting(value: Any, depth: int = _DEPTH) -> bool:
         return all(_is_setting(getattr(value, one.name, None), depth - 1) for one in fields)
     # Arrays and tensors, which need not be buffers.
     return root_of(value) is not None and hasattr(value, "dtype") and hasattr(value, "shape")
-
-
-def _put(out: bytearray, tag: bytes, text: str) -> None:
-    data = text.encode("utf-8", "surrogatepass")
-    out += tag
-    out += len(data).to_bytes(8, "little")
-    out += data

@@ -29,6 +29,7 @@ from casckpt.checkpoint.leaves import root_of
 from casckpt.checkpoint.manifest import canonical
 from casckpt.errors import BadLeaf, BadRequest
 from casckpt.training.fingerprints import arrays, settings
+from casckpt.training.fingerprints.spelling import put
 
 if TYPE_CHECKING:
     from casckpt.training.fingerprints.code import CodeWriter
@@ -127,7 +128,7 @@ class Fingerprinter:
         out += b"T" if value else b"F"
 
     def _int(self, value: int, out: bytearray, where: str) -> None:
-        _put(out, b"i", b"%x" % value if value >= 0 else b"-%x" % -value)
+        put(out, b"i", b"%x" % value if value >= 0 else b"-%x" % -value)
 
     def _float(self, value: float, out: bytearray, where: str) -> None:
         out += b"f"
@@ -138,7 +139,7 @@ class Fingerprinter:
         out += _COMPLEX.pack(value.real, value.imag)
 
     def _str(self, value: str, out: bytearray, where: str) -> None:
-        _put(out, b"s", value.encode("utf-8", "surrogatepass"))
+        put(out, b"s", value.encode("utf-8", "surrogatepass"))
 
     def _bytes(self, value: bytes | bytearray | memoryview, out: bytearray, where: str) -> None:
         self.put_bytes(out, b"b", value)
@@ -190,7 +191,7 @@ class Fingerprinter:
         if isinstance(value, pathlib.PurePath):
             self._path(value, out, where)
         elif isinstance(value, enum.Enum):
-            _put(out, b"E", f"{type(value).__qualname__}.{value.name}".encode())
+            put(out, b"E", f"{type(value).__qualname__}.{value.name}".encode())
             with self.leniently():
                 self.write(value.value, out, where)
         elif isinstance(value, _CODE) or hasattr(value, "__wrapped__"):
@@ -228,7 +229,7 @@ class Fingerprinter:
             for cls, writer in _BASES:
                 if isinstance(value, cls):
                     # A class of its own with the content of a built-in: a config's DictConfig.
-                    _put(out, b"u", type(value).__qualname__.encode())
+                    put(out, b"u", type(value).__qualname__.encode())
                     writer(self, value, out, where)
                     if issubclass(cls, _BUILT_IN) or isinstance(value, dict):
                         self._besides(value, out, where)
@@ -255,7 +256,7 @@ class Fingerprinter:
         if " object at 0x" in text:  # a time zone of a class that does not say what it is
             self.refuse(value, out, where)
             return
-        _put(out, b"r", f"{type(value).__qualname__}:{text}".encode())
+        put(out, b"r", f"{type(value).__qualname__}:{text}".encode())
         if isinstance(value, re.Pattern) and len(repr(value.pattern)) > _PATTERN_SHOWN:
             self.write((value.pattern, value.flags), out, where)
         elif isinstance(value, slice):
@@ -267,13 +268,13 @@ class Fingerprinter:
         if value.__name__.endswith(" (vectorized)"):  # of a function that cannot be seen
             self.refuse(value, out, where)
             return
-        _put(out, b"r", f"ufunc:{value.__name__}".encode())
+        put(out, b"r", f"ufunc:{value.__name__}".encode())
 
     def refuse(self, value: Any, out: bytearray, where: str) -> None:
         """Raise for a value without a fingerprint; if lenient, write its type."""
         name = f"{type(value).__module__}.{type(value).__qualname__}"
         if self.lenient:
-            _put(out, b"?", name.encode())
+            put(out, b"?", name.encode())
             return
         raise BadRequest(
             f"{where} has no fingerprint: it is a {name}",
@@ -284,7 +285,7 @@ class Fingerprinter:
 
     def _path(self, value: pathlib.PurePath, out: bytearray, where: str) -> None:
         if not isinstance(value, pathlib.Path):
-            _put(out, b"P", str(value).encode("utf-8", "surrogateescape"))
+            put(out, b"P", str(value).encode("utf-8", "surrogateescape"))
             return
         if self._files is None:
             from casckpt.training.fingerprints.files import FileHashes
@@ -303,10 +304,10 @@ class Fingerprinter:
         self, tag: bytes, value: Any, fields: Mapping[str, Any], out: bytearray, where: str
     ) -> None:
         # Not the module: a class of a script is of `__main__` or not as the script is run.
-        _put(out, tag, type(value).__qualname__.encode())
+        put(out, tag, type(value).__qualname__.encode())
         out += _LENGTH.pack(len(fields))
         for name, item in fields.items():
-            _put(out, b"k", name.encode())
+            put(out, b"k", name.encode())
             self.write(item, out, f"{where}.{name}")
 
     def _tree(self, value: Any, out: bytearray, where: str) -> None:
@@ -324,10 +325,10 @@ class Fingerprinter:
                 ) from exc
             self.refuse(value, out, where)
             return
-        _put(out, b"x", canonical(flat.tree))
+        put(out, b"x", canonical(flat.tree))
         for leaf in flat.leaves:
             about = [leaf.path, leaf.kind, leaf.dtype, list(leaf.shape), leaf.order, leaf.alias]
-            _put(out, b"e", canonical([*about, list(leaf.flags), leaf.offset]))
+            put(out, b"e", canonical([*about, list(leaf.flags), leaf.offset]))
             if leaf.source is not None:
                 self.put_bytes(out, b"b", leaf.source.view())
 
@@ -335,9 +336,9 @@ class Fingerprinter:
         """Append bytes, large ones by their hash."""
         view = memoryview(data).cast("B")
         if len(view) > _INLINE_BYTES:
-            _put(out, tag + b"#", _LENGTH.pack(len(view)) + native.blake3(view))
+            put(out, tag + b"#", _LENGTH.pack(len(view)) + native.blake3(view))
         else:
-            _put(out, tag, view)
+            put(out, tag, view)
 
     def code_writer(self) -> CodeWriter:
         """Return what writes functions and classes."""
@@ -387,9 +388,3 @@ _BASES: Final[tuple[tuple[type, _Writer], ...]] = (
     (Mapping, Fingerprinter._dict),
     (Set, Fingerprinter._set),
 )
-
-
-def _put(out: bytearray, tag: bytes, data: bytes | bytearray | memoryview) -> None:
-    out += tag
-    out += _LENGTH.pack(len(data))
-    out += data

@@ -150,6 +150,17 @@ class Loop:
             "monitor": self._options.monitor.saved(),
         }
 
+    def reasons(self, is_due: bool, is_best: bool, request: StopRequest | None) -> list[str]:
+        """Return why the unit that has just been done is saved; empty if it need not be."""
+        found = [EVERY] if is_due else []
+        if is_best:
+            found.append(BEST)
+        if self.is_over:
+            found.append(FINAL)
+        elif request is not None:
+            found.append(STOP)
+        return found
+
     def leave(self) -> None:
         """End the loop after its last unit: wait for the saves, and take the best if asked."""
         self.saver.settle()
@@ -337,15 +348,7 @@ class EpochLoop(Loop):
         )
         request, (is_best, is_due) = self.agree(0, run._session.watch.look(), is_best, is_due)
         options.monitor.load(run._peers.share(options.monitor.saved()))
-        reasons = []
-        if is_due:
-            reasons.append(EVERY)
-        if is_best:
-            reasons.append(BEST)
-        if self.is_over:
-            reasons.append(FINAL)
-        elif request is not None:
-            reasons.append(STOP)
+        reasons = self.reasons(is_due, is_best, request)
         if self._save_latest and not reasons:
             reasons.append(LATEST)
         self.note()

@@ -10,7 +10,7 @@ from casckpt.errors import BadRequest
 from casckpt.training import randomness
 from casckpt.training.loops import position
 from casckpt.training.loops.epochs import Loop, LoopOptions
-from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, ROLLING, STOP
+from casckpt.training.loops.keeping import LATEST, ROLLING
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -111,15 +111,7 @@ class StepLoop(Loop):
         request, (is_best, is_due, is_late) = self.agree(
             0, run._session.watch.look(), is_best, self._is_due(now_s), is_late
         )
-        reasons = []
-        if is_due:
-            reasons.append(EVERY)
-        if is_best:
-            reasons.append(BEST)
-        if self.is_over:
-            reasons.append(FINAL)
-        elif request is not None:
-            reasons.append(STOP)
+        reasons = self.reasons(is_due, is_best, request)
         if not reasons and is_late:
             reasons.append(LATEST)
         if reasons:

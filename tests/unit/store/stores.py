@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from casckpt.store import BlobInfo, BlobRead, BlobSource, CommitRequest, Repository, opening
+from casckpt.store import (
+    BlobInfo,
+    BlobRead,
+    BlobSource,
+    CommitRequest,
+    Repository,
+    layout,
+    opening,
+    packs,
+    records,
+)
+from casckpt.store.packs import PackWriter
 
 MIB = 1 << 20
 
@@ -100,3 +111,20 @@ def find(path: Path, needle: bytes) -> tuple[Path, int]:
         if at >= 0:
             return file, at
     raise AssertionError("no pack holds these bytes as they are")
+
+
+def append(pack: PackWriter, payload: bytes, refs: tuple[bytes, ...] = ()) -> records.Record:
+    """Append a raw chunk to a pack."""
+    identity = records.chunk_context().hash(payload)
+    return pack.append(
+        layout.TYPE_CHUNK, layout.ENCODING_RAW, identity, len(payload), refs, payload
+    )
+
+
+def scan(pack: PackWriter, problems=None, start=layout.PACK_HEADER_BYTES) -> list[records.Record]:
+    """Return the records that a scan of the pack's file finds."""
+    descriptor = os.open(pack.path, os.O_RDONLY)
+    try:
+        return list(packs.scan_pack(descriptor, pack.path, pack.uuid, start, problems=problems))
+    finally:
+        os.close(descriptor)

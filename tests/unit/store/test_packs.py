@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 from casckpt.errors import CasckptError, Corrupt, NoSpace, OperationFailed
 from casckpt.store import files, layout, packs, records
 from casckpt.store.packs import PackFailed, PackFiles, PackWriter
-from tests.unit.store.stores import flip
+from tests.unit.store.stores import append, flip, scan
 
 STORE, SESSION, UUID = b"s" * 16, b"e" * 16, b"p" * 16
 
@@ -31,21 +28,6 @@ def folder(tmp_path):
 @pytest.fixture
 def pack(folder):
     return PackWriter(folder, UUID, 1, STORE, SESSION)
-
-
-def append(pack: PackWriter, payload: bytes, refs: tuple[bytes, ...] = ()) -> records.Record:
-    identity = records.chunk_context().hash(payload)
-    return pack.append(
-        layout.TYPE_CHUNK, layout.ENCODING_RAW, identity, len(payload), refs, payload
-    )
-
-
-def scan(pack: PackWriter, problems=None, start=layout.PACK_HEADER_BYTES) -> list[records.Record]:
-    descriptor = os.open(pack.path, os.O_RDONLY)
-    try:
-        return list(packs.scan_pack(descriptor, pack.path, pack.uuid, start, problems=problems))
-    finally:
-        os.close(descriptor)
 
 
 def test_records_come_back_by_place_and_by_scan(pack, folder):
@@ -356,117 +338,3 @@ def test_two_threads_that_open_a_pack_at_once_share_one_descriptor(pack, folder,
     outer = opened.borrow(UUID)
     assert outer is inner[0]
     assert open_files() == before + 1
-
-
-class NoMemory:
-    """What a program with no memory meets: any use of it raises."""
-
-    def __call__(self, *arguments):
-        raise MemoryError
-
-    __le__ = __add__ = __radd__ = __call__
-
-
-@pytest.mark.parametrize("step", ["_WRITEBACK_BYTES", "_TAIL_BYTES", "encode_header"])
-def test_a_record_for_which_memory_fails_keeps_nobody_waiting(pack, monkeypatch, step):
-    append(pack, b"before")
-    with monkeypatch.context() as patched:
-        patched.setattr(packs.records if step == "encode_header" else packs, step, NoMemory())
-        with pytest.raises(MemoryError):
-            append(pack, b"after")
-    if step == "encode_header":  # its place was taken: what follows would stand behind a hole
-        with pytest.raises(PackFailed):
-            append(pack, b"more")
-        pack.seal()
-        return
-    append(pack, b"more")
-    assert [record.logical for record in scan(pack)] == [6, 4]
-    assert pack.seal() == pack.end
-    assert pack._records == 2
-
-
-@pytest.mark.parametrize("waits", ["seal", "sync", "release_reserved"])
-def test_who_waits_looks_again_where_nobody_says_that_a_write_is_over(pack, monkeypatch, waits):
-    append(pack, b"before")
-    inside, go_on = threading.Event(), threading.Event()
-    write = files.write_vector
-
-    def slow(*arguments):
-        inside.set()
-        assert go_on.wait(20)
-        write(*arguments)
-
-    monkeypatch.setattr(packs, "_LOOK_AGAIN_S", 0.05)
-    monkeypatch.setattr(files, "write_vector", slow)
-    monkeypatch.setattr(pack._changed, "notify_all", NoMemory(), raising=False)
-    failed = []
-
-    def write_slowly():
-        try:
-            append(pack, b"x" * 100)
-        except MemoryError:
-            failed.append(True)
-
-    writer = threading.Thread(target=write_slowly)
-    writer.start()
-    assert inside.wait(20)
-
-    def wait():
-        with contextlib.suppress(MemoryError):  # it has something to say itself
-            getattr(pack, waits)()
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    go_on.set()
-    for thread in (writer, waiter):
-        thread.join(20)
-        assert not thread.is_alive()
-    assert failed == [True]
-
-
-_EACH_ALLOCATION = """
-import itertools, sys, threading
-from pathlib import Path
-import _testcapi
-from casckpt.errors import CasckptError
-from casckpt.store import layout
-from casckpt.store.packs import PackWriter
-
-def waits(timeout=None):
-    raise SystemExit(f"allocation {number} of {call} fails, and {after} waits")
-
-arguments = (layout.TYPE_CHUNK, layout.ENCODING_RAW, bytes(32), 7, (), b"payload")
-append = lambda pack: pack.append(*arguments)
-calls = {"append": append, "sync": PackWriter.sync, "seal": PackWriter.seal}
-folder = Path(sys.argv[1])
-(folder / "packs").mkdir()
-uuids = (number.to_bytes(16, "big") for number in itertools.count())
-for call, do in calls.items():
-    for number in itertools.count(1):
-        pack, failed = PackWriter(folder, next(uuids), 1, bytes(16), bytes(16)), False
-        pack.append(*arguments)
-        _testcapi.set_nomemory(number, number + 1)
-        try:
-            do(pack)
-        except (MemoryError, CasckptError, RuntimeError, SystemError, TypeError):
-            failed = True
-        _testcapi.remove_mem_hooks()
-        pack._changed.wait = waits
-        for after in ("sync", "seal"):
-            try:
-                calls[after](pack)
-            except CasckptError:
-                pass
-        pack.path.unlink()
-        if number > 40 and not failed:
-            break
-    print(call, number)
-"""
-
-
-def test_whichever_allocation_of_a_call_fails_later_calls_do_not_wait(tmp_path):
-    pytest.importorskip("_testcapi", reason="this Python comes without its test helpers")
-    command = [sys.executable, "-c", _EACH_ALLOCATION, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 3

@@ -48,12 +48,13 @@ def test_a_store_that_could_not_be_opened_can_be_opened_next(place, monkeypatch,
         monkeypatch.setattr(environment.layout, "TABLES", _Short(environment.layout.TABLES))
     else:
         monkeypatch.setattr(owner, name, no_memory)
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError) as kept:  # as a notebook keeps it, with all its frames
         Repository.open(place)
     monkeypatch.undo()
     monkeypatch.setattr(opening, "_LOCK_WAIT_S", 0.0)
     with Repository.open(place) as store:
         write(store)
+    assert kept.value.__traceback__ is not None
 
 
 class _Short(tuple):
