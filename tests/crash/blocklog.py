@@ -45,6 +45,7 @@ _MENDERS = {
     "btrfs": ({errno.EINVAL}, ["btrfs", "rescue", "super-recover", "-y"]),
 }
 _MENDED = 2
+_UNMOUNTABLE = "I5: UnmountableError: "  # as the child that looked words it
 # mkfs.xfs makes no file system below 300 MB but for its own tests, which say so like this.
 _SMALL_XFS = {"TEST_DIR": "1", "TEST_DEV": "1", "QA_CHECK_FS": "1"}
 
@@ -57,6 +58,10 @@ def missing(system: str) -> str:
         return f"needs a kernel with {system}"
     program = MAKE[system][1][0]
     return "" if shutil.which(program) else f"needs {program}"
+
+
+class UnmountableError(Exception):
+    """A torn superblock that the file system's own program does not mend: no store to look at."""
 
 
 class _CountingLog(AckLog):
@@ -163,9 +168,14 @@ def _as_found(image: Path, target: Path, system: str) -> Iterator[None]:
             if exc.errno not in signs:
                 raise
             done = subprocess.run([*program, image], capture_output=True, check=False)
-            if done.returncode > _MENDED:
-                raise
-            stack.enter_context(blockdevice.mounted(image, target, system))
+            try:
+                if done.returncode > _MENDED:
+                    raise
+                stack.enter_context(blockdevice.mounted(image, target, system))
+            except OSError as still:
+                raise UnmountableError(
+                    f"after {program[0]}, which ended with {done.returncode}"
+                ) from still
         yield
 
 
@@ -183,6 +193,7 @@ class Looker:
     share: float = 0.3
     only: int | None = None
     count: int = 0
+    unmountable: int = 0
 
     def __post_init__(self) -> None:
         self.seen: set[bytes] = set()
@@ -213,8 +224,11 @@ class Looker:
         target = lab.folder / "mounted"
         said = lab.folder / "said"
         answers = batch.each(looks, said, before=lambda: blockdevice.unmount(target))
-        self.count += len(answers)
-        return [(name, said) for name, said in zip(names, answers, strict=True) if said]
+        lost = [answer.startswith(_UNMOUNTABLE) for answer in answers]
+        self.unmountable += sum(lost)
+        self.count += len(answers) - sum(lost)
+        told = zip(names, answers, lost, strict=True)
+        return [(name, answer) for name, answer, gone in told if answer and not gone]
 
     def _look(self, content: bytearray, lines: tuple[str, ...], number: int) -> None:
         lab = self.recording.lab
@@ -265,7 +279,7 @@ def row(job: Job) -> None:
         if looker is None:
             looker = Looker(Recording.make(job.lab, system, workload))
             lookers[system, workload] = looker
-        before = looker.count
+        before, unmountable = looker.count, looker.unmountable
         for bads in looker.looks(turn):
             for where, said in bads:
                 job.found(f"--replay {where}", said)
@@ -273,3 +287,5 @@ def row(job: Job) -> None:
                 break
         job.count(looker.count - before)
         job.count(looker.count - before, system)
+        if looker.unmountable > unmountable:
+            job.count(looker.unmountable - unmountable, f"{system} that does not mount")
