@@ -95,7 +95,7 @@ def child_kind(target: Any) -> str | None:
     """Return "dict", "fields" or "items" for a container, else None."""
     if isinstance(target, dict):
         return "dict"
-    if tree_classes.is_dataclass(target) or tree_classes.is_namedtuple(target):
+    if tree_classes.is_record(target):
         return "fields"
     return "items" if isinstance(target, list | tuple) and not is_array(target) else None
 
@@ -104,7 +104,7 @@ def items_of(target: Any) -> list[tuple[Any, Any]]:
     """Return (key, part) of a container."""
     if isinstance(target, dict):
         return list(target.items())
-    if tree_classes.is_dataclass(target) or tree_classes.is_namedtuple(target):
+    if tree_classes.is_record(target):
         return [(name, getattr(target, name)) for name in tree_classes.field_names(target)]
     return list(enumerate(target)) if isinstance(target, list | tuple) else []
 

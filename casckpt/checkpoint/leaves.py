@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from casckpt.checkpoint import tree_classes
 from casckpt.checkpoint.scalars import Node
 from casckpt.errors import BadLeaf, MissingExtra
 
@@ -306,10 +307,16 @@ def refused(value: object, path: str, why: str = "") -> BadLeaf:
     article = "an" if name[0] in "aeiouAEIOU" else "a"
     return BadLeaf(
         f"{path or 'the root'}: {article} {name} cannot be stored",
-        why or "a state holds arrays, tensors, numbers, strings, bytes, None, paths and containers",
+        why or _why(value),
         path=path,
         type_name=name,
     )
+
+
+def _why(value: object) -> str:
+    if unkept := tree_classes.unkept(value):
+        return f"it has attributes that are not its fields: {', '.join(unkept)}"
+    return "a state holds arrays, tensors, numbers, strings, bytes, None, paths and containers"
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,9 +20,42 @@ _log = logging.getLogger("casckpt")
 FIELD_COUNT_MAX: Final = 10_000
 """More fields than any class written by hand or by a generator."""
 
+_CONTENTS: Final = (list, set, frozenset, str, bytes, bytearray, int, float, complex)
+"""A dataclass that extends one of these holds more than its fields."""
+
 
 def is_namedtuple(value: object) -> bool:
-    """Return whether `value` is an instance of a class made by namedtuple or NamedTuple."""
+    """Return whether `value` is a namedtuple that holds its fields and nothing else."""
+    return _has_fields(value) and not unkept(value)
+
+
+def is_dataclass(value: object) -> bool:
+    """Return whether `value` is an instance of a dataclass that holds its fields and no more."""
+    return _is_dataclass(value) and not isinstance(value, _CONTENTS) and not unkept(value)
+
+
+def is_record(value: object) -> bool:
+    """Return whether `value` has fields: a namedtuple or a dataclass, whatever else it holds."""
+    return _has_fields(value) or _is_dataclass(value)
+
+
+def unkept(value: object) -> list[str]:
+    """Return what a namedtuple or dataclass holds beside its fields, which would not come back.
+
+    What a cached_property has computed is computed again.
+    """
+    if not is_record(value):
+        return []
+    fields = field_names(value)
+    return [
+        name
+        for name in getattr(value, "__dict__", ())
+        if name not in fields
+        and not isinstance(getattr(type(value), name, None), functools.cached_property)
+    ]
+
+
+def _has_fields(value: object) -> bool:
     fields = getattr(type(value), "_fields", None)
     return (
         isinstance(value, tuple)
@@ -31,8 +65,7 @@ def is_namedtuple(value: object) -> bool:
     )
 
 
-def is_dataclass(value: object) -> bool:
-    """Return whether `value` is an instance of a dataclass (not the class itself)."""
+def _is_dataclass(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import logging
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -29,6 +30,26 @@ class Mine(dict):
     pass
 
 
+@dataclasses.dataclass
+class Several(list):
+    first: int
+
+
+class Located(namedtuple("_Located", "x y")):
+    @functools.cached_property
+    def distance(self):
+        return self.x + self.y
+
+
+@dataclasses.dataclass
+class Settings:
+    width: int
+
+    @functools.cached_property
+    def area(self):
+        return self.width**2
+
+
 def unset():
     record = Bare(1, 2)
     del record.second
@@ -41,9 +62,20 @@ def with_attributes():
     return state
 
 
+def with_another(record):
+    record.note = "not a field"
+    return record
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [
+        (
+            with_another(Bare(1, 2)),
+            "s: .*Bare cannot.*\n.*attributes that are not its fields: note",
+        ),
+        (with_another(Located(1, 2)), "s: .*Located cannot.*\n.*not its fields: note"),
+        (Several(1), "s: .*Several cannot be stored"),
         (unset(), "its field second is not set"),
         (with_attributes(), "it has attributes: note"),
         (Mine(a=1), "it is a dict of a class of its own"),
@@ -56,6 +88,17 @@ def with_attributes():
 def test_what_a_tree_cannot_hold_says_why(value, why):
     with pytest.raises(BadLeaf, match=why):
         flatten({"s": value})
+
+
+@pytest.mark.parametrize(("record", "name"), [(Located(1, 2), "distance"), (Settings(3), "area")])
+def test_what_a_cached_property_has_computed_is_no_reason_to_refuse(record, name):
+    before = getattr(record, name)
+    assert name in vars(record)
+    back = Builder(lambda index: None, 0, RestoreOptions()).build(flatten(record).tree)
+    assert type(back) is type(record)
+    assert name not in vars(back)
+    assert back == record
+    assert getattr(back, name) == before
 
 
 def test_a_call_from_too_deep_says_so():
