@@ -18,6 +18,10 @@ REASONS = {
     "random bytes": "the index, of which some 100 KB are pages that LMDB keeps free",
     "zeros": "manifests, facts and the index, some 10 KB a save; there is nothing else to store",
 }
+_SMALL_TENSORS = (
+    "each tensor is looked at in Python, by which torch.save goes in C; what it wins are the bytes"
+)
+_SHORT_HASHES = "a call through cffi; the store hashes many pieces in one call (`many in one call`)"
 _SIZES = ("size", "others")
 _SPEEDS = ("save", "restore", "unchanged")
 
@@ -27,7 +31,11 @@ def lines(documents: list[Document]) -> list[str]:
     found = []
     for document in documents:
         question = document["question"]
-        if question not in (*_SIZES, *_SPEEDS) or document["quick"]:
+        if document["quick"]:
+            continue
+        found += _scale(document) if question == "scale" else []
+        found += _hashes(document) if question == "native" else []
+        if question not in (*_SIZES, *_SPEEDS):
             continue
         measure, better = ("ratio", min) if question in _SIZES else ("gb_per_s", max)
         groups: dict[str, dict[str, float]] = defaultdict(dict)
@@ -43,6 +51,33 @@ def lines(documents: list[Document]) -> list[str]:
             if better(values[OURS], peers[best]) != values[OURS]:
                 unit = "of the logical bytes" if question in _SIZES else "GB/s"
                 why = REASONS.get(group, REASONS.get(question, "no reason is known"))
-                ahead = f"{best} {peers[best]:.3g}"
-                found.append(f"{question}, {group}: {values[OURS]:.3g} {unit}, {ahead}: {why}.")
+                ahead = f"{best} {_shown(peers[best])}"
+                found.append(f"{question}, {group}: {_shown(values[OURS])} {unit}, {ahead}: {why}.")
     return found
+
+
+def _scale(document: Document) -> list[str]:
+    return [
+        f"scale, {row['tensors']:,} small tensors: {row['save_s']:.3g} s, torch.save "
+        f"{row['torch_save_s']:.3g}: {_SMALL_TENSORS}."
+        for row in document["rows"]
+        if row.get("torch_save_s", row.get("save_s", 0)) < row.get("save_s", 0)
+    ]
+
+
+def _hashes(document: Document) -> list[str]:
+    speeds: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in document["rows"]:
+        if row["group"].startswith("hash"):
+            speeds[row["group"]][row["name"]] = row["gb_per_s"]
+    return [
+        f"native, {group}: {by['casckpt']:.3g} GB/s, the blake3 package "
+        f"{by['blake3 package']:.3g}: {_SHORT_HASHES}."
+        for group, by in speeds.items()
+        if by.get("blake3 package", 0.0) > by.get("casckpt", 0.0)
+    ]
+
+
+def _shown(value: float) -> str:
+    """Return a number with the digits that tell 1.001 from 1."""
+    return f"{value:.5g}" if 0.99 < value < 1.01 else f"{value:.3g}"

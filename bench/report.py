@@ -68,8 +68,9 @@ def _facts(document: Document) -> list[str]:
     for goal in document["goals"]:
         sign = "<=" if goal["less_is_better"] else ">="
         verdict = "met" if goal["met"] else "MISSED"
-        number = _number(goal["measured"])
-        target = _number(goal["target"])
+        number, target = _number(goal["measured"]), _number(goal["target"])
+        if number == target and goal["measured"] != goal["target"]:
+            number = f"{goal['measured']:.6g}"
         lines.append(f"goal {goal['name']}: {number} {sign} {target} {goal['unit']} {verdict}")
     lines += [f"missing {name}: {reason}" for name, reason in document["missing"].items()]
     lines += [f"note: {note}" for note in document["notes"]]

@@ -67,8 +67,8 @@ class Writer(StorageWriter):
     one save after the other: give `step` anew with `at`.
 
     Args:
-        store: the store, or a run that is open: then the checkpoint goes to its name.
-        run: name of the run; None if `store` is one.
+        store: the store, open for writing.
+        run: name of the run.
         step: where in the run; None for the last step + 1.
         metrics: see `Store.save`.
         tags: see `Store.save`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, cast
@@ -27,6 +27,7 @@ ACTIONS: Final = ("raise", "warn", "allow", "restart")
 NOTHING: Final = "(nothing)"
 WORLD_SIZE: Final = "env.world_size"
 _NOT_GUARDED: Final = frozenset({"casckpt"})
+_no_settings: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,13 @@ def settings(config: Any, data: Any, world_size: int) -> Facts:
     return facts
 
 
+def leave_out(names: Iterable[str]) -> None:
+    """Take these fields out of every config of this process: they say how a script goes on."""
+    _no_settings.update(names)
+
+
 def flat_config(config: Any) -> dict[str, Any]:
-    """Return a config as dotted names to plain values.
+    """Return a config as dotted names to plain values, without the fields that are left out.
 
     Args:
         config: a mapping (OmegaConf's included), a dataclass, an argparse Namespace, or any
@@ -96,7 +102,7 @@ def flat_config(config: Any) -> dict[str, Any]:
             "a config is a mapping, a dataclass or a Namespace",
             "pass config=vars(args), or a dict",
         )
-    return dict(_flatten(fields, ""))
+    return dict(_flatten({k: v for k, v in fields.items() if k not in _no_settings}, ""))
 
 
 def model_facts(state: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ GUIDES = (
 HOMES = {"dcp": "torch"}
 """Module and extra of adapters that are not called like it."""
 
-WITHOUT_A_FRAMEWORK = ("files", "piles", "policies")
+WITHOUT_A_FRAMEWORK = ("files", "piles", "policies", "saving")
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, *WITHOUT_A_FRAMEWORK])

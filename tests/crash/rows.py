@@ -172,8 +172,8 @@ ROWS = (
         "the code without one of its rules",
         "mutants",
         5,
-        25,
-        25,
+        28,
+        28,
         "catching:row",
     ),
     Row(

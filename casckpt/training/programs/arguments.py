@@ -7,19 +7,23 @@ import os
 
 from casckpt.checkpoint.places import ENVIRONMENT, STORE_FOLDER
 from casckpt.errors import BadRequest
+from casckpt.training import guards
 from casckpt.training.resume import AUTO, NEVER
 
 _LATEST = "auto"
+_NAMES = ("checkpoint_dir", "checkpoint_freq", "resume", "resume_from", "ignore_checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint-dir, --checkpoint-freq, --resume, --resume-from and --ignore-checkpoint.
 
-    Each is also accepted with `_` in place of `-`. `resume_choice` reads the last three.
+    Each is also accepted with `_` in place of `-`. `resume_choice` reads the last three. They say
+    how a program goes on, not what it computes: `config=vars(args)` of a run leaves them out.
 
     Args:
         parser: an argparse parser, or a group of one.
     """
+    guards.leave_out(_NAMES)
     group = parser.add_argument_group("checkpoints") if hasattr(parser, "prog") else parser
     group.add_argument(
         *_spelled("checkpoint-dir"),
