@@ -7,7 +7,6 @@ the trial's number: what it draws depends on nothing but those and the trials be
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra
+from casckpt.adapters.optuna_sampler import PerTrialSampler, SamplerOf
 from casckpt.adapters.optuna_storage import HANDLER as HANDLER
 from casckpt.adapters.optuna_storage import RowsStorage, add_trials
 from casckpt.errors import BadRequest
@@ -25,20 +25,14 @@ try:
 except ModuleNotFoundError as exc:
     raise missing_extra("optuna") from exc
 
-from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from casckpt.training.run import Run
 
-SamplerOf = Callable[[int], optuna.samplers.BaseSampler]
-"""Seed to sampler."""
-
-_RELATIVE: Final = "casckpt:relative"
 _ELAPSED: Final = "casckpt:elapsed_s"
 _STOPPED: Final = "casckpt:stopped"
 _READY: Final = "casckpt:ready"
@@ -152,101 +146,6 @@ def storage(
         heartbeat_interval_s=heartbeat_interval_s,
         stale_trial_callback=stale_trial_callback,
     )
-
-
-class PerTrialSampler(optuna.samplers.BaseSampler):
-    """Asks a sampler of each trial's own.
-
-    Args:
-        make: seed to sampler.
-        seed: of the study.
-    """
-
-    def __init__(self, make: SamplerOf, seed: int) -> None:
-        self._make = make
-        self._seed = seed
-        self._samplers: dict[int, optuna.samplers.BaseSampler] = {}
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Pass on, unless the trial goes on in another process: then it was done."""
-        if _RELATIVE not in trial.system_attrs:
-            self._of(trial).before_trial(study, trial)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return what is sampled together; as it was, if the trial goes on."""
-        stored = trial.system_attrs.get(_RELATIVE)
-        if stored is not None:
-            return {name: json_to_distribution(text) for name, (_, text) in stored.items()}
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return what was sampled together, and keep it: a sampler may count its calls."""
-        stored = trial.system_attrs.get(_RELATIVE)
-        if stored is not None:
-            return {
-                name: search_space[name].to_external_repr(value)
-                for name, (value, _) in stored.items()
-            }
-        sampled = self._of(trial).sample_relative(study, trial, search_space)
-        study._storage.set_trial_system_attr(
-            trial._trial_id,
-            _RELATIVE,
-            {
-                name: [
-                    search_space[name].to_internal_repr(value),
-                    distribution_to_json(search_space[name]),
-                ]
-                for name, value in sampled.items()
-            },
-        )
-        return sampled
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Sample one parameter, by a seed of its own: those before it may be stored already."""
-        inner = self._make(seed_of(self._seed, trial.number, param_name))
-        if isinstance(inner, optuna.samplers.GridSampler):
-            inner = self._of(trial)
-        return inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Pass on, and forget the trial's sampler."""
-        self._of(trial).after_trial(study, trial, state, values)
-        self._samplers.pop(trial.number, None)
-
-    def reseed_rng(self) -> None:
-        """Do nothing: seeds come from numbers of trials."""
-
-    def _of(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
-        found = self._samplers.get(trial.number)
-        if found is None:
-            found = self._make(seed_of(self._seed, trial.number))
-            if isinstance(found, optuna.samplers.GridSampler):
-                # Its seed orders the grid, and a trial keeps its number in that order.
-                found = self._make(seed_of(self._seed, 0))
-            self._samplers[trial.number] = found
-        return found
-
-
-def seed_of(seed: int, number: int, name: str = "") -> int:
-    """Return the seed of a trial, or of one parameter of it: 31 bits."""
-    digest = hashlib.sha256(f"casckpt trial {seed} {number} {name}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1
 
 
 class _Work:
@@ -376,8 +275,12 @@ class _Work:
 
     def _best(self) -> FrozenTrial | None:
         """Return the best trial, if there is one, and one thing to be best at."""
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return self._study.best_trial if complete and len(self._study.directions) == 1 else None
+        if len(self._study.directions) != 1:
+            return None
+        try:
+            return self._study.best_trial
+        except ValueError:
+            return None  # none is complete, or none that is keeps to the sampler's constraints
 
     def _finished(self) -> int:
         return len(self._study.get_trials(deepcopy=False, states=_FINISHED))

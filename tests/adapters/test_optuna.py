@@ -397,3 +397,25 @@ def test_a_study_that_was_stopped_is_done_until_more_is_asked_for(store, name):
     search(5)
     assert calls == [0, 1]
     assert len(search(6).trials) == 4
+
+
+@pytest.mark.filterwarnings("ignore:`constraints_func` has been deprecated")
+@pytest.mark.parametrize("total", [2, 5])
+def test_a_study_whose_trials_break_the_constraints_goes_on(store, name, total):
+    def bounded(trial):
+        trial.set_user_attr("over", 1.0 if trial.number < 3 else -1.0)
+        return trial.suggest_float("x", -1, 1) ** 2
+
+    def sampler(seed):
+        return optuna.samplers.TPESampler(
+            seed=seed, constraints_func=lambda trial: [trial.user_attrs["over"]]
+        )
+
+    for _ in range(2):  # the second time it says what is done
+        assert len(optimize(store, name, bounded, total, sampler=sampler).trials) == total
+    metrics = [one.metrics for one in store.checkpoints(name)]
+    assert [bool(one) for one in metrics] == [False, False, False, True, True][:total]
+    if total == 5:
+        best = optimize(store, name, bounded, total, sampler=sampler).best_trial
+        assert best.number >= 3
+        assert metrics[-1]["best_value"] == best.value
