@@ -177,6 +177,8 @@ class _Work:
             trial._trial_id
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         ]
+        # More may be asked for than when `study.stop()` ended it.
+        self._was_stopped = self._attrs().get(_STOPPED) == [self._finished(), n_total]
 
     @property
     def is_over(self) -> bool:
@@ -184,9 +186,7 @@ class _Work:
         done = self._finished()
         checkpoint, _ = self._run._position()
         is_saved = checkpoint is not None and checkpoint.step >= done
-        # `study.stop()` has ended it, unless more is asked for than then.
-        was_stopped = self._attrs().get(_STOPPED) == [done, self._n_total]
-        return (done >= self._n_total or was_stopped or self._is_late()) and is_saved
+        return (done >= self._n_total or self._was_stopped or self._is_late()) and is_saved
 
     def say(self) -> None:
         """Say what is done already, if anything is."""
@@ -222,14 +222,13 @@ class _Work:
             raise
         finally:
             study._thread_local.in_optimize_loop = False
-        if study._stop_flag:
-            counts = [self._finished(), self._n_total]
-            study._storage.set_study_system_attr(study._study_id, _STOPPED, counts)
+        self._note_stop()
 
     def _next(self) -> optuna.Trial | None:
         self._run.check_stop()
         with self._lock:
-            if self._failed or self._study._stop_flag or self._is_late():
+            is_stopped = self._was_stopped or self._study._stop_flag
+            if self._failed or is_stopped or self._is_late():
                 return None
             if self._dead:
                 # Nobody else works on the run, so who was at it is dead.
@@ -253,6 +252,7 @@ class _Work:
             error, state = exc, TrialState.FAIL
         # Stopped and Ctrl+C are no Exceptions: such a trial stays running, and goes on.
         told = self._study.tell(trial, value, state=state)
+        self._note_stop()
         with self._lock:
             self._study._storage.set_study_system_attr(
                 self._study._study_id, _ELAPSED, self._elapsed_s()
@@ -260,8 +260,19 @@ class _Work:
             self._note()
         for callback in self._callbacks:
             callback(self._study, told)
+            self._note_stop()
         if error is not None and not isinstance(error, self._catch):
             raise error
+
+    def _note_stop(self) -> None:
+        """Keep that `study.stop()` was called, at once: nobody calls it again after a kill."""
+        study = self._study
+        if not study._stop_flag:
+            return
+        with self._lock:
+            counts = [self._finished(), self._n_total]
+            if self._attrs().get(_STOPPED) != counts:
+                study._storage.set_study_system_attr(study._study_id, _STOPPED, counts)
 
     def _note(self) -> None:
         """Save the study unless it is saved with as many trials."""

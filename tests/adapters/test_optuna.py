@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 
 import optuna
@@ -13,7 +15,7 @@ from optuna.trial import TrialState
 import casckpt
 import casckpt.optuna
 from casckpt.adapters.optuna_storage import RowsBackend
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, Stopped
 from tests.adapters.kills import check
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -419,3 +421,72 @@ def test_a_study_whose_trials_break_the_constraints_goes_on(store, name, total):
         best = optimize(store, name, bounded, total, sampler=sampler).best_trial
         assert best.number >= 3
         assert metrics[-1]["best_value"] == best.value
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", ["callback", "objective"])
+def test_a_study_that_was_stopped_is_done_though_a_signal_came_in_the_same_trial(
+    store, name, by, kind
+):
+    def count(trial, stop=False):
+        if stop and trial.number == 2:
+            os.kill(os.getpid(), kind)
+        if by == "objective" and trial.number == 2:
+            trial.study.stop()
+        return trial.suggest_float("x", 0, 1)
+
+    def enough(study, trial):
+        if by == "callback" and trial.number == 2:
+            study.stop()
+
+    with pytest.raises((Stopped, KeyboardInterrupt)):
+        optimize(store, name, lambda trial: count(trial, stop=True), 9, callbacks=[enough])
+    assert len(optimize(store, name, count, 9, callbacks=[enough]).trials) == 3
+    assert len(optimize(store, name, count, 10, callbacks=[enough]).trials) == 10
+
+
+@pytest.mark.parametrize("kind", ["callback", "later callback", "objective", "sampler"])
+def test_a_study_that_was_stopped_is_done_though_it_was_killed_right_then(
+    store, name, kind, monkeypatch
+):
+    def sampler(seed):
+        if kind == "sampler":
+            return optuna.samplers.GridSampler({"a": [1, 2, 3]}, seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def count(trial):
+        if kind == "objective" and trial.number == 2:
+            trial.study.stop()
+        return trial.suggest_categorical("a", [1, 2, 3])
+
+    def enough(study, trial):
+        if "callback" in kind and trial.number == 2:
+            study.stop()
+
+    def die(study, trial):
+        if kind == "later callback" and trial.number == 2:
+            raise Killed
+
+    def search(*callbacks):
+        return optimize(store, name, count, 9, sampler=sampler, callbacks=[enough, *callbacks])
+
+    def killed_in(method, call):
+        original, calls = getattr(casckpt.Run, method), []
+
+        def dying(run, *arguments, **options):
+            calls.append(run)
+            if len(calls) == call:
+                raise Killed
+            return original(run, *arguments, **options)
+
+        return method, dying
+
+    with monkeypatch.context() as patch:
+        if kind == "callback":
+            patch.setattr(casckpt.Run, *killed_in("check_stop", 4))
+        elif kind != "later callback":
+            patch.setattr(casckpt.Run, *killed_in("save", 3))
+        with pytest.raises(Killed):
+            search(die)
+    assert len(search().trials) == 3
+    assert store.get(name).step == 3
