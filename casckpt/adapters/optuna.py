@@ -97,14 +97,15 @@ def optimize(
     if work.is_over:
         return study
     run._alone("optuna")
-    run._begin(None)
-    work.begin()
-    if n_jobs == 1:
-        work.loop()
-    else:
-        with ThreadPoolExecutor(n_jobs, thread_name_prefix="casckpt-trial") as pool:
-            for future in [pool.submit(work.loop) for _ in range(n_jobs)]:
-                future.result()
+    with run._watching():
+        run._begin(None)
+        work.begin()
+        if n_jobs == 1:
+            work.loop()
+        else:
+            with ThreadPoolExecutor(n_jobs, thread_name_prefix="casckpt-trial") as pool:
+                for future in [pool.submit(work.loop) for _ in range(n_jobs)]:
+                    future.result()
     run._part_done = True
     return study
 

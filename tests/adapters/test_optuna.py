@@ -490,3 +490,26 @@ def test_a_study_that_was_stopped_is_done_though_it_was_killed_right_then(
             search(die)
     assert len(search().trials) == 3
     assert store.get(name).step == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_the_signals_are_the_programs_own_when_the_study_ended_or_was_left(store, name, error):
+    def interrupted(trial):
+        if trial.number == 1:
+            if error is ValueError:
+                raise ValueError
+            os.kill(os.getpid(), signal.SIGINT)
+        return trial.suggest_float("x", 0, 1)
+
+    def handlers():
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    before = handlers()
+    cells = [store.run(name) for _ in range(2)]  # without a `with`, as in a notebook
+    with pytest.raises(error):
+        casckpt.optuna.optimize(cells[0], interrupted, 4)
+    assert handlers() == before
+    assert len(casckpt.optuna.optimize(cells[1], objective, 4).trials) == 4
+    assert handlers() == before
+    for one in cells:
+        one.close()
