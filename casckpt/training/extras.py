@@ -1,4 +1,4 @@
-"""What a resume needs beside the state, as one JSON value in a checkpoint's manifest.
+"""What a resume needs beside the state, as one JSON value beside the state.
 
 Generators, loader positions and counters are small trees, with an array here and there. They are
 written as a state is, into memory instead of packs, so every kind of leaf that a state may have

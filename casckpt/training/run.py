@@ -45,6 +45,10 @@ class Run(RunLoops, RunWork):
         grace_s: seconds between SIGTERM and the kill, if the machine's owner has told.
     """
 
+    _leaves_at_save = False
+    _left: Checkpoint | None = None
+    """What the loop has left behind, if it is not the last checkpoint."""
+
     # ---- log and state
 
     def log(
@@ -58,7 +62,8 @@ class Run(RunLoops, RunWork):
         Args:
             values: name to anything that takes float(); for names that are no identifiers.
             step: place on the series' own axis; None for the row of this epoch, which the
-                checkpoint's metrics, `monitor` and `keep` read. After the loop: the last row.
+                checkpoint's metrics, `monitor` and `keep` read. After the loop: the last row,
+                and the checkpoint whose state the loop has left, the best if it was asked to.
             metrics: more of them by keyword.
 
         Raises:
@@ -67,14 +72,14 @@ class Run(RunLoops, RunWork):
         numbers = series.numbers(values, metrics)
         session = self._session
         if not session.is_begun:
-            self._begin(None)
+            self._begin(None, watch=False)
         if step is not None:
             session.log.add_points(step, numbers)
         else:
             if self._row is not None:
                 self._row.update(numbers)
-            elif self._part_done and self._peers.leads and (last := self._last()) is not None:
-                self.store.attach_metrics(last, numbers)
+            elif self._part_done and self._peers.leads and (left := self._left or self._last()):
+                self.store.attach_metrics(left, numbers)
             session.log.add_row(self._row_at, numbers)
         session.stir()
 
@@ -95,7 +100,9 @@ class Run(RunLoops, RunWork):
         a name, the state goes to a run below: NAME/saves, or NAME/`name`. There a unit that is
         done again after a kill takes the place of what it saved before.
 
-        If several processes train the run, each of them makes this call.
+        If several processes train the run, each of them makes this call. A program whose loop is
+        its own leaves here, once the state is durable, if it was asked to stop within the run's
+        `with`.
 
         Args:
             state: see `Store.save`, like all others.
@@ -109,8 +116,11 @@ class Run(RunLoops, RunWork):
         Raises:
             RunBusy: another live process trains the run.
             StepExists, BadLeaf, BadRequest, NoSpace: see `Store.save`.
+            Stopped, KeyboardInterrupt: it was asked to stop, and the state is saved.
         """
-        self._begin(None)
+        by_hand = self._is_entered and (self._leaves_at_save or not self._session.watch.is_on)
+        self._begin(None, watch=by_hand)
+        self._leaves_at_save = by_hand
         below = name or (byhand.DEFAULT_NAME if self._loop is not None else None)
         captured = captured_by_all(self._peers, state, None) if below is None else None
         made: list[Checkpoint] = []
@@ -129,6 +139,8 @@ class Run(RunLoops, RunWork):
             return self._peers.name_of(self.store, one)
 
         named = self._peers.lead(lead)
+        if by_hand and self._loop is None:
+            self.check_stop()
         return made[0] if made else self.store.get(named)
 
     def _save_captured(

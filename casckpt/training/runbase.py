@@ -149,8 +149,11 @@ class RunBase:
         found = series.logged(self.repository, record, self.name, self.line, count)
         return {**{name: points[-1][1] for name, points in found.items()}, **self.resumed.metrics}
 
-    def _begin(self, state: Any) -> None:
-        """Lock the line and make it running; compare the structure of models."""
+    def _begin(self, state: Any, *, watch: bool = True) -> None:
+        """Lock the line and make it running; compare the structure of models.
+
+        Signals are watched for whoever leaves on them: a program that only logs does not.
+        """
         if self._closed:
             raise BadRequest(
                 f"the run {self.name} is closed",
@@ -160,7 +163,7 @@ class RunBase:
         if self._loop is not None:
             self._loop.saver.settle()
         if not self._peers.leads:
-            self._session.begin({}, log_count=None)
+            self._session.begin({}, log_count=None, watch=watch)
             return
         self._check_alone()
         if not self._session.is_begun:
@@ -172,7 +175,7 @@ class RunBase:
         log_count = self._extra.log if self._on_own_line() else None
         if log_count is None and state is not None:
             log_count = 0  # a loop that begins its line anew logs all of it again
-        self._session.begin(facts, log_count=log_count)
+        self._session.begin(facts, log_count=log_count, watch=watch)
 
     @property
     def _is_looping(self) -> bool:

@@ -87,20 +87,22 @@ class Session:
         if self._lock is None:
             self._lock = runlock.take(self._repository.path, self._run)
 
-    def begin(self, facts: Facts, *, log_count: int | None) -> None:
+    def begin(self, facts: Facts, *, log_count: int | None, watch: bool = True) -> None:
         """Lock the run and make it running.
 
         Args:
             facts: the settings to record; groups that are missing stay as they were.
             log_count: how many pieces of the log belong to what the line goes on from;
                 None keeps all.
+            watch: watch for requests to stop, also again where that has ended with a loop.
         """
+        self.check_process()
+        if not self.is_begun:
+            self.lock()
+        if watch:
+            self.watch.begin()
         if self.is_begun:
-            self.check_process()
-            self.watch.begin()  # ended if its loop was left
             return
-        self.lock()
-        self.watch.begin()
         self.log.begin(log_count)
         self._began_s = time.monotonic()
         self.is_begun = True
@@ -221,10 +223,11 @@ class Follower(Session):
         """Leave the lock to the first process."""
         self.check_process()
 
-    def begin(self, facts: Facts, *, log_count: int | None) -> None:
+    def begin(self, facts: Facts, *, log_count: int | None, watch: bool = True) -> None:
         """Watch for requests to stop."""
         self.check_process()
-        self.watch.begin()
+        if watch:
+            self.watch.begin()
         if not self.is_begun:
             self._began_s = time.monotonic()
             self.is_begun = True

@@ -48,12 +48,24 @@ def shuffled(size: int, generator) -> DataLoader:
     return DataLoader(list(range(size)), batch_size=4, shuffle=True, generator=generator)
 
 
+def generator_of(seed: int):
+    return torch.Generator().manual_seed(seed)
+
+
+SWITCHES = {
+    "curriculum": lambda epoch: epoch > 2,
+    "by turns": lambda epoch: epoch % 2,
+}
+"""Which of two loaders an epoch trains on."""
+
+
 def train(place, kind: str, kill: int = 0) -> list:
     """Return the batches of each epoch of this session; `kill` ends the body of that epoch."""
     own = torch.Generator().manual_seed(0)
     other = own if kind == "shared" else torch.Generator().manual_seed(5)
     training = Stateful() if kind == "state" else shuffled(8, own)
     check = shuffled(4, other)
+    stages = [training, shuffled(12, generator_of(7))]
     seen = []
     try:
         with casckpt.open(place) as store, store.run("r") as run:
@@ -62,6 +74,10 @@ def train(place, kind: str, kill: int = 0) -> list:
                     training = shuffled(8, torch.Generator().manual_seed(epoch))
                 if kind == "reseeded":
                     own.manual_seed(epoch)
+                if kind == "rewrapped":
+                    training = shuffled(8, own)
+                if kind in SWITCHES:
+                    training = stages[SWITCHES[kind](epoch)]
                 batches = [torch.as_tensor(batch).tolist() for batch in run.batches(training)]
                 if kind != "second" or epoch % 2 == 0:
                     batches += [batch.tolist() for batch in run.batches(check)]
@@ -74,8 +90,11 @@ def train(place, kind: str, kill: int = 0) -> list:
     return seen
 
 
-@pytest.mark.parametrize("kill", [2, 3, 5])
-@pytest.mark.parametrize("kind", ["own", "shared", "state", "seeded", "reseeded", "second"])
+@pytest.mark.parametrize("kill", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "kind",
+    ["own", "shared", "state", "seeded", "reseeded", "second", "rewrapped", *SWITCHES],
+)
 def test_a_run_killed_in_an_epoch_sees_the_batches_of_one_that_was_not(tmp_path, kind, kill):
     whole = train(tmp_path / "whole", kind)
     assert len({str(batches) for _, batches in whole}) == 5  # they do differ
@@ -136,6 +155,30 @@ def test_a_loader_whose_last_state_is_empty_or_cannot_be_kept_begins_as_it_is_ma
     assert session(3) == [(2, whole), (3, whole)]
     assert session() == [(3, whole), (4, whole)]
     assert ("not kept between epochs" in caplog.text) == ("padding" in options)
+
+
+def test_a_pass_that_is_broken_off_goes_on_as_the_state_says_and_that_is_said(tmp_path, caplog):
+    def session(name, kill=0):
+        seen = []
+        try:
+            with casckpt.open(tmp_path / "store") as store, store.run(name) as run:
+                loader = Stateful()
+                for epoch in run.epochs(4, {"w": 0}):
+                    for count, batch in enumerate(run.batches(loader, save_every_s=None), 1):
+                        seen.append((epoch, batch))
+                        if count == 2:
+                            break
+                    if epoch == kill:
+                        run._loop.saver.settle()
+                        raise Killed
+        except Killed:
+            pass
+        return seen
+
+    whole = session("whole")
+    session("killed", 2)
+    assert caplog.text.count("was left at batch 2 of 3") == 2
+    assert session("killed") == [one for one in whole if one[0] > 1]
 
 
 def test_loaders_of_one_epoch_that_position_themselves_are_told_apart():

@@ -23,7 +23,7 @@ from casckpt.training.loops.monitor import Monitor
 from casckpt.training.loops.saving import LoopSaver
 from casckpt.training.peers import name_of
 from casckpt.training.resume import Extra
-from casckpt.training.state import restore_generators, tree_of
+from casckpt.training.state import generators_in, restore_generators, tree_of
 from casckpt.training.watching import forecast
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Loop:
             self._say_total(extra)
         self.saver = LoopSaver(run, state, options.monitor, options.keep)
         self.saver.since.steps = extra.loop.get("steps", 0)
-        run._loop = self
+        run._loop, run._left = self, None
         run._declare(options.monitor)
         self.streams = dict(extra.streams)
         self.row: dict[str, float] = dict(extra.row) if self.middle else {}
@@ -191,7 +191,7 @@ class Loop:
             logger.warning("%s: no checkpoint has a finite %s", run.name, monitor.metric)
             return
         if run._peers.leads:
-            taken = run.store.get(named)
+            taken = run._left = run.store.get(named)
             value = taken.metrics[monitor.metric]
             if value != monitor.best:
                 logger.warning(
@@ -213,6 +213,7 @@ class EpochLoop(Loop):
         self._passes = 0
         self._inside_at_s = 0.0
         self._began: dict[str, Any] = {}
+        self._held_inside: dict[str, Any] = {}
         self.missing: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[int]:
@@ -240,7 +241,7 @@ class EpochLoop(Loop):
                 # Not after the last one: a body that went on there would see no batch, and what
                 # follows its batches may use the last one's loss. The epoch ends at once.
                 can_save = is_first and not current.is_at_end
-                self.end_batch(current, save_every_s, can_save=can_save)
+                self.end_batch(current, save_every_s, can_save=can_save, counts=is_first)
 
     def begin_pass(self, loader: Any) -> position.Pass:
         """Begin to pass over a loader; the first time in an epoch, where its position is."""
@@ -250,9 +251,11 @@ class EpochLoop(Loop):
         self.extra = Extra(log=self.extra.log)
         undo = self._boundary.begin(self._passes - 1, loader, inside=middle is not None)
         current = position.Pass(loader, middle["pass"] if middle else None, undo)
+        self._boundary.begun(self._passes - 1, current)
         if middle is not None:
             # Here and not before: making the iterator draws from the generators itself.
             randomness.restore(self.streams)
+            restore_generators(self._state, self._held_inside)
             self.streams = {}
         if is_first:
             self.missing = position.missing_of(current.kind)
@@ -260,7 +263,12 @@ class EpochLoop(Loop):
         return current
 
     def end_batch(
-        self, current: position.Pass, save_every_s: float | None, *, can_save: bool = True
+        self,
+        current: position.Pass,
+        save_every_s: float | None,
+        *,
+        can_save: bool = True,
+        counts: bool = True,
     ) -> None:
         """Save inside the epoch if it is time, and leave on a request to stop.
 
@@ -268,9 +276,10 @@ class EpochLoop(Loop):
             current: where the first pass of the epoch stands; its gradients are applied.
             save_every_s: see `Run.batches`.
             can_save: whether it is that pass, and not its end.
+            counts: whether it is that pass: a later one may be a validation.
         """
         since, every = self.saver.since, self._options.every
-        since.steps += 1
+        since.steps += counts
         request = self._run._session.watch.look()
         if not can_save or current.kind == "none":
             return
@@ -292,13 +301,15 @@ class EpochLoop(Loop):
         self.missing = ()
         if self.middle is not None:
             randomness.restore(self.middle["began"])
+            self._held_inside = generators_in(self._state)
+            restore_generators(self._state, self.middle.get("held", {}))
         elif self.streams:
             randomness.restore(self.streams)
             self.streams = {}
         if self.middle is None:
             self.row = {}
         run._row, run._row_at = self.row, self.done + 1
-        self._began = randomness.capture()
+        self._began = {"began": randomness.capture(), "held": generators_in(self._state)}
 
     def _save_inside(
         self, current: position.Pass, reasons: tuple[str, ...], request: StopRequest | None
@@ -314,7 +325,7 @@ class EpochLoop(Loop):
             row=self.row,
             metrics=False,
             loop=self.counters(),
-            middle={"began": self._began, "pass": where},
+            middle={**self._began, "pass": where},
             between=self._boundary.capture(),
             wait=request is not None,
             level=level,

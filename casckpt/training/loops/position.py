@@ -52,6 +52,8 @@ class Pass:
         self._begun: dict[str, Any] = {}
         self._asked: dict[str, Any] = {}
         self._is_ahead = False
+        self._fetched = 0
+        self._is_over = False
         if saved is None:
             if self.kind == "replay":
                 self._begun = generators_of(loader)
@@ -59,6 +61,7 @@ class Pass:
             self._iterator: Iterator[Any] = iter(loader)
         else:
             self._return_to(saved)
+        self._start = self.count
         self._is_ahead = self.kind == "replay" and _fetches_ahead(loader, self._iterator)
 
     def __iter__(self) -> Iterator[Any]:
@@ -71,18 +74,31 @@ class Pass:
             self._asked = randomness.capture()
         undo, self._undo = self._undo, None
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except StopIteration:
             if undo is None:
+                self._is_over = True
                 raise
-        undo()
-        self._iterator = iter(self._loader)
-        return next(self._iterator)
+            undo()
+            self._iterator = iter(self._loader)
+            batch = next(self._iterator)
+        self._fetched += 1
+        return batch
 
     @property
     def is_at_end(self) -> bool:
         """Whether no batch is left; False also where the loader does not say its length."""
         return self.kind != "none" and self.count == _length(self._loader)
+
+    @property
+    def left_at(self) -> tuple[int, int] | None:
+        """Batches that were given and batches there are, if the pass was left before its end.
+
+        None also where the loader does not say its length, as a stream that goes on for ever.
+        """
+        length = _length(self._loader)
+        given = self._start + self._fetched
+        return None if self._is_over or length is None or given >= length else (given, length)
 
     def position(self) -> dict[str, Any] | None:
         """Return a plain tree that says where the pass stands, None if that cannot be said."""
@@ -101,8 +117,7 @@ class Pass:
     def _return_to(self, saved: Mapping[str, Any]) -> None:
         self.count = int(saved["count"])
         if saved["kind"] == "own":
-            length = _length(self._loader)
-            if length is not None and self.count >= length:
+            if is_finished(self._loader, saved):
                 # A finished loader's state may replay the end, or give an empty next pass.
                 self._iterator = iter(())
                 return
@@ -124,6 +139,12 @@ class Pass:
         else:
             _skip(self._iterator, self._loader, self.count)
         restore_generators(self._loader, saved["held"])
+
+
+def is_finished(loader: Any, saved: Mapping[str, Any]) -> bool:
+    """Return whether a position is the end of a pass over a loader that has a state of its own."""
+    length = _length(loader)
+    return saved["kind"] == "own" and length is not None and int(saved["count"]) >= length
 
 
 def kind_of(loader: Any) -> Kind:

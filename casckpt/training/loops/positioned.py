@@ -59,6 +59,7 @@ class PositionedLoader:
             self._undo = self._boundary.begin(self._place, self._loader, inside=inside)
         self._is_begun = True
         self.current = position.Pass(self._loader, self._saved, self._undo)
+        self._boundary.begun(self._place, self.current)
         return self._batches(self.current)
 
     def __len__(self) -> int:

@@ -77,11 +77,16 @@ class StepLoop(Loop):
 
     def _stand(self) -> None:
         """Begin the pass where the last session was in it."""
-        middle = self.middle
-        if middle is not None:
-            self._pass = position.Pass(self._loader, middle["pass"])
-        if self.streams:
-            randomness.restore(self.streams)
+        where = None if self.middle is None else self.middle["pass"]
+        is_finished = where is not None and position.is_finished(self._loader, where)
+        if where is not None and not is_finished:
+            self._pass = position.Pass(self._loader, where)
+        randomness.restore(self.streams)
+        if where is not None and is_finished:
+            # The next pass begins from the state at the end of this one. Some loaders give what
+            # is left of this one first, which is nothing, and draw for that.
+            self._loader.load_state_dict(where["loader"])
+            self._pass = position.Pass(self._loader, undo=lambda: randomness.restore(self.streams))
 
     def _next(self) -> Any:
         for _ in range(2):

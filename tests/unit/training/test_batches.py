@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from casckpt import Every, State
 from casckpt.errors import BadRequest
 from casckpt.training.loops import position
 
@@ -68,6 +69,28 @@ class Shuffled:
         return iter(random.sample(range(5), 5))
 
 
+def test_a_cut_inside_an_epoch_puts_the_generators_of_the_state_back_too(store, name):
+    def script(run_name, cut=None):
+        own = random.Random(3)
+        state, count = State(own=own, seen=[]), 0
+        with store.run(run_name) as run:
+            for _ in run.epochs(3, state):
+                order = own.sample(range(6), 6)  # before the batches, again after a resume
+                for item in run.batches(order, save_every_s=0):
+                    count += 1
+                    if count == cut:
+                        raise PowerCut
+                    state.seen.append((item, own.random()))
+                state.seen.append(own.random())
+        return state.seen
+
+    whole = script(f"{name}-whole")
+    for cut in (4, 3, 6):
+        with pytest.raises(PowerCut):
+            script(name, cut)
+    assert script(name) == whole
+
+
 @pytest.mark.parametrize("loader_of", [lambda: list(range(5)), Stateful, Shuffled])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_cut_inside_an_epoch_changes_nothing(store, name, loader_of, accumulate):
@@ -124,6 +147,16 @@ def test_a_second_pass_in_an_epoch_is_only_passed_on(store, name):
     assert [one.position for one in store.checkpoints(name)] == [(2, 0)]
 
 
+def test_batches_of_a_validation_are_no_steps(store, name):
+    with store.run(name) as run:
+        for _ in run.epochs(4, {"n": 0}, save_every=Every(steps=20), save_latest=False):
+            for _ in run.batches(range(10), save_every_s=None):
+                pass
+            for _ in run.batches(range(10)):
+                pass
+    assert [one.step for one in store.checkpoints(name)] == [2, 4]
+
+
 def test_batches_outside_an_epoch(store, name):
     run = store.run(name)
     with pytest.raises(BadRequest, match="outside an epoch"):
@@ -154,6 +187,52 @@ def test_steps_go_on_inside_a_pass(store, name, accumulate):
             steps_script(store, name, 17, cut=cut, **options)
     assert steps_script(store, name, 17, **options) == whole
     assert whole["seen"][-1][0] == 17
+
+
+class Carrying(Stateful):
+    """A loader that shuffles with a generator of its own; some give an empty pass at the end."""
+
+    def __init__(self, *, ends_empty):
+        super().__init__()
+        self.random, self.ends_empty, self.is_over = random.Random(0), ends_empty, False
+
+    def __iter__(self):
+        if self.order is None:
+            if self.is_over:
+                self.is_over = False
+                random.random()  # making an iterator draws
+                return
+            random.random()
+            self.order, self.at = self.random.sample(range(5), 5), 0
+        while self.at < 5:
+            self.at += 1
+            yield self.order[self.at - 1]
+        self.order = None
+
+    def state_dict(self):
+        return {"random": self.random.getstate(), "order": self.order, "at": self.at}
+
+    def load_state_dict(self, state):
+        self.random.setstate(state["random"])
+        self.order, self.at = state["order"], state["at"]
+        if self.at == 5:
+            self.order, self.is_over = None, self.ends_empty
+
+
+@pytest.mark.parametrize("ends_empty", [True, False])
+@pytest.mark.parametrize("cut", [5, 6, 10])
+def test_steps_go_on_at_the_end_of_a_pass_with_the_next_one(store, name, ends_empty, cut):
+    def script(run_name, total):
+        random.seed(1)
+        state = {"seen": []}
+        with store.run(run_name) as run:
+            for _, batch in run.steps(total, state, Carrying(ends_empty=ends_empty)):
+                state["seen"].append((batch, random.random()))
+        return state
+
+    whole = script(f"{name}-whole", 15)
+    script(name, cut)
+    assert script(name, 15) == whole
 
 
 def test_steps_keep_every_and_best(store, name):

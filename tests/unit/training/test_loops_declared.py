@@ -49,6 +49,22 @@ def test_a_plan_that_became_old_does_not_drop_it_either(store, name):
     assert [one.step for one in store.gc(plan).dropped] == [1]
 
 
+@pytest.mark.parametrize(("at_end", "step"), [("best", 2), ("last", 4)])
+def test_what_is_measured_after_the_loop_belongs_to_the_state_that_it_left(
+    store, name, at_end, step
+):
+    state = {"w": 0}
+    for _ in range(2):  # the second time all is done already
+        with store.run(name) as run:
+            for epoch in run.epochs(4, state, monitor="loss", mode="min", at_end=at_end):
+                state["w"] = epoch
+                run.log(loss=LOSSES[epoch])
+            run.log(test=state["w"])
+        found = {one.step: one.metrics["test"] for one in store.checkpoints(name)
+                 if "test" in one.metrics}  # fmt: skip
+        assert found == {step: step}
+
+
 def test_a_best_that_is_gone_is_said(store, name, caplog):
     descend(store, name, save_every=1)
     store.delete(f"{name}@2")

@@ -100,6 +100,34 @@ def test_a_signal_after_break_is_still_heeded_within_with(store, name):
     assert store.run(name).info.status == "stopped"
 
 
+def test_a_loop_of_ones_own_leaves_when_its_state_is_saved(store, name):
+    with pytest.raises(Stopped), store.run(name) as run:  # noqa: PT012
+        for count in range(6):
+            if count == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            run.save({"count": count})
+    assert store.restore(name)["count"] == 3
+    assert store.run(name).info.status == "stopped"
+    with pytest.raises(KeyboardInterrupt), store.run(name) as run:  # noqa: PT012
+        run.save({"count": 4})
+        os.kill(os.getpid(), signal.SIGINT)
+        run.save({"count": 5})
+    assert store.restore(name)["count"] == 5
+
+
+def test_signals_stay_the_programs_own_where_nothing_would_leave_on_them(store, name):
+    before = signal.getsignal(signal.SIGTERM)
+    with store.run(name) as run:
+        run.log(loss=1.0)
+        assert signal.getsignal(signal.SIGTERM) is before
+        run.save({"count": 1})
+        assert signal.getsignal(signal.SIGTERM) is not before
+    run = store.run(f"{name}-outside")
+    run.save({"count": 1})
+    assert signal.getsignal(signal.SIGTERM) is before
+    run.close()
+
+
 def test_a_stop_while_a_save_is_in_flight_loses_neither(store, name, monkeypatch):
     asked, order = threading.Event(), []
     commit = casckpt.Store._commit
