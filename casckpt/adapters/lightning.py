@@ -68,7 +68,8 @@ class Callback(Checkpoint):  # type: ignore[misc]
     the training loader beside it. It is saved in the background after each epoch, and inside an
     epoch every `save_every_s` and on a request to stop, where the loader can be put back: a torch
     DataLoader over a dataset with `__getitem__`, or one with `state_dict`. The step of a
-    checkpoint is the number of epochs that are done, and its metrics are the trainer's.
+    checkpoint is the number of epochs that are done, and its metrics are what was logged in the
+    last of them.
 
     Args:
         run: where to save.
@@ -106,6 +107,7 @@ class Callback(Checkpoint):  # type: ignore[misc]
         self._boundary = Boundary({})
         self._saved_at_s = 0.0
         self._process: Callable[[Any], Any] | None = None
+        self._seen: dict[str, Any] = {}
 
     # ---- what Lightning calls
 
@@ -188,7 +190,7 @@ class Callback(Checkpoint):  # type: ignore[misc]
         loop.is_over = _is_last(trainer, loop.done)
         if loop.request is not None and loop.request.kind == "call":
             trainer.should_stop = True
-        row = _numbers(trainer.callback_metrics)
+        row = self._logged(trainer)
         loop.log(row, loop.done)
         loop.note()
         reasons = loop.reasons(row, time.monotonic())
@@ -210,9 +212,22 @@ class Callback(Checkpoint):  # type: ignore[misc]
         if self._process is not None:
             del trainer.strategy.process_dataloader
             self._process = None
-        self._loop, self._loaders = None, []
+        self._loop, self._loaders, self._seen = None, [], {}
 
     # ---- saving
+
+    def _logged(self, trainer: Any) -> dict[str, float]:
+        """Return the metrics that were logged since the last epoch ended.
+
+        The trainer keeps what it has once seen, so an epoch without a validation would claim the
+        metrics of an earlier one. Whatever is logged again is another tensor.
+        """
+        before, self._seen = self._seen, dict(trainer.callback_metrics)
+        return {
+            name: float(value)
+            for name, value in self._seen.items()
+            if value is not before.get(name) and value.numel() == 1
+        }
 
     def _save(
         self,
@@ -272,7 +287,3 @@ def _is_last(trainer: Any, epochs: int) -> bool:
     by_epochs = (trainer.max_epochs or -1) > 0 and epochs >= trainer.max_epochs
     by_steps = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
     return bool(by_epochs or by_steps or trainer.should_stop)
-
-
-def _numbers(metrics: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if value.numel() == 1}

@@ -288,3 +288,55 @@ def test_saves_by_steps_come_inside_epochs_too(store):
     found = [one.position for one in store.checkpoints("nn") if "every" in one.reasons]
     assert (0, 2) in found
     assert len(found) > 3
+
+
+class Shared(lightning.Callback):
+    """Logs what both kinds of epochs log, and what the training logs in its first epoch only."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        epoch = torch.tensor(float(trainer.current_epoch))
+        pl_module.log("shared", epoch, on_step=False, on_epoch=True)
+        if trainer.current_epoch == 0:
+            pl_module.log("first", torch.tensor(1.0))
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("shared", torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [
+        ({"check_val_every_n_epoch": 2}, [2, 4]),
+        ({"val_check_interval": 0.5}, [1, 2, 3, 4, 5]),
+        ({"val_check_interval": 4}, [1, 2, 3, 4, 5]),
+        ({"val_check_interval": 9, "check_val_every_n_epoch": None}, [2, 3, 5]),
+        ({"check_val_every_n_epoch": 5}, [5]),
+    ],
+)
+@pytest.mark.parametrize("kill", [None, 2, 4])
+def test_a_checkpoint_has_the_metrics_of_a_validation_of_its_own(store, options, validated, kill):
+    saves = {"monitor": "val", "mode": "min", "save_every": 1}
+    if kill is not None:
+        with pytest.raises(_Killed):
+            fit(store, 5, [Shared(), Seen(kill)], saves=saves, **options)
+    fit(store, 5, [Shared()], saves=saves, **options)
+    made = store.checkpoints("nn")
+    assert [one.step for one in made] == [1, 2, 3, 4, 5]
+    assert [one.step for one in made if "val" in one.metrics] == validated
+    assert [one.metrics["shared"] for one in made] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [one.step for one in made if "first" in one.metrics] == [1]
+    assert all("loss" in one.metrics for one in made)
+    history = store.history("nn")
+    assert [at for at, _ in history["val"]] == validated
+    values = [one.metrics["val"] for one in made if "val" in one.metrics]
+    assert len(set(values)) == len(values)
+
+
+def test_the_best_that_are_kept_were_validated(store):
+    keep = casckpt.KeepBest("val", "min", 2)
+    saves = {"monitor": "val", "mode": "min", "save_every": 1, "keep": keep}
+    fit(store, 7, saves=saves, check_val_every_n_epoch=2)
+    made = store.checkpoints("nn")
+    assert len([one for one in made if "val" in one.metrics]) == 2
+    assert all(one.step % 2 == 0 for one in made if "val" in one.metrics)
+    assert made[-1].step == 7
