@@ -207,6 +207,15 @@ class Callback(Checkpoint):  # type: ignore[misc]
         if self._loop is not None:
             self._loop.end()
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Let go of the signals when the training is left."""
+        if self._loop is None:
+            return
+        # Lightning has noted our handlers as the program's, and would put them back after us.
+        trainer._signal_connector.teardown()
+        self._run._loop_left(False)
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the trainer as it was."""
         if self._process is not None:

@@ -340,3 +340,47 @@ def test_the_best_that_are_kept_were_validated(store):
     assert len([one for one in made if "val" in one.metrics]) == 2
     assert all(one.step % 2 == 0 for one in made if "val" in one.metrics)
     assert made[-1].step == 7
+
+
+def handlers():
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", ["interrupt", "term", "error", "stop"])
+def test_the_signals_are_the_programs_own_when_the_fit_ended_or_was_left(store, how):
+    class Ask(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) != (1, 2):
+                return
+            if how == "error":
+                raise ValueError
+            if how == "stop":
+                run.stop()
+            else:
+                os.kill(os.getpid(), signal.SIGINT if how == "interrupt" else signal.SIGTERM)
+
+    def cell(epochs, *callbacks):  # without a `with`, as in a notebook
+        lightning.seed_everything(0, verbose=False)
+        path = casckpt.lightning.resume_path(run)
+        one = trainer([casckpt.lightning.Callback(run), *callbacks], epochs)
+        process = one.strategy.process_dataloader
+        try:
+            one.fit(Net(), loader(), validation(), ckpt_path=path)
+        finally:
+            assert one.strategy.process_dataloader == process
+        return one
+
+    before = handlers()
+    run = store.run("nn")
+    if how == "stop":
+        cell(3, Ask())
+    else:
+        with pytest.raises(ValueError if how == "error" else casckpt.errors.Stopped):
+            cell(3, Ask())
+    assert handlers() == before
+    run.close()
+    run = store.run("nn")
+    assert cell(3).current_epoch == 3
+    assert handlers() == before
+    run.close()
+    assert run.info.status == "finished"
