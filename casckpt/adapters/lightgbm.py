@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.adapters import missing_extra
+from casckpt.adapters.lightgbm_data import lent
 from casckpt.adapters.lightgbm_parts import HANDLER as HANDLER
 from casckpt.adapters.lightgbm_parts import (
     Asked,
@@ -61,7 +62,8 @@ def train(
         params: of LightGBM; rounds and early stopping in them go before the arguments, as there.
             The seeds of the segments come from `seed`.
         train_set: training data. Its raw data is kept (`free_raw_data=False`), since every
-            segment begins from the predictions of the one before.
+            segment begins from the predictions of the one before; its `init_score` is in the end
+            what it was before, as are those of `valid_sets`.
         num_boost_round: rounds in all, over all sessions. A larger one goes on.
         every: rounds per segment, fixed by the first call; later only how many rounds are
             between two checkpoints at least, rounded up to whole segments.
@@ -120,42 +122,45 @@ def train(
         run.note_progress(_PART, rounds, num_boost_round)
         run.check_stop()
 
-    while is_left and done < num_boost_round and not (stopping is not None and stopping.is_over):
-        run._alone("lightgbm")
-        run._begin(None)
-        length = min(segment - done % segment, num_boost_round - done)
-        booster = lightgbm.train(
-            {**plain, **_seeds(params, done)},
-            train_set,
-            length,
-            valid_sets=list(valid_sets) or None,
-            valid_names=list(valid_names) if valid_names else None,
-            feval=feval,
-            init_model=booster,
-            keep_training_booster=True,
-            callbacks=[*own, *_internal(history, stopping, watch)],
-        )
-        text = booster.model_to_string(num_iteration=-1)
-        booster = lightgbm.Booster(model_str=text)
-        before, done = done, booster.current_iteration()
-        was_cut = done - before < length
-        by_metric = stopping is not None and stopping.is_over
-        over = was_cut or done >= num_boost_round or by_metric
-        rounds_of.log(run, history, before, done)
-        if over or done // every > before // every:
-            saved = {
-                "booster": booster,
-                "rounds": done,
-                "segment": segment,
-                "history": history,
-                "stopping": None if stopping is None else stopping.state,
-                **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
-            }
-            run.save(saved, done, metrics=rounds_of.last(history))
-        run.note_progress(_PART, done, done if over else num_boost_round)
-        if was_cut:
-            break
-        run.check_stop()
+    with lent((train_set, *valid_sets)):
+        while (
+            is_left and done < num_boost_round and not (stopping is not None and stopping.is_over)
+        ):
+            run._alone("lightgbm")
+            run._begin(None)
+            length = min(segment - done % segment, num_boost_round - done)
+            booster = lightgbm.train(
+                {**plain, **_seeds(params, done)},
+                train_set,
+                length,
+                valid_sets=list(valid_sets) or None,
+                valid_names=list(valid_names) if valid_names else None,
+                feval=feval,
+                init_model=booster,
+                keep_training_booster=True,
+                callbacks=[*own, *_internal(history, stopping, watch)],
+            )
+            text = booster.model_to_string(num_iteration=-1)
+            booster = lightgbm.Booster(model_str=text)
+            before, done = done, booster.current_iteration()
+            was_cut = done - before < length
+            by_metric = stopping is not None and stopping.is_over
+            over = was_cut or done >= num_boost_round or by_metric
+            rounds_of.log(run, history, before, done)
+            if over or done // every > before // every:
+                saved = {
+                    "booster": booster,
+                    "rounds": done,
+                    "segment": segment,
+                    "history": history,
+                    "stopping": None if stopping is None else stopping.state,
+                    **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
+                }
+                run.save(saved, done, metrics=rounds_of.last(history))
+            run.note_progress(_PART, done, done if over else num_boost_round)
+            if was_cut:
+                break
+            run.check_stop()
     run._part_done = True
     if evals_result is not None:
         evals_result.update(history)
