@@ -15,9 +15,11 @@ from casckpt.adapters.lightgbm_data import lent
 from casckpt.adapters.lightgbm_parts import HANDLER as HANDLER
 from casckpt.adapters.lightgbm_parts import (
     Asked,
+    End,
     Log,
     Stopping,
     Watch,
+    boosts_by,
     early_stopping,
     final,
     over_all,
@@ -73,7 +75,7 @@ def train(
         early_stopping_rounds: rounds without an improvement; a larger one goes on.
         evals_result: filled with the values of all rounds of all sessions.
         callbacks: as in LightGBM; rounds count from the first, for `reset_parameter` too. Their own
-            state is not kept.
+            state is not kept. One that ends the training has ended it for later sessions too.
 
     Returns:
         The booster; after early stopping its best rounds only, as LightGBM leaves it.
@@ -97,18 +99,19 @@ def train(
     history: Log = state["history"]
     segment, done = state["segment"], int(state["rounds"])
     own, stopping = early_stopping(
-        [over_all(one, num_boost_round) for one in callbacks],
+        [over_all(one, num_boost_round) for one in dict.fromkeys(callbacks)],
         asked.stopping_rounds or early_stopping_rounds,
         state["stopping"],
         first_metric_only=asked.first_metric_only,
         min_delta=asked.min_delta,
+        is_dart=boosts_by(params, "dart"),
     )
     booster = state.get("booster")
     is_left = num_boost_round > state.get("cut_of", 0)  # a callback may have stopped it before
-    if _is_forest(params):
+    cut = None if is_left else state.get("cut")
+    if boosts_by(params, "rf", "random_forest"):
         # LightGBM cannot go on with a random forest: it is one segment, and done or not.
-        is_over = done >= num_boost_round or (stopping is not None and stopping.is_over)
-        if done and is_left and not is_over:
+        if done and is_left and not _is_over(done, num_boost_round, stopping):
             raise BadRequest(
                 "LightGBM cannot add trees to a random forest",
                 f"the run has {done} of {num_boost_round}",
@@ -123,12 +126,11 @@ def train(
         run.check_stop()
 
     with lent((train_set, *valid_sets)):
-        while (
-            is_left and done < num_boost_round and not (stopping is not None and stopping.is_over)
-        ):
+        while is_left and not _is_over(done, num_boost_round, stopping):
             run._alone("lightgbm")
             run._begin(None)
             length = min(segment - done % segment, num_boost_round - done)
+            end = End()
             booster = lightgbm.train(
                 {**plain, **_seeds(params, done)},
                 train_set,
@@ -138,14 +140,14 @@ def train(
                 feval=feval,
                 init_model=booster,
                 keep_training_booster=True,
-                callbacks=[*own, *_internal(history, stopping, watch)],
+                callbacks=[*map(end.noted, own), *_internal(history, stopping, watch)],
             )
             text = booster.model_to_string(num_iteration=-1)
             booster = lightgbm.Booster(model_str=text)
             before, done = done, booster.current_iteration()
-            was_cut = done - before < length
             by_metric = stopping is not None and stopping.is_over
-            over = was_cut or done >= num_boost_round or by_metric
+            cut, was_cut = end.cut, end.cut is not None or done - before < length
+            over = was_cut or _is_over(done, num_boost_round, stopping)
             rounds_of.log(run, history, before, done)
             if over or done // every > before // every:
                 saved = {
@@ -154,8 +156,9 @@ def train(
                     "segment": segment,
                     "history": history,
                     "stopping": None if stopping is None else stopping.state,
-                    **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
                 }
+                if was_cut and not by_metric:
+                    saved |= {"cut_of": num_boost_round, "cut": cut}
                 run.save(saved, done, metrics=rounds_of.last(history))
             run.note_progress(_PART, done, done if over else num_boost_round)
             if was_cut:
@@ -165,7 +168,11 @@ def train(
     if evals_result is not None:
         evals_result.update(history)
     assert booster is not None
-    return final(booster, stopping)
+    return final(booster, cut or (None if stopping is None else stopping.cut), history)
+
+
+def _is_over(done: int, total: int, stopping: Stopping | None) -> bool:
+    return done >= total or (stopping is not None and stopping.is_over)
 
 
 def _internal(
@@ -270,8 +277,3 @@ def _seeds(params: Mapping[str, Any], done: int) -> dict[str, int]:
         text = f"casckpt segment {name} {params.get(name, base)} {done}"
         found[name] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
     return found
-
-
-def _is_forest(params: Mapping[str, Any]) -> bool:
-    names = ("boosting", "boosting_type", "boost")
-    return any(params.get(name) in ("rf", "random_forest") for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,12 +58,52 @@ class LightgbmHandler(OpaqueHandler):
 HANDLER = LightgbmHandler()
 
 
+Cut = tuple[int, list[list[Any]]]
+"""What training was ended for: the best round, from 0 on, and [data, metric, value] of it."""
+
+
+def boosts_by(params: Mapping[str, Any], *kinds: str) -> bool:
+    """Return whether parameters ask for a kind of boosting, under any name that LightGBM has."""
+    return any(params.get(name) in kinds for name in lightgbm.basic._ConfigAliases.get("boosting"))
+
+
+class End:
+    """Notes how a callback of the caller's has ended a segment.
+
+    From the number of rounds it is not to be seen if that was in the last round.
+
+    Attributes:
+        cut: what it said; None if none has ended it.
+    """
+
+    def __init__(self) -> None:
+        self.cut: Cut | None = None
+
+    def noted(self, callback: Any) -> Any:
+        """Return a callback that notes when another one ends the training."""
+        if getattr(callback, "before_iteration", False):
+            return callback  # from there LightGBM lets the exception through to the caller
+
+        def call(env: Any) -> None:
+            try:
+                callback(env)
+            except lightgbm.callback.EarlyStopException as exc:
+                results = [[one[0], one[1], float(one[2])] for one in exc.best_score]
+                self.cut = int(exc.best_iteration), results
+                raise
+
+        # LightGBM gives a place of its own to those that have none.
+        if "order" in getattr(callback, "__dict__", {}):
+            call.order = callback.order  # type: ignore[attr-defined]
+        return call
+
+
 class Watch:
     """Keeps the values of each round, and calls a function a few times a second."""
 
-    order = 20  # before early stopping, which ends the round
-
     def __init__(self, log: Log, call: Callable[[int], None]) -> None:
+        # Of the instance, or LightGBM gives it another. Before all others, which may end the round.
+        self.order = -math.inf
         self._log = log
         self._call = call
         self._next_s = 0.0
@@ -87,9 +128,8 @@ class Stopping:
         state: what `state` was in another session.
     """
 
-    order = 30
-
     def __init__(self, rounds: int, first_metric_only: bool, min_delta: float, state: Any) -> None:
+        self.order = 30  # of LightGBM's own, after those that log and record
         self.rounds = rounds
         self._first_only = first_metric_only
         self._min_delta = min_delta
@@ -113,6 +153,12 @@ class Stopping:
     def best(self) -> list[Any] | None:
         """Return the same of what is looked at first, None before the first round."""
         return self.stopped_by or next(iter(self._watched().values()), None)
+
+    @property
+    def cut(self) -> Cut | None:
+        """Return what the training is ended for, now or at its last round."""
+        best = self.best
+        return None if best is None else (best[1], [one[:3] for one in best[2]])
 
     def __call__(self, env: Any) -> None:
         """Look at a round.
@@ -199,28 +245,43 @@ def early_stopping(
     *,
     first_metric_only: bool,
     min_delta: float,
+    is_dart: bool,
 ) -> tuple[list[Any], Stopping | None]:
     """Return the caller's other callbacks, and early stopping if there is any."""
     theirs = [one for one in callbacks if type(one).__name__ == "_EarlyStoppingCallback"]
     others = [one for one in callbacks if one not in theirs]
+    delta: Any = min_delta
     if theirs:
         one = theirs[0]
-        if isinstance(one.min_delta, list):
-            raise ValueError("early stopping with a min_delta per metric cannot be resumed")
-        return others, Stopping(one.stopping_rounds, one.first_metric_only, one.min_delta, state)
+        rounds, first_metric_only, delta = one.stopping_rounds, one.first_metric_only, one.min_delta
     if not rounds or rounds <= 0:
         return others, None
-    return others, Stopping(rounds, first_metric_only, min_delta, state)
+    if is_dart:
+        # Dropped trees change the ones before them: there are no best rounds to go back to.
+        lightgbm.basic._log_warning("Early stopping is not available in dart mode")
+        return others, None
+    if isinstance(delta, list):
+        raise ValueError("early stopping with a min_delta per metric cannot be resumed")
+    return others, Stopping(rounds, first_metric_only, delta, state)
 
 
-def final(booster: lightgbm.Booster, stopping: Stopping | None) -> lightgbm.Booster:
-    """Return what the caller gets: after early stopping its best rounds, as LightGBM does."""
-    best = None if stopping is None else stopping.best
-    if best is None:
-        return booster
-    rounds = best[1] + 1
+def final(booster: lightgbm.Booster, cut: Cut | None, history: Log) -> lightgbm.Booster:
+    """Return what the caller gets: of a training that was ended its best rounds, as in LightGBM."""
+    if cut is None:
+        booster.best_iteration = 0
+        last = [
+            [data, metric, values[-1]]
+            for data, metrics in history.items()
+            for metric, values in metrics.items()
+        ]
+        return _scored(booster, last)
+    rounds = cut[0] + 1
     result = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=rounds))
     result.best_iteration = rounds
-    for data, metric, value, _ in best[2]:
-        result.best_score.setdefault(data, {})[metric] = value
-    return result
+    return _scored(result, cut[1])
+
+
+def _scored(booster: lightgbm.Booster, results: Sequence[Sequence[Any]]) -> lightgbm.Booster:
+    for data, metric, value in results:
+        booster.best_score.setdefault(data, {})[metric] = value
+    return booster

@@ -297,3 +297,101 @@ def test_parameters_that_change_by_round_count_from_the_first(store, name, rates
             callbacks=[lightgbm.reset_parameter(learning_rate=rates), note],
         )
     assert seen == pytest.approx([0.5 * 0.8**n for n in range(9)])
+
+
+@pytest.mark.parametrize("order", [None, 40])
+@pytest.mark.parametrize("at", [3, 5, 7, 10, 12])
+def test_a_callback_that_ends_the_training_says_what_its_best_round_is(store, name, at, order):
+    def stop(env):
+        if env.iteration + 1 == at:
+            raise lightgbm.callback.EarlyStopException(at - 3, env.evaluation_result_list)
+
+    if order is not None:
+        stop.order = order
+    training = data(free_raw_data=False)
+    valid = [data(1, reference=training, free_raw_data=False)]
+    plain = lightgbm.train(PLAIN, training, 12, valid_sets=valid, callbacks=[stop])
+    log: dict[str, dict[str, list[float]]] = {}
+
+    def ours(total, *callbacks):
+        with store.run(name) as run:
+            return casckpt_lightgbm.train(
+                run, PLAIN, training, total, every=5, valid_sets=valid,
+                callbacks=callbacks, evals_result=log,
+            )  # fmt: skip
+
+    for callbacks in ([stop], []):  # the second time it is not asked again
+        booster = ours(12, *callbacks)
+        assert text(booster) == text(plain)
+        assert booster.best_iteration == plain.best_iteration == at - 2
+        assert booster.best_score == {"valid_0": dict(plain.best_score["valid_0"])}
+    assert store.get(name).step == at
+    whole = ours(14)
+    assert whole.best_iteration == 0
+    assert text(whole) == text(lightgbm.train(PLAIN, data(), 14))
+    assert len(log["valid_0"]["l2"]) == 14
+    assert whole.best_score == {"valid_0": {"l2": log["valid_0"]["l2"][-1]}}
+
+
+def test_callbacks_are_called_as_lightgbm_calls_them(store, name):
+    def calls(train):
+        seen, log = [], {}
+
+        def note(env):
+            seen.append((env.iteration, len(log.get("valid_0", {}).get("l2", ()))))
+
+        training = data()
+        train(
+            training, [data(1, reference=training)], [note, lightgbm.record_evaluation(log), note]
+        )
+        return seen, {key: dict(value) for key, value in log.items()}
+
+    params = {**PLAIN, "early_stopping_round": 3, "learning_rate": 0.9}
+
+    def ours(training, valid, callbacks):
+        with store.run(name) as run:
+            casckpt_lightgbm.train(
+                run, params, training, 60, every=60, valid_sets=valid, callbacks=callbacks
+            )
+
+    def plain(training, valid, callbacks):
+        lightgbm.train(params, training, 60, valid_sets=valid, callbacks=callbacks)
+
+    assert calls(ours) == calls(plain)
+
+
+@pytest.mark.parametrize("alias", ["boosting", "boosting_type", "boost"])
+@pytest.mark.parametrize("asked", ["params", "argument", "callback"])
+def test_with_dart_there_is_no_early_stopping(store, name, alias, asked):
+    params = {**PLAIN, alias: "dart", "num_leaves": 31, "verbosity": 0}
+    options = {}
+    if asked == "params":
+        params["early_stopping_rounds"] = 2
+    elif asked == "argument":
+        options["early_stopping_rounds"] = 2
+    else:
+        options["callbacks"] = [lightgbm.early_stopping(2, verbose=False)]
+    training = data()
+    valid = [data(1, reference=training)]
+    warning = "Early stopping is not available in dart mode"
+    with pytest.warns(UserWarning, match=warning), store.run(name) as run:
+        booster = casckpt_lightgbm.train(
+            run, params, training, 30, every=30, valid_sets=valid, **options
+        )
+    params.pop("early_stopping_rounds", None)
+    plain = lightgbm.train(params, training, 30, valid_sets=valid)
+    assert (booster.num_trees(), booster.best_iteration) == (30, 0)
+    assert text(booster) == text(plain)
+    assert booster.best_score == {"valid_0": dict(plain.best_score["valid_0"])}
+
+
+def test_early_stopping_after_no_rounds_is_none(store, name):
+    booster = train(store, name, 7, PLAIN, with_test=True, early_stopping_rounds=0)
+    assert booster.num_trees() == 7
+    training = data()
+    with store.run(f"{name}-2") as run:
+        booster = casckpt_lightgbm.train(
+            run, PLAIN, training, 7, valid_sets=[data(1, reference=training)],
+            callbacks=[lightgbm.early_stopping(0, verbose=False)],
+        )  # fmt: skip
+    assert booster.num_trees() == 7
