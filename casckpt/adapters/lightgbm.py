@@ -125,7 +125,7 @@ def train(
         run.note_progress(_PART, rounds, num_boost_round)
         run.check_stop()
 
-    with lent((train_set, *valid_sets)):
+    with run._watching(), lent((train_set, *valid_sets)):
         while is_left and not _is_over(done, num_boost_round, stopping):
             run._alone("lightgbm")
             run._begin(None)
@@ -219,6 +219,20 @@ class Callback:
         Raises:
             BadRequest: the call is one of `lightgbm.cv`.
         """
+        try:
+            self._look(env)
+        except BaseException:
+            self._run._unwatch()  # the training is left
+            raise
+
+    def finish(self, booster: lightgbm.Booster) -> None:
+        """Save the last round, and declare the part of the run done."""
+        self._run._begin(None)
+        self._save(booster, booster.current_iteration())
+        self._run._part_done = True
+        self._run._unwatch()
+
+    def _look(self, env: Any) -> None:
         if not isinstance(env.model, lightgbm.Booster):
             raise BadRequest("a Callback in lightgbm.cv", "it has a booster per fold", "use folds")
         self._run._begin(None)
@@ -229,12 +243,6 @@ class Callback:
             self._save(env.model, rounds)
         self._run.note_progress(_PART, rounds, None)
         self._run.check_stop()
-
-    def finish(self, booster: lightgbm.Booster) -> None:
-        """Save the last round, and declare the part of the run done."""
-        self._run._begin(None)
-        self._save(booster, booster.current_iteration())
-        self._run._part_done = True
 
     def _save(self, booster: lightgbm.Booster, rounds: int) -> None:
         if rounds <= self._saved:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 
@@ -395,3 +399,36 @@ def test_early_stopping_after_no_rounds_is_none(store, name):
             callbacks=[lightgbm.early_stopping(0, verbose=False)],
         )  # fmt: skip
     assert booster.num_trees() == 7
+
+
+@pytest.mark.parametrize("how", ["train", "callback"])
+def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(store, name, how):
+    mine = signal.getsignal(signal.SIGINT)
+
+    def interrupt(env):
+        time.sleep(0.3)  # the watch looks a few times a second
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt.order = 1
+
+    def cell(*callbacks):
+        run = store.run(name)
+        if how == "train":
+            return casckpt_lightgbm.train(run, PLAIN, data(), 9, every=3, callbacks=callbacks)
+        saves = casckpt_lightgbm.Callback(run, every=3)
+        left = 9 - casckpt_lightgbm.rounds(run)
+        booster = lightgbm.train(
+            PLAIN,
+            data(),
+            left,
+            init_model=casckpt_lightgbm.model(run),
+            callbacks=[*callbacks, saves],
+        )
+        saves.finish(booster)
+        return booster
+
+    with pytest.raises(KeyboardInterrupt):
+        cell(interrupt)
+    assert signal.getsignal(signal.SIGINT) is mine
+    assert cell().current_iteration() == 9
+    assert signal.getsignal(signal.SIGINT) is mine
