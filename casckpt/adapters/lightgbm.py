@@ -159,7 +159,8 @@ def train(
                 }
                 if was_cut and not by_metric:
                     saved |= {"cut_of": num_boost_round, "cut": cut}
-                run.save(saved, done, metrics=rounds_of.last(history))
+                # A segment that found nothing to split is saved at the step of the one before it.
+                run.save(saved, done, metrics=rounds_of.last(history), replace=done == before)
             run.note_progress(_PART, done, done if over else num_boost_round)
             if was_cut:
                 break

@@ -432,3 +432,14 @@ def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(stor
     assert signal.getsignal(signal.SIGINT) is mine
     assert cell().current_iteration() == 9
     assert signal.getsignal(signal.SIGINT) is mine
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_a_training_that_finds_nothing_more_to_split_is_done(store, name, every):
+    params = {**PLAIN, "min_gain_to_split": 2.0, "learning_rate": 0.9}
+    plain = lightgbm.train(params, data(), 12)
+    assert 1 < plain.num_trees() < 12
+    for _ in range(2):
+        with store.run(name) as run:
+            booster = casckpt_lightgbm.train(run, params, data(), 12, every=every)
+        assert text(booster) == text(plain)
