@@ -35,9 +35,13 @@ def fit(
     and the result is that of a training nobody killed, random states included. Called again when
     it is done, it returns the stored estimator.
 
+    A new run begins afresh, as `est.fit` does, also with an estimator that was fitted before. Only
+    one that was made with `warm_start=True` goes on from what it has.
+
     Args:
         run: where to save; the step of a checkpoint is its rounds.
-        est: the estimator; it is the one that is fitted and returned.
+        est: the estimator; it is the one that is fitted and returned. Its `warm_start` stays what
+            it was.
         X: training data, as `est.fit` takes it.
         y: targets, as `est.fit` takes them.
         rounds: in all, over all sessions. A larger number goes on.
@@ -65,12 +69,15 @@ def fit(
             )
         _take(est, state["estimator"])
         done, segment = state["rounds"], state["segment"]
-        _count(est, kind, done)
+        if kind != "partial_fit":
+            est.set_params(**{kind: done})  # bagging divides by it when it predicts
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)
     while done < rounds:
         run._alone("sklearn")
         run._begin(None)
+        if done == 0:
+            _begin_afresh(est)
         target = min(done - done % segment + segment, rounds)
         _learn(est, kind, X, y, done, target, classes)
         done = target
@@ -97,10 +104,32 @@ def _kind(est: Any) -> str:
     )
 
 
+def _begin_afresh(est: Any) -> None:
+    """Let an estimator forget what it was fitted to, unless it was made to go on from that."""
+    from sklearn.base import clone
+
+    params = est.get_params(deep=False)
+    is_fitted = any(name.endswith("_") and not name.startswith("__") for name in vars(est))
+    if params.get("warm_start") or not is_fitted:
+        return
+    # Private attributes hold some of it too, optimizers for example, and only a clone tells them
+    # from what belongs to the unfitted estimator.
+    fresh = vars(clone(est))
+    vars(est).clear()
+    vars(est).update(fresh)
+    for name, value in params.items():
+        setattr(est, name, value)  # the same objects: a clone has generators of its own
+
+
 def _learn(est: Any, kind: str, data: Any, target: Any, done: int, to: int, classes: Any) -> None:
     if kind != "partial_fit":
-        _count(est, kind, to)
-        est.fit(data, target)
+        # For this call only: it is the caller's word on what `fit` does, the next one of `fit` too.
+        own = est.get_params(deep=False)["warm_start"]
+        est.set_params(warm_start=True, **{kind: to})
+        try:
+            est.fit(data, target)
+        finally:
+            est.set_params(warm_start=own)
         return
     for index in range(done, to):
         if target is None:
@@ -109,12 +138,6 @@ def _learn(est: Any, kind: str, data: Any, target: Any, done: int, to: int, clas
             est.partial_fit(data, target, classes=_classes(target) if classes is None else classes)
         else:
             est.partial_fit(data, target)
-
-
-def _count(est: Any, kind: str, rounds: int) -> None:
-    """Set the parameter that counts rounds, by which bagging also divides when it predicts."""
-    if kind != "partial_fit":
-        est.set_params(warm_start=True, **{kind: rounds})
 
 
 def _is_classifier(est: Any) -> bool:

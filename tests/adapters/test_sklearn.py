@@ -124,6 +124,70 @@ def test_a_finished_fit_returns_the_stored_estimator(store, name, kind):
     assert prediction(more) == prediction(fit(store, f"{name}-whole", make(0), y, 9))
 
 
+@pytest.mark.parametrize("seed", [0, "instance"])
+@pytest.mark.parametrize("kind", ROUNDS)
+def test_a_new_run_begins_afresh_with_an_estimator_that_was_fitted(store, name, kind, seed):
+    make, y = ROUNDS[kind]
+    generator = np.random.RandomState(3)
+
+    def new():
+        return make(np.random.RandomState(3) if seed == "instance" else seed)
+
+    def folds(one, other):
+        fit(store, f"{name}-{one is other}-a", one, y[::-1], 4)
+        if "random_state" in other.get_params() and seed == "instance":
+            other.set_params(random_state=np.random.RandomState(5))
+        return prediction(fit(store, f"{name}-{one is other}-b", other, y, 4))
+
+    try:
+        same = make(generator if seed == "instance" else seed)
+        reused = folds(same, same)
+    except BadRequest:
+        pytest.skip("it cannot learn in rounds")
+    assert reused == folds(new(), new())
+    assert not same.get_params().get("warm_start", False)
+    # The run that has something goes on from that, whatever the estimator was fitted to since.
+    assert prediction(fit(store, f"{name}-True-b", same, y, 6)) == prediction(
+        fit(store, f"{name}-False-b", new(), y, 6)
+    )
+
+
+def test_its_random_generator_stays_the_same_object(store, name):
+    generator = np.random.RandomState(3)
+    model = linear_model.SGDRegressor(random_state=generator).fit(X, V)
+    assert fit(store, name, model, V, 3).random_state is generator
+
+
+@pytest.mark.parametrize("kind", ["forest", "sgd"])
+def test_an_estimator_that_was_made_to_go_on_does(store, name, kind):
+    make, y = ROUNDS[kind]
+    model = make(0).set_params(warm_start=True)
+    if kind == "forest":
+        model.set_params(n_estimators=2).fit(X, y)
+        before = model.estimators_[0]
+        fit(store, name, model, y, 5)
+        assert model.estimators_[0] is before
+    else:
+        model.partial_fit(X, y, classes=np.unique(y))
+        fit(store, name, model, y, 5)
+        assert model.t_ == 6 * len(X) + 1
+    assert model.warm_start is True
+    assert store.restore(name)["estimator"].warm_start is True
+
+
+def test_warm_start_stays_what_it_was_also_when_a_fit_fails(store, name):
+    model = ensemble.RandomForestRegressor(random_state=0)
+    with pytest.raises(ValueError, match="NaN"):
+        fit(store, name, model, np.full(len(X), np.nan), 3)
+    assert model.warm_start is False
+    fit(store, name, model, V, 3)
+    assert model.warm_start is False
+    assert store.restore(name)["estimator"].warm_start is False
+    assert prediction(model.fit(X, V)) == prediction(
+        ensemble.RandomForestRegressor(3, random_state=0).fit(X, V)
+    )
+
+
 ESTIMATORS = [
     *(make(0) for make, _ in ROUNDS.values()),
     ensemble.HistGradientBoostingClassifier(max_iter=3),
