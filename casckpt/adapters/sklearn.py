@@ -73,17 +73,18 @@ def fit(
             est.set_params(**{kind: done})  # bagging divides by it when it predicts
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)
-    while done < rounds:
-        run._alone("sklearn")
-        run._begin(None)
-        if done == 0:
-            _begin_afresh(est)
-        target = min(done - done % segment + segment, rounds)
-        _learn(est, kind, X, y, done, target, classes)
-        done = target
-        run.save({"estimator": est, "rounds": done, "segment": segment}, done)
-        run.note_progress(_PART, done, rounds)
-        run.check_stop()
+    with run._watching():
+        while done < rounds:
+            run._alone("sklearn")
+            run._begin(None)
+            if done == 0:
+                _begin_afresh(est)
+            target = min(done - done % segment + segment, rounds)
+            _learn(est, kind, X, y, done, target, classes)
+            done = target
+            run.save({"estimator": est, "rounds": done, "segment": segment}, done)
+            run.note_progress(_PART, done, rounds)
+            run.check_stop()
     run._part_done = True
     return est
 

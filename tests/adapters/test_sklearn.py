@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from sklearn import ensemble, linear_model, naive_bayes, neural_network
@@ -186,6 +189,29 @@ def test_warm_start_stays_what_it_was_also_when_a_fit_fails(store, name):
     assert prediction(model.fit(X, V)) == prediction(
         ensemble.RandomForestRegressor(3, random_state=0).fit(X, V)
     )
+
+
+def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(
+    store, name, monkeypatch
+):
+    mine = signal.getsignal(signal.SIGINT)
+    learn = casckpt.adapters.sklearn._learn
+
+    def interrupted(*args):
+        learn(*args)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def cell():
+        model = linear_model.SGDRegressor(random_state=0)
+        return casckpt.sklearn.fit(store.run(name), model, X, V, rounds=6, every=3)
+
+    monkeypatch.setattr("casckpt.adapters.sklearn._learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cell()
+    assert signal.getsignal(signal.SIGINT) is mine
+    monkeypatch.setattr("casckpt.adapters.sklearn._learn", learn)
+    assert cell().t_ == 6 * len(X) + 1
+    assert signal.getsignal(signal.SIGINT) is mine
 
 
 ESTIMATORS = [
