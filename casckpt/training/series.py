@@ -5,7 +5,7 @@ points of series, in the order of logging. Every checkpoint remembers how many p
 it, and a resume deletes the ones after: what is logged again is never there twice.
 
 The last piece is rewritten while it is small, so that a quiet run leaves few; a checkpoint closes
-it.
+it. What could not be written, as on a full disk, is kept and goes before what comes next.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 PIECE_POINTS: Final = 2000
 """A piece is closed at so many values: about 50 KB, rewritten at most once a second until then."""
+
+_GROUP_PIECES: Final = 20
+"""Pieces of one transaction, about a megabyte: many wait where a disk was full for long."""
 
 _PIECE = struct.Struct(">cQ")
 _MARK: Final = b"l"
@@ -64,7 +67,8 @@ class Log:
         self._writing = threading.Lock()
         self._piece = Piece()
         self._number = 0
-        self._dirty = False
+        self._durable = 0  # values of the piece at hand that are written
+        self._unwritten: list[RowWrite] = []  # closed pieces, in order
         self.last: dict[str, float] = {}
 
     def begin(self, count: int | None) -> None:
@@ -82,7 +86,8 @@ class Log:
         if doomed:
             self._repository.write_rows(doomed)
         with self._lock:
-            self._number, self._piece, self._dirty = count, Piece(), False
+            self._number, self._piece, self._durable = count, Piece(), 0
+            self._unwritten = []
 
     def add_row(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add the row of an epoch; a later one of the same epoch adds to it."""
@@ -92,7 +97,6 @@ class Log:
             self._piece.rows.append((epoch, dict(values)))
             self._piece.points += len(values)
             self.last.update(values)
-            self._dirty = True
 
     def add_points(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to the series of each metric."""
@@ -106,41 +110,74 @@ class Log:
                 points[1].append(value)
             self._piece.points += len(values)
             self.last.update(values)
-            self._dirty = True
 
     def close_piece(self) -> tuple[int, list[RowWrite]]:
         """Close the piece at hand: what is logged from now on comes after.
 
         Returns:
-            How many pieces there are then, and the row that must be durable before a checkpoint
-            says so.
+            How many pieces there are then, and the rows that must be durable before a checkpoint
+            says so. `write_closed` writes them; who does so without it may, and they are written
+            once more.
         """
         with self._lock:
-            writes = self._take()
-            if self._piece.points:
-                self._number += 1
-                self._piece = Piece()
-            return self._number, writes
+            self._close()
+            return self._number, list(self._unwritten)
+
+    def write_closed(self) -> None:
+        """Write the closed pieces that are not written; durable when this returns.
+
+        Raises:
+            NoSpace, OperationFailed: as the disk says; what was not written is kept.
+        """
+        with self._writing:
+            self._write_unwritten()
 
     def flush(self) -> None:
-        """Write what is new; durable when this returns."""
+        """Write what is new; durable when this returns.
+
+        Raises:
+            NoSpace, OperationFailed: as the disk says; what was not written is kept.
+        """
         with self._writing:
             with self._lock:
-                writes = self._take()
                 if self._piece.points >= PIECE_POINTS:
-                    self._number += 1
-                    self._piece = Piece()
-            if writes:
-                self._repository.write_rows(writes)
+                    self._close()
+            self._write_unwritten()
+            with self._lock:
+                piece, points = self._piece, self._piece.points
+                row = self._row() if points > self._durable else None
+            if row is None:
+                return
+            self._repository.write_rows([row])
+            with self._lock:
+                # Closed meanwhile, it is among the unwritten ones and is written once more.
+                if self._piece is piece:
+                    self._durable = points
 
-    def _take(self) -> list[RowWrite]:
+    def _close(self) -> None:
+        if not self._piece.points:
+            return
+        if self._piece.points > self._durable:
+            self._unwritten.append(self._row())
+        self._number += 1
+        self._piece, self._durable = Piece(), 0
+
+    def _write_unwritten(self) -> None:
+        while True:
+            with self._lock:
+                held = self._unwritten
+                group = held[:_GROUP_PIECES]
+            if not group:
+                return
+            self._repository.write_rows(group)
+            with self._lock:
+                del held[: len(group)]
+
+    def _row(self) -> RowWrite:
         from casckpt.store.commits import RowWrite
 
-        if not self._dirty:
-            return []
-        self._dirty = False
         key = self._prefix + _PIECE.pack(_MARK, self._number)
-        return [RowWrite("history", key, self._piece.encode())]
+        return RowWrite("history", key, self._piece.encode())
 
 
 class Unwritten(Log):

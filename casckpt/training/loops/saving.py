@@ -116,15 +116,11 @@ class LoopSaver:
         streams = captured[0]["streams"]
         if keeping.EVERY in reasons:
             loop = {**loop, "steps": 0}  # who goes on from here counts from here
-        count, writes = run._session.log.close_piece()
+        log = run._session.log
+        count, _ = log.close_piece()
         extra = Extra(dict(loop), streams, captured[0]["middle"], count, dict(row),
                       run._session.elapsed_s, captured[1:],
                       between=captured[0]["between"])  # fmt: skip
-        repository = run.repository
-
-        def before() -> None:
-            if writes:
-                repository.write_rows(writes)
 
         def after(checkpoint: Checkpoint) -> None:
             run._session.tracker.note_save()
@@ -138,7 +134,7 @@ class LoopSaver:
             beside=extra.encode(),
             captured=(*randomness.names(streams), *(("position of the loader",) if middle else ())),
             missing=missing,
-            before_commit=before,
+            before_commit=log.write_closed,
             after_commit=after,
         )
         try:

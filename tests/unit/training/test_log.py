@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, NoSpace
 from casckpt.training import series
 
 
@@ -108,3 +108,67 @@ def test_a_call_writes_nothing(store, name, monkeypatch):
             monkeypatch.undo()
     assert threading.main_thread() not in flushed_by
     assert len(store.history(name)["a"]) == 2000
+
+
+@pytest.fixture
+def disk(store, monkeypatch):
+    """Return a dict whose `is_full` makes the disk full."""
+    state = {"is_full": False}
+    for method in ("write_rows", "saver"):
+        original = getattr(type(store._repository), method)
+
+        def guarded(*args, original=original, **named):
+            if state["is_full"]:
+                raise NoSpace("the disk is full")
+            return original(*args, **named)
+
+        monkeypatch.setattr(type(store._repository), method, guarded)
+    return state
+
+
+@pytest.mark.parametrize("full", [{3}, {2, 3, 4}])
+def test_what_is_logged_while_the_disk_is_full_is_written_later(store, name, disk, full):
+    with store.run(name) as run:
+        for epoch in run.epochs(6, {"n": 0}):
+            run._loop.saver.wait()
+            disk["is_full"] = epoch in full
+            run.log(loss=epoch)
+            run.log(step=epoch * 10, lr=1)
+    assert store.history(name) == {
+        "loss": [(epoch, epoch) for epoch in range(1, 7)],
+        "lr": [(epoch * 10, 1) for epoch in range(1, 7)],
+    }
+    assert store.history(f"{name}@6") == store.history(name)
+
+
+def test_what_a_save_by_hand_could_not_write_is_not_lost(store, name, disk):
+    with store.run(name) as run:
+        run.save({"n": 0})
+        run.log(loss=1)
+        disk["is_full"] = True
+        with pytest.raises(NoSpace):
+            run.save({"n": 1})
+        disk["is_full"] = False
+    assert [value for _, value in store.history(name)["loss"]] == [1]
+
+
+def test_what_a_flush_could_not_write_is_written_by_the_next(store, name, disk, monkeypatch):
+    monkeypatch.setattr(series, "PIECE_POINTS", 5)
+    with store.run(name) as run:
+        run.save({"n": 0})
+        log = run._session.log
+        disk["is_full"] = True
+        for step in range(23):  # three pieces that are full, and one at hand
+            run.log(step=step, lr=step)
+            if step % 7 == 6:
+                with pytest.raises(NoSpace):
+                    log.flush()
+        disk["is_full"] = False
+        log.flush()
+        assert [step for step, _ in store.history(name)["lr"]] == list(range(23))
+        written = [step for piece in series.read(store._repository, name, 0)
+                   for step in piece["series"]["lr"][0]]  # fmt: skip
+        assert written == list(range(23))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store._repository), "write_rows", None)
+            log.flush()  # there is nothing left to write
