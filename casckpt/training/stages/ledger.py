@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _HELD_BYTES: Final = 16 * 1024 * 1024
 """Results that wait for their group are written early when they take this much memory."""
 
-_NEW, _WAITING, _FAILED, _DONE = range(4)
-"""How a unit stands. Waiting: said to be done or failed, and not yet written."""
+_NEW, _WAITING, _FAILING, _FAILED, _DONE = range(5)
+"""How a unit stands. Waiting: said to be done, and failing: to have failed; not yet written."""
 
 
 _Waiting = tuple[int, "Pending", "Mapping[str, Number] | None"]
@@ -108,7 +108,12 @@ class Ledger:
         finally:
             if written < len(waiting):
                 with self._lock:
-                    self._waiting[:0] = waiting[written:]
+                    # Not a failure after which the item was done while this was written.
+                    self._waiting[:0] = [
+                        one
+                        for one in waiting[written:]
+                        if one[2] is not None or self._states[one[0]] == _FAILING
+                    ]
                     self.run._holding.add(self)
             self.run.note_progress(self.name, self._done_count, len(self._units))
 
@@ -145,7 +150,7 @@ class Ledger:
 
     def is_taken(self, number: int) -> bool:
         """Return whether a unit was done since the stage was looked at, by whomever."""
-        if self._states[number] in (_WAITING, _DONE):
+        if self._states[number] in (_WAITING, _FAILING, _DONE):
             return True
         if not self._shared:
             return False
@@ -174,7 +179,7 @@ class Ledger:
             )
         except BadLeaf as exc:
             raise results.unfit(exc, f"{unit.name:.80} of stage {self.name}") from exc
-        if self._states[number] == _FAILED:
+        if self._states[number] in (_FAILING, _FAILED):
             row.remove = shelf.failed_key(unit.identity)
         self._queue(number, row, numbers)
 
@@ -316,17 +321,28 @@ class Ledger:
                 )
             if not self.run._session.is_begun:
                 self.run._begin(None)
-            self._states[number] = _WAITING
+            if self._states[number] == _FAILING:
+                self._take_back(number)
+            self._states[number] = _FAILING if numbers is None else _WAITING
             self._waiting.append((number, row, numbers))
             self._waiting_bytes += len(row.payload) + row.size
             self.run._holding.add(self)
+
+    def _take_back(self, number: int) -> None:
+        """Take a failure back that waits: the item was tried again. One being written stays."""
+        for at, (other, row, _) in enumerate(self._waiting):
+            if other == number:
+                self._waiting_bytes -= len(row.payload) + row.size
+                del self._waiting[at]
+                return
 
     def _settled(self, group: Sequence[_Waiting], taken: Sequence[bool]) -> None:
         """Take note that rows are durable, and which of them others had written before."""
         with self._lock:
             for (number, row, numbers), is_mine in zip(group, taken, strict=True):
                 if numbers is None:
-                    self._states[number] = _FAILED
+                    if self._states[number] == _FAILING:
+                        self._states[number] = _FAILED
                     continue
                 self._mark_done(number, self._own)
                 if not is_mine:

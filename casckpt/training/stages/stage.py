@@ -156,7 +156,7 @@ class Stage:
         ledger.flush_if_due()
 
     def failed(self, key: Any, error: BaseException | str) -> None:
-        """Note that an item failed; the next session tries it again.
+        """Note that an item failed; the next session tries it again, or this one until `done`.
 
         Args:
             key: the key that was yielded.

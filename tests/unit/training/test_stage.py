@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 
 import numpy as np
@@ -260,6 +261,57 @@ def test_failed_items_are_told_and_tried_again(store, name):
             st.done(key, key)
         assert st.errors() == {}
         assert list(st.results()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("save_every", [1, 10])
+def test_an_item_that_failed_is_done_by_another_try(store, name, save_every):
+    for _ in range(2):  # in the second session the failure of the first is durable
+        with store.run(name) as run:
+            st = run.stage("s", ["a", "b", "c"], save_every=save_every)
+            for key, item in st:
+                st.failed(key, "first try")
+                st.failed(key, "second try")
+                if key != "c":
+                    st.done(key, item * 2, tries=3)
+                    with pytest.raises(BadRequest, match="done already"):
+                        st.done(key, item)
+            assert list(st.results()) == ["aa", "bb", None]
+            assert set(st.errors()) == {"c"}
+            assert st.totals == {"tries": 6}
+    with store.run(name) as run:
+        st = run.stage("s", ["a", "b", "c"], save_every=save_every)
+        for key, item in st:
+            st.failed(key, "again")
+            st.done(key, item * 2)
+        assert list(st.results()) == ["aa", "bb", "cc"]
+    with store.run(name) as run:
+        st = run.stage("s", ["a", "b", "c"])
+        assert (st.done_count, st.errors()) == (3, {})
+        assert not list(st._ledger._own.failed({unit.identity: 0 for unit in st._ledger.plan()}))
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_an_item_is_done_while_its_failure_is_being_written(store, name, is_full, monkeypatch):
+    original = type(store._repository).add_rows
+    meanwhile = []
+
+    def add_rows(self, writes):
+        if not meanwhile:
+            meanwhile.append(st.done("a", 1))
+            if is_full:
+                raise NoSpace("the disk is full")
+        return original(self, writes)
+
+    monkeypatch.setattr(type(store._repository), "add_rows", add_rows)
+    with store.run(name) as run:
+        st = run.stage("s", ["a"], save_every=2)
+        st.failed("a", "first try")
+        with contextlib.suppress(NoSpace):
+            st._ledger.flush()
+        assert list(st.results()) == [1]
+        assert st.errors() == {}
+    with store.run(name) as run:
+        assert run.stage("s", ["a"]).done_count == 1
 
 
 def test_keys_that_were_not_yielded_are_refused(store, name):
