@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Results(Sequence[Any]):
     """Results in the order of the items: a sequence that reads each one anew.
 
-    Made by `Stage.results` and `Stage.map`. None stands for an item that failed.
+    Made by `Stage.results` and `Stage.map`. None stands for an item that failed,
+    or that was not worked on since `run.stop()` ended `map`.
     """
 
     def __init__(

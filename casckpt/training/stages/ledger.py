@@ -206,12 +206,12 @@ class Ledger:
 
     # ---- afterwards
 
-    def results(self) -> Results:
-        """Return the results; see `Stage.results`."""
+    def results(self, *, whole: bool = True) -> Results:
+        """Return the results, if `whole` only with one for each item; see `Stage.results`."""
         self.plan()
         self.flush()
         left = len(self._units) - self._done_count - sum(state == _FAILED for state in self._states)
-        if left:
+        if left and whole:
             raise BadRequest(
                 f"{left} of {len(self._units)} items of stage {self.name} are not done",
                 "results() gives one for each item",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.errors import BadRequest, StageFailed
+from casckpt.logs import logger
 from casckpt.training.fingerprints.values import Fingerprinter
 from casckpt.training.results import Number, Result, check_numbers
 from casckpt.training.stages.calls import Cancelled, Pace, Retry, call, check_retry
@@ -54,15 +55,26 @@ class MapOptions:
 def run_map(ledger: Ledger, fn: Callable[..., Any], options: MapOptions) -> Results:
     """Call `fn` for what is not done; see `Stage.map`."""
     waiting = ledger.pending()
+    is_cut = False
     with ledger.run._watching():
         if waiting:
             ledger.begin()
             ledger.note_code(Fingerprinter(lenient=True).of(fn).hex())
             try:
-                _Mapping(ledger, fn, options).run(_batches(waiting, options.batch_size or 1))
+                batches = _batches(waiting, options.batch_size or 1)
+                is_cut = _Mapping(ledger, fn, options).run(batches)
             finally:
                 ledger.flush()
         ledger.ended()
+    if is_cut:
+        # As a loop that `run.stop()` ends: no error, and what comes after it is the program's.
+        logger.warning(
+            "stage %s: run.stop() ended map at %d of %d; it returns None for the others",
+            ledger.name,
+            ledger.done_count,
+            len(ledger.plan()),
+        )
+        return ledger.results(whole=False)
     errors = ledger.errors()
     if errors and options.on_error == "raise":
         shown = [f"{key!s:.60}: {text:.200}" for key, text in list(errors.items())[:_SHOWN]]
@@ -91,32 +103,35 @@ class _Mapping:
         self._pace = Pace(options.per_second, lambda: ledger.run.stopping)
         self._unsaved = 0
 
-    def run(self, batches: Sequence[Batch]) -> None:
-        """Work through the batches; on a request to stop, leave with what is finished saved."""
-        if self._options.workers == 1:
-            self._run_here(batches)
-        else:
-            self._run_in_threads(iter(batches))
+    def run(self, batches: Sequence[Batch]) -> bool:
+        """Work through the batches; on a request to stop, leave with what is finished saved.
 
-    def _run_here(self, batches: Sequence[Batch]) -> None:
+        Returns:
+            Whether `run.stop()` ended it before all were worked through.
+        """
+        if self._options.workers == 1:
+            return self._run_here(batches)
+        return self._run_in_threads(iter(batches))
+
+    def _run_here(self, batches: Sequence[Batch]) -> bool:
         for batch in batches:
             if self._ledger.must_end():
-                return
+                return True
             numbers = self._left_of(batch)
             if not numbers:
                 continue
             outcome = self._attempt(numbers)
             if outcome is None:
-                self._ledger.must_end()
-                return
+                return self._ledger.must_end()
             self._take(numbers, outcome)
             if self._unsaved >= self._ledger.save_every:
                 self._save()
+        return False
 
-    def _run_in_threads(self, batches: Iterator[Batch]) -> None:
+    def _run_in_threads(self, batches: Iterator[Batch]) -> bool:
         pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="casckpt-map")
         running: dict[Future[_Outcome | None], Batch] = {}
-        ending = False
+        ending = is_cut = False
         try:
             while True:
                 ending = ending or self._ledger.run.stopping
@@ -136,6 +151,8 @@ class _Mapping:
                     numbers = running.pop(future)
                     if outcome is not None:
                         self._take(numbers, outcome)
+                    else:
+                        is_cut = True
                 # What is finished but not durable counts as open, and may be all there is.
                 is_full = len(running) + self._unsaved >= self._open_max
                 if self._unsaved and (self._unsaved >= self._ledger.save_every or is_full):
@@ -143,7 +160,7 @@ class _Mapping:
         finally:
             self._pace.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
-        self._ledger.must_end()
+        return self._ledger.must_end() and (is_cut or next(batches, None) is not None)
 
     def _left_of(self, batch: Batch) -> Batch:
         return [number for number in batch if not self._ledger.is_taken(number)]

@@ -185,6 +185,10 @@ class Stage:
         begun and whose results were not durable. A change of `fn` alone redoes nothing, and is
         warned of; name it in `uses` if it should.
 
+        `run.stop()`, from `fn` or elsewhere, ends it as it ends a loop: calls under way are
+        finished and their results kept, no further ones are made, and it returns, whatever
+        `on_error` says, with None for items without a result; `run.stopping` tells.
+
         Args:
             fn: takes an item; with batch_size a list of items, and returns as many results. It
                 may return `Result(value, tokens=3)`, in a batch for each or around the list.

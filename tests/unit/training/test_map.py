@@ -287,3 +287,56 @@ def test_an_interrupt_in_a_worker_keeps_what_was_finished(store, name):
         run.stage("s", range(10), save_every=4).map(fn)
     with store.run(name) as run:
         assert run.stage("s", range(10)).done_count == 6
+
+
+@pytest.mark.parametrize("on_error", ["raise", "keep"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_stop_ends_map_as_it_ends_a_loop(store, name, workers, on_error, caplog):
+    fn = Counted({0: ValueError("zero")})
+
+    def until_enough(item):
+        if item == 5:
+            run.stop("budget used up")
+        return fn(item)
+
+    with store.run(name) as run:
+        st = run.stage("s", range(100), save_every=4)
+        found = list(st.map(until_enough, workers=workers, on_error=on_error))
+        assert run.stopping
+        assert found == [2 * i if i > 0 and i in fn.calls else None for i in range(100)]
+        assert st.done_count == len(fn.calls) - 1 < 20
+        # What comes after is cut too: nothing is called for what is not there.
+        assert list(run.stage("t", found[:3]).map(fn)) == [None] * 3
+    assert "run.stop() ended map" in caplog.text
+    info = store.run(name).info
+    assert (info.status, info.reason) == ("stopped", "budget used up")
+    fn.failures.clear()
+    with store.run(name) as run:
+        assert list(run.stage("s", range(100)).map(fn)) == [2 * i for i in range(100)]
+    assert len(fn.calls) == 101
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_stop_at_the_last_item_cuts_nothing(store, name, workers):
+    def fn(item):
+        if item == 4:
+            run.stop("enough")
+        raise ValueError("bad")
+
+    with store.run(name) as run:
+        st = run.stage("s", range(5))
+        with pytest.raises(StageFailed, match="5 of 5"):
+            st.map(fn, workers=workers)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_stop_ends_the_tries_of_an_item(store, name, workers):
+    def fn(item):
+        run.stop("enough")
+        raise TimeoutError
+
+    with store.run(name) as run:
+        found = run.stage("s", ["a"]).map(fn, workers=workers, retry={TimeoutError: 99})
+        assert list(found) == [None]
+    assert store.run(name).info.status == "stopped"
