@@ -73,10 +73,15 @@ class Handler:
         self._accumulate, self._save_every_s = accumulate, save_every_s
         self._loop: _EngineLoop | None = None
         self._loader: _Loader | None = None
+        self._is_on = False
 
     def attach(self, engine: Engine) -> None:
         """Have the Engine call this handler; others may be attached before and after."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        # First, since another one may raise the exception again.
+        calls = engine._event_handlers[Events.EXCEPTION_RAISED]
+        calls.insert(0, calls.pop())
 
     def _start(self, engine: Engine) -> None:
         """Lock the run, restore the state, and stand where the run stands."""
@@ -89,7 +94,9 @@ class Handler:
         options = LoopOptions(
             engine.state.max_epochs, self._every, self._monitor, self._keep, self._at_end
         )
+        self._detach(engine)  # of a training that an exception has ended
         _check_length(engine)
+        self._is_on = True
         self._loop = loop = _EngineLoop(self._run, self._parts, options, engine)
         batch = loop.stand(engine)
         engine.state.iteration = loop.done * (engine.state.epoch_length or 0) + batch
@@ -108,6 +115,7 @@ class Handler:
         current = self._loader.current if self._loader is not None else None
         if self._loop is None or current is None:
             return
+        self._go_on()
         current.count += 1
         # After the last batch the epoch ends at once; an Engine that stood there would repeat it.
         is_last = current.count == engine.state.epoch_length
@@ -118,28 +126,65 @@ class Handler:
         loop = self._loop
         if loop is None:
             return
+        self._go_on()
         self._run.log(_numbers(engine.state.metrics))
         loop.is_ended = bool(engine.should_terminate)
         if loop.end_body() or (loop.is_over and loop.done < engine.state.max_epochs):
-            engine.terminate()
+            if not loop.is_ended:  # else it would undo a skip_completed
+                engine.terminate()
         elif not loop.is_over:
             loop.enter()
 
     def _complete(self, engine: Engine) -> None:
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
+        loop = self._loop
+        self._detach(engine)
+        if loop is not None:
+            self._is_on = False
+            loop.leave()
+
+    def _terminate(self, engine: Engine) -> None:
+        """Do what is done at the end, if the Engine was told to leave that out."""
+        if engine.should_terminate == "skip_completed":
+            self._complete(engine)
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        """Let go of the run; raise the exception unless there is another handler to take it.
+
+        Nothing is detached: where one takes it inside an epoch, the Engine goes on with the next.
+        """
+        self._pause(engine)
+        calls = [one[0] for one in engine._event_handlers[Events.EXCEPTION_RAISED]]
+        if all(isinstance(getattr(call, "__self__", None), Handler) for call in calls):
+            raise error
+
+    def _pause(self, engine: Engine) -> None:
+        """Take note that `Engine.run` may be left here: signals are the program's own again."""
+        if self._is_on:
+            self._is_on = False
+            self._run._loop_left(False)
+
+    def _go_on(self) -> None:
+        """Take note that it was not left, or was entered again."""
+        if not self._is_on:
+            self._run._begin(None)
+            self._is_on = True
+
+    def _detach(self, engine: Engine) -> None:
+        """Have the Engine be as before its start."""
+        self._loop = self._loader = None
         for event, call in self._calls():
-            engine.remove_event_handler(call, event)
-        if self._loader is not None:
-            engine.state.dataloader, self._loader = self._loader.inner, None
-        loop.leave()
+            if engine.has_event_handler(call, event):
+                engine.remove_event_handler(call, event)
+        while isinstance(engine.state.dataloader, _Loader):
+            engine.state.dataloader = engine.state.dataloader.inner
 
     def _calls(self) -> list[tuple[Any, Any]]:
         return [
             (Events.ITERATION_COMPLETED, self._end_batch),
             (Events.EPOCH_COMPLETED, self._end_epoch),
             (Events.COMPLETED, self._complete),
+            (Events.TERMINATE, self._terminate),
+            (Events.INTERRUPT, self._pause),
         ]
 
 

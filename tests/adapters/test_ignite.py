@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import textwrap
 
 import pytest
@@ -192,3 +194,150 @@ def test_what_cannot_be_exact_is_refused(store):
         casckpt.ignite.Handler(run, {"x": 1}).attach(trainer)
         with pytest.raises(BadRequest, match="max_epochs"):
             trainer.run([1, 2, 3], max_iters=2)
+
+
+def build(run, fail_at=(), taker=None, **options):
+    """Return an Engine, its loader, and how many batches it has done; it fails at some of them."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = torch.utils.data.TensorDataset(torch.randn(16, 2), torch.randn(16, 1))
+    loader = torch.utils.data.DataLoader(rows, batch_size=4, shuffle=True)
+    done = []
+
+    def step(engine, batch):
+        done.append(engine.state.iteration)
+        if len(done) in fail_at:
+            raise Cut
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    trainer = ignite.engine.Engine(step)
+    if taker is not None:
+        trainer.add_event_handler(ignite.engine.Events.EXCEPTION_RAISED, taker)
+    state = names["casckpt"].torch.State(model=model, optimizer=optimizer)
+    casckpt.ignite.Handler(run, state, **options).attach(trainer)
+    return trainer, loader, done, model
+
+
+def whole(store):
+    with store.run("whole") as run:
+        trainer, loader, _, model = build(run)
+        trainer.run(loader, max_epochs=4)
+    return model
+
+
+def test_trained_again_after_an_exception_that_a_handler_took_it_ends_with_the_same_bits(store):
+    Events = ignite.engine.Events
+    with store.run("nn") as run:
+        trainer, loader, done, model = build(run, save_every_s=0.0)
+        taken = []
+        trainer.add_event_handler(
+            Events.EXCEPTION_RAISED, lambda engine, error: taken.append(error)
+        )
+
+        @trainer.on(Events.EPOCH_COMPLETED(once=2))
+        def fail(engine):
+            if not taken:
+                raise Cut
+
+        trainer.run(loader, max_epochs=4)
+        assert [type(one) for one in taken] == [Cut]
+        trainer.run(loader, max_epochs=4)
+        assert trainer.state.dataloader is loader
+        assert (trainer.state.epoch, trainer.state.iteration) == (4, 16)
+        assert store.get("nn").step == 4
+    assert same(model, whole(store))
+    assert len(taken) == 1
+    assert len(done) == 16 + 1  # the last batch of an epoch is done again
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_trained_again_after_an_exception_it_ends_with_the_same_bits(store, is_heard):
+    heard = []
+
+    def hear(engine, error):
+        heard.append(error)
+        raise error
+
+    with store.run("nn") as run:
+        trainer, loader, _, model = build(run, fail_at=(6,), taker=hear if is_heard else None)
+        trainer.interrupt_resume_enabled = False  # else ignite's next run does nothing
+        with pytest.raises(Cut):
+            trainer.run(loader, max_epochs=4)
+        trainer.run(loader, max_epochs=4)
+        assert store.get("nn").step == 4
+    assert bool(heard) is is_heard
+    assert same(model, whole(store))
+    assert store.runs("nn")[0].status == "finished"
+
+
+def test_an_exception_that_is_taken_inside_an_epoch_ends_the_epoch_as_in_ignite(store):
+    Events = ignite.engine.Events
+    with store.run("nn") as run:
+        trainer, loader, done, _ = build(run, fail_at=(6,))
+        trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: None)
+        trainer.run(loader, max_epochs=4)
+        assert len(done) == 4 + 2 + 4 + 4
+    assert [one.step for one in store.checkpoints("nn")] == [4]
+    assert store.runs("nn")[0].status == "finished"
+
+
+def test_terminated_without_its_last_event_the_engine_is_let_go_of_too(store):
+    Events = ignite.engine.Events
+    with store.run("nn") as run:
+        trainer, loader, done, _ = build(run)
+
+        @trainer.on(Events.EPOCH_COMPLETED(once=2))
+        def stop(engine):
+            engine.terminate(skip_completed=True)
+
+        completed = []
+        trainer.add_event_handler(Events.COMPLETED, completed.append)
+        trainer.run(loader, max_epochs=4)
+        assert completed == []
+        assert trainer.state.dataloader is loader
+        assert store.get("nn").step == 2
+        trainer.run(loader, max_epochs=4)
+    assert len(done) == 8
+    assert store.get("nn").step == 2
+
+
+@pytest.mark.parametrize("how", ["signal", "exception", "interrupt", "skip_completed"])
+def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(store, how):
+    Events = ignite.engine.Events
+    mine = signal.getsignal(signal.SIGINT)
+    run = store.run("nn")
+    trainer, loader, _, model = build(run, fail_at=(6,) if how == "exception" else ())
+
+    @trainer.on(Events.ITERATION_STARTED(once=6))
+    def leave(engine):
+        assert signal.getsignal(signal.SIGINT) is not mine
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGINT)
+        elif how == "interrupt":
+            engine.interrupt()
+        elif how == "skip_completed":
+            engine.terminate(skip_completed=True)
+
+    @trainer.on(Events.EPOCH_STARTED(once=4))
+    def look(engine):
+        assert signal.getsignal(signal.SIGINT) is not mine
+
+    expected = {"signal": KeyboardInterrupt, "exception": Cut}.get(how)
+    if expected is None:
+        trainer.run(loader, max_epochs=4)
+    else:
+        with pytest.raises(expected):
+            trainer.run(loader, max_epochs=4)
+    assert signal.getsignal(signal.SIGINT) is mine
+    if how == "interrupt":
+        trainer.run(loader, max_epochs=4)  # goes on where it stood
+        assert signal.getsignal(signal.SIGINT) is mine
+        assert store.get("nn").step == 4
+        assert same(model, whole(store))
+    run.close()
+    if how != "skip_completed":
+        status = "finished" if how == "interrupt" else "stopped"
+        assert store.runs("nn")[0].status == status
