@@ -69,8 +69,7 @@ def fit(
             )
         _take(est, state["estimator"])
         done, segment = state["rounds"], state["segment"]
-        if kind != "partial_fit":
-            est.set_params(**{kind: done})  # bagging divides by it when it predicts
+        _count(est, kind, done)
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)
     with run._watching():
@@ -139,6 +138,12 @@ def _learn(est: Any, kind: str, data: Any, target: Any, done: int, to: int, clas
             est.partial_fit(data, target, classes=_classes(target) if classes is None else classes)
         else:
             est.partial_fit(data, target)
+
+
+def _count(est: Any, kind: str, rounds: int) -> None:
+    """Set the parameter that counts rounds, by which bagging also divides when it predicts."""
+    if kind != "partial_fit":
+        est.set_params(**{kind: rounds})
 
 
 def _is_classifier(est: Any) -> bool:

@@ -410,9 +410,11 @@ def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(stor
         os.kill(os.getpid(), signal.SIGINT)
 
     interrupt.order = 1
+    runs = []
 
     def cell(*callbacks):
         run = store.run(name)
+        runs.append(run)
         if how == "train":
             return casckpt_lightgbm.train(run, PLAIN, data(), 9, every=3, callbacks=callbacks)
         saves = casckpt_lightgbm.Callback(run, every=3)
@@ -432,6 +434,8 @@ def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(stor
     assert signal.getsignal(signal.SIGINT) is mine
     assert cell().current_iteration() == 9
     assert signal.getsignal(signal.SIGINT) is mine
+    for run in runs:
+        run.close()
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])

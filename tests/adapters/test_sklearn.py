@@ -201,9 +201,12 @@ def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(
         learn(*args)
         os.kill(os.getpid(), signal.SIGINT)
 
+    runs = []
+
     def cell():
         model = linear_model.SGDRegressor(random_state=0)
-        return casckpt.sklearn.fit(store.run(name), model, X, V, rounds=6, every=3)
+        runs.append(store.run(name))
+        return casckpt.sklearn.fit(runs[-1], model, X, V, rounds=6, every=3)
 
     monkeypatch.setattr("casckpt.adapters.sklearn._learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -212,6 +215,8 @@ def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(
     monkeypatch.setattr("casckpt.adapters.sklearn._learn", learn)
     assert cell().t_ == 6 * len(X) + 1
     assert signal.getsignal(signal.SIGINT) is mine
+    for run in runs:
+        run.close()
 
 
 ESTIMATORS = [
