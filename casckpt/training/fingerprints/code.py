@@ -3,7 +3,9 @@
 Source goes in as its syntax tree, so comments, docstrings and layout do not count. What a
 function names is followed as long as it is of the same package (of a script: the script's
 folder); what is installed counts by name and version. Constants count: names in capitals whose
-value is a plain one, defaults, and what a closure holds.
+value is a plain one, defaults, what a closure holds, and plain values of classes. Of lists and
+dicts of a module the functions and classes in them count, of its objects their class and the
+statement that makes them: what they hold may change while a program runs.
 """
 
 from __future__ import annotations
@@ -16,10 +18,22 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from casckpt.training.fingerprints.imports import ImportWriter, imports_of
+from casckpt.training.fingerprints.objects import (
+    PLAIN,
+    first_function,
+    holds,
+    is_generated,
+    is_plain,
+    key_text,
+    names_of,
+    parts,
+    place,
+)
+from casckpt.training.fingerprints.settings import is_setting
 from casckpt.training.fingerprints.source import source_of
 from casckpt.training.fingerprints.spelling import put
 
@@ -29,9 +43,13 @@ if TYPE_CHECKING:
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 _STDLIB: Final = Path(sysconfig.get_paths()["stdlib"])
 _BOUND: Final = functools.partial | types.MethodType
-_PLAIN: Final = (int, float, complex, str, bytes, bool, type(None))
+_CALLED: Final = _BOUND | type | types.FunctionType
+_NO_CODE: Final = frozenset(PLAIN)
+_TABLES: Final = (list, tuple, dict, set, frozenset, types.MappingProxyType)
+_HOLDERS: Final = (*_TABLES, types.ModuleType)
 
-_HOLDERS: Final = (list, tuple, dict, set, frozenset, types.ModuleType)
+_TABLE_MAX: Final = 2000
+"""Of a longer list, with the lists in it, nothing is a table of functions: it is data."""
 
 
 class CodeWriter:
@@ -43,6 +61,7 @@ class CodeWriter:
         self._seen: set[int] = set()
         self._modules: list[types.ModuleType] = []
         self._depth = 0
+        self._imports = ImportWriter(self._is_home)
 
     def write(self, value: Any, out: bytearray, where: str) -> None:
         """Append the spelling of anything that can be called, or wraps something that can.
@@ -65,7 +84,8 @@ class CodeWriter:
         if self._depth == 0:
             self._seen.clear()
             self._modules.clear()
-            self._home = _home_of(_first_function(value))
+            self._imports.begin()
+            self._home = _home_of(first_function(value))
         self._depth += 1
         try:
             yield
@@ -99,11 +119,11 @@ class CodeWriter:
 
     def _own_methods(self, value: types.MethodType, out: bytearray, where: str) -> None:
         """Write the class of a bound method if the method names other methods of it."""
-        function = _first_function(value)
+        function = first_function(value)
         cls = type(value.__self__)
         if not isinstance(function, types.FunctionType) or isinstance(value.__self__, type):
             return
-        names = _names_of(function.__code__)
+        names = names_of(function.__code__)
         if self._is_ours(cls) and any(hasattr(cls, name) for name in names):
             _text(out, "of class")
             self._write(cls, out, where)
@@ -138,6 +158,9 @@ class CodeWriter:
             self._foreign(value, out)
             return
         _text(out, f"class {value.__name__}")
+        if type(value) is not type and self._is_ours(type(value)):
+            _text(out, "metaclass")
+            self._write(type(value), out, where)
         for base in value.__bases__:
             if base is not object:
                 self._write(base, out, where)
@@ -151,27 +174,36 @@ class CodeWriter:
         for name, member in sorted(vars(value).items()):
             if name == "_fields" and "__annotations__" in vars(value):
                 continue  # of a NamedTuple: written above
-            for kind, inner in _parts(member):
-                if not _is_generated(inner):
+            for kind, inner in parts(member):
+                if not is_generated(inner):
                     self._member(f"{name}{kind}", inner, out, f"{where}.{name}")
 
     def _member(self, name: str, value: Any, out: bytearray, where: str) -> None:
         if isinstance(value, types.FunctionType | staticmethod | classmethod):
             _text(out, f"member {name}")
             self._write(value, out, where)
-        elif _is_plain(value):
+        elif is_plain(value):
             if not name.startswith("__"):
                 _text(out, f"value {name}")
                 self._to.write(value, out, where)
         elif self._leads_home(value):
             _text(out, f"member {name}")
             self._call(value, out, where)
+        elif isinstance(value, _TABLES) and not (name.startswith("_") and name.endswith("_")):
+            if not is_setting(value):
+                self._table(value, name, out, where)
+            elif value:  # one that is empty may be a memory, of which objects do not count
+                _text(out, f"value {name}")
+                with self._to.leniently():
+                    self._to.write(value, out, where)
 
     def _names(
         self, code: types.CodeType, scope: dict[str, Any], out: bytearray, where: str
     ) -> None:
         """Write what the code names in its module that is ours, in order of name."""
-        names = _names_of(code)
+        mentioned = names_of(code)
+        # Not what it binds itself: that is there after its first call, and not before.
+        names = mentioned - imports_of(code).own
         for name in sorted(names):
             if name not in scope:
                 continue
@@ -179,19 +211,56 @@ class CodeWriter:
             if isinstance(value, types.ModuleType):
                 self._through_module(value, name, names, out, where)
             else:
-                self._named(value, name, name, out, where)
+                self._named(scope, name, name, out, where)
+        self._imports.of_code(code, scope, mentioned, out)
 
-    def _named(self, value: Any, name: str, shown: str, out: bytearray, where: str) -> None:
+    def _named(
+        self, scope: dict[str, Any], name: str, shown: str, out: bytearray, where: str
+    ) -> None:
         """Write what a module has under a name: what can be called, or a constant."""
+        value = scope[name]
         if isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
             _text(out, f"calls {shown}")
             self._write(value, out, f"{where} -> {shown}")
-        elif name.isupper() and _is_plain(value):
+        elif name.isupper() and is_plain(value):
             _text(out, f"constant {shown}")
             self._to.write(value, out, where)
         elif isinstance(value, _BOUND) or self._leads_home(value):
             _text(out, f"calls {shown}")
             self._call(value, out, f"{where} -> {shown}")
+            if not isinstance(value, _BOUND | functools.partialmethod):
+                self._imports.of_global(scope, name, out)
+        elif isinstance(value, _TABLES) and self._table(value, shown, out, where):
+            self._imports.of_global(scope, name, out)
+
+    def _table(self, table: Any, shown: str, out: bytearray, where: str) -> bool:
+        """Write what can be called among the content of a list, a dict; return if there is any."""
+        found = self._in_table(table, _TABLE_MAX)
+        if found:
+            _text(out, f"table {shown}")
+        for key, one in found:
+            _text(out, f"at {key}")
+            self._call(one, out, f"{where} -> {shown}")
+        return bool(found)
+
+    def _in_table(self, table: Any, room: int, depth: int = 2) -> list[tuple[str, Any]]:
+        values = list(table.values()) if isinstance(table, Mapping) else table
+        if len(table) > room or set(map(type, values)) <= _NO_CODE:
+            return []
+        found: list[tuple[str, Any]] = []
+        # A dict of objects may be a memory that calls fill; a list of them is steps to take.
+        is_dict = isinstance(table, Mapping)
+        for key, one in list(table.items()) if is_dict else enumerate(table):
+            if isinstance(one, _TABLES):
+                inner = self._in_table(one, room // len(table), depth - 1) if depth else []
+                found += [(f"{key_text(key)} {name}", held) for name, held in inner]
+            elif (not is_dict or _is_called(one)) and (
+                isinstance(one, types.FunctionType) or self._leads_home(one)
+            ):
+                found.append((key_text(key), one))
+        if isinstance(table, set | frozenset):  # in the order of addresses
+            found = sorted((("", one) for _, one in found), key=lambda pair: place(pair[1]))
+        return found
 
     def _call(self, value: Any, out: bytearray, where: str) -> None:
         """Write what may be called by way of an object that a name holds."""
@@ -199,7 +268,7 @@ class CodeWriter:
         with self._to.leniently():
             if isinstance(value, functools.partialmethod):
                 self._to.write((value.func, value.args, value.keywords), out, where)
-            elif isinstance(value, _BOUND | type) or hasattr(value, "__wrapped__"):
+            elif _is_called(value):
                 self._write(value, out, where)
             elif self._is_ours(type(value)):
                 self._write(type(value), out, where)
@@ -208,7 +277,7 @@ class CodeWriter:
 
     def _leads_home(self, value: Any) -> bool:
         """Return whether an object that is no function has code of ours."""
-        if isinstance(value, (*_PLAIN, *_HOLDERS)):
+        if isinstance(value, (*PLAIN, *_HOLDERS)):
             return False
         if isinstance(value, _BOUND | functools.partialmethod):
             return True
@@ -227,11 +296,11 @@ class CodeWriter:
     def _behind(self, value: Any, depth: int = 4) -> list[tuple[str, Any]]:
         """Return (place, function) of the functions of ours in what wraps them."""
         found = []
-        for name, held in _holds(value):
+        for name, held in holds(value):
             if not isinstance(held, types.FunctionType | _BOUND):
                 continue
-            function = _first_function(held)
-            if not isinstance(function, types.FunctionType) or _is_generated(function):
+            function = first_function(held)
+            if not isinstance(function, types.FunctionType) or is_generated(function):
                 continue
             if self._is_ours(function):
                 found.append((name, function))
@@ -259,7 +328,7 @@ class CodeWriter:
             value = vars(module)[attribute]
             shown = f"{name}.{attribute}"
             if not isinstance(value, types.ModuleType):
-                self._named(value, attribute, shown, out, where)
+                self._named(vars(module), attribute, shown, out, where)
             elif self._is_home(getattr(value, "__file__", None)):
                 _text(out, f"module {shown}")
                 self._through_module(value, shown, names, out, where)
@@ -302,50 +371,6 @@ class CodeWriter:
         return _INSTALLED.isdisjoint(path.relative_to(self._home).parts)
 
 
-def _first_function(value: Any) -> Any:
-    while True:
-        if isinstance(value, functools.partial):
-            value = value.func
-        elif isinstance(value, types.MethodType | staticmethod | classmethod):
-            value = value.__func__
-        elif hasattr(value, "__wrapped__") and not isinstance(value, types.FunctionType):
-            value = value.__wrapped__
-        else:
-            return value
-
-
-def _parts(member: Any) -> list[tuple[str, Any]]:
-    """Return (kind, part) of what a class has under a name: a property is up to three functions."""
-    if isinstance(member, functools.cached_property):
-        return [("", member.func)]
-    if isinstance(member, property):
-        parts = [("", member.fget), (" set", member.fset), (" del", member.fdel)]
-        return [one for one in parts if one[1] is not None]
-    return [("", getattr(member, "fget", member))]
-
-
-def _holds(value: Any) -> list[tuple[str, Any]]:
-    """Return (name, object) of what a wrapper holds, in order of name."""
-    held: dict[str, Any] = {}
-    if isinstance(value, types.FunctionType):
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # not filled yet
-                held[name] = cell.cell_contents
-        registry = held.get("registry")
-        if isinstance(registry, Mapping):  # functools.singledispatch
-            held.update(
-                (f"for {getattr(cls, '__qualname__', cls)}", registry[cls]) for cls in registry
-            )
-    else:
-        held.update(getattr(value, "__dict__", None) or {})
-    wrapped = getattr(value, "__wrapped__", None)
-    if wrapped is not None:
-        held["__wrapped__"] = wrapped
-    return sorted(
-        ((name, one) for name, one in held.items() if type(name) is str), key=itemgetter(0)
-    )
-
-
 def _home_of(value: Any) -> Path | None:
     """Return the folder whose code counts: the top-level package's, or the script's."""
     name = getattr(value, "__module__", None) or ""
@@ -364,23 +389,8 @@ def _home_of(value: Any) -> Path | None:
     return None if _INSTALLED.intersection(home.parts) else home
 
 
-def _is_generated(member: Any) -> bool:
-    """Return whether a member was made by `dataclass` and its like from the fields."""
-    return isinstance(member, types.FunctionType) and member.__code__.co_filename == "<string>"
-
-
-def _names_of(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names_of(constant)
-    return names
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | frozenset):
-        return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
+def _is_called(value: Any) -> bool:
+    return isinstance(value, _CALLED) or hasattr(value, "__wrapped__")
 
 
 @functools.cache

@@ -68,14 +68,14 @@ def settings_of(value: Any) -> dict[str, Any]:
     return {
         name: one
         for name, one in sorted(held.items())
-        if type(name) is str and name not in _MACHINERY and _is_setting(one)
+        if type(name) is str and name not in _MACHINERY and is_setting(one)
     }
 
 
 def _write_one(
     to: Fingerprinter, value: Any, out: bytearray, where: str, above: tuple[Any, ...]
 ) -> None:
-    if _is_setting(value):
+    if is_setting(value):
         to.write(value, out, where)
     elif callable(getattr(value, "state_dict", None)) and not any(one is value for one in above):
         write_settings(to, value, out, where, above)
@@ -105,20 +105,20 @@ def _code_text(part: Any) -> str | None:
     return code if isinstance(code, str) else None
 
 
-def _is_setting(value: Any, depth: int = _DEPTH) -> bool:
+def is_setting(value: Any, depth: int = _DEPTH) -> bool:
     """Return whether a value is plain through and through: no module, no path, no client."""
     if isinstance(value, _PLAIN):
         return True
     if depth == 0:
         return False
     if isinstance(value, list | tuple | set | frozenset):
-        return all(_is_setting(one, depth - 1) for one in value)
+        return all(is_setting(one, depth - 1) for one in value)
     if isinstance(value, Mapping):
-        return all(_is_setting(k, 1) and _is_setting(v, depth - 1) for k, v in value.items())
+        return all(is_setting(k, 1) and is_setting(v, depth - 1) for k, v in value.items())
     if isinstance(value, types.SimpleNamespace | argparse.Namespace):
-        return _is_setting(vars(value), depth)
+        return is_setting(vars(value), depth)
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        return all(_is_setting(getattr(value, one.name, None), depth - 1) for one in fields)
+        return all(is_setting(getattr(value, one.name, None), depth - 1) for one in fields)
     # Arrays and tensors, which need not be buffers.
     return root_of(value) is not None and hasattr(value, "dtype") and hasattr(value, "shape")

@@ -15,6 +15,7 @@ import sys
 import textwrap
 import types
 import warnings
+from collections.abc import Iterable
 from typing import Any, Final
 
 from casckpt.logs import logger
@@ -26,6 +27,9 @@ _FUTURES: Final = functools.reduce(
     0,
 )
 
+_LOADED: Final = "loaded "
+"""What the text of a function begins with whose source was edited since."""
+
 _Codes = dict[str, list[types.CodeType]]
 
 
@@ -33,6 +37,12 @@ def source_of(code: types.CodeType) -> str:
     """Return the syntax of a function; its bytecode where no source says what is loaded."""
     # Code objects are equal across files; what surrounds them, such as decorators, is not.
     return _source(code.co_filename, code)
+
+
+def edited(code: types.CodeType) -> str | None:
+    """Return what is loaded of a function whose source says something else; None if it does not."""
+    text = source_of(code)
+    return text if text.startswith(_LOADED) else None
 
 
 @functools.lru_cache(4096)
@@ -131,7 +141,7 @@ def _spelled(value: Any) -> str:
 
 
 def _loaded(code: types.CodeType) -> str:
-    return f"loaded {sys.implementation.cache_tag} {_shape(code)}"
+    return f"{_LOADED}{sys.implementation.cache_tag} {_shape(code)}"
 
 
 def _syntax(text: str) -> str:
@@ -139,11 +149,12 @@ def _syntax(text: str) -> str:
         tree = ast.parse(text)
     except SyntaxError:
         return text
-    return ast.dump(_without_docstrings(tree))
+    return ast.dump(without_docstrings(tree, ast.walk(tree)))
 
 
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
+def without_docstrings(tree: ast.AST, nodes: Iterable[ast.AST]) -> ast.AST:
+    """Return a tree, changed where it is: docstrings do nothing. `nodes` are all of it."""
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             first = node.body[0]
             text = first.value if isinstance(first, ast.Expr) else None

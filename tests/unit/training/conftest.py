@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -72,3 +75,26 @@ class Training:
 @pytest.fixture
 def train(store: casckpt.Store, name: str) -> Training:
     return Training(store, name)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Write and import a package of `main` and others; give the module `main`."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def make(**modules: str):
+        # Always the same name, as in the next process: names of modules count here and there.
+        name = "coded"
+        for known in [one for one in sys.modules if one.partition(".")[0] == name]:
+            del sys.modules[known]
+        folder = tmp_path / f"{next(_numbers)}"
+        (folder / name).mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(folder))
+        (folder / name / "__init__.py").write_text("")
+        for module, text in modules.items():
+            path = folder / name / f"{module}.py"
+            path.write_text(textwrap.dedent(text).replace("PKG", name))
+        importlib.invalidate_caches()
+        return importlib.import_module(f"{name}.main")
+
+    return make

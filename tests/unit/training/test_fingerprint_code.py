@@ -8,8 +8,6 @@ import importlib
 import itertools
 import linecache
 import logging
-import sys
-import textwrap
 import types
 
 import pytest
@@ -17,29 +15,6 @@ import pytest
 import casckpt
 
 _numbers = itertools.count()
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Write and import a package of `main` and others; give the module `main`."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def make(**modules: str):
-        # Always the same name, as in the next process: names of modules count here and there.
-        name = "coded"
-        for known in [one for one in sys.modules if one.partition(".")[0] == name]:
-            del sys.modules[known]
-        folder = tmp_path / f"{next(_numbers)}"
-        (folder / name).mkdir(parents=True)
-        monkeypatch.syspath_prepend(str(folder))
-        (folder / name / "__init__.py").write_text("")
-        for module, text in modules.items():
-            path = folder / name / f"{module}.py"
-            path.write_text(textwrap.dedent(text).replace("PKG", name))
-        importlib.invalidate_caches()
-        return importlib.import_module(f"{name}.main")
-
-    return make
 
 
 HELPERS = """
@@ -256,3 +231,93 @@ def test_a_run_keeps_the_old_result_apart_from_the_new_source(package, store):
     importlib.reload(module)
     with store.run("two") as run:
         assert run.cached("y", module.extract, 1) == 3
+
+
+# ---- tables, classes and objects of a module
+
+HELD = {
+    "a table": ("def g(x): return x + 1\nOPS = {'g': g}", "OPS['g'](x)"),
+    "a table of tables": ("def g(x): return x + 1\nOPS = {'a': [('g', g)]}", "OPS['a'][0][1](x)"),
+    "a list": ("def g(x): return x + 1\nSTEPS = [g, len]", "STEPS[0](x)"),
+    "a tuple": ("def g(x): return x + 1\nSTEPS = (g, 1)", "STEPS[0](x)"),
+    "a set": ("def g(x): return x + 1\nSTEPS = {g, len, sorted}", "[g(x) for g in STEPS - {len}]"),
+    "a list of objects": (
+        "class C:\n    def g(self, x): return x + 1\nSTEPS = [C(), C()]",
+        "STEPS[0].g(x)",
+    ),
+    "a partial in a table": (
+        "import functools\ndef g(x, y): return x + y\nOPS = {1: functools.partial(g, 1)}",
+        "OPS[1](x)",
+    ),
+    "which is which": (
+        "def f(x): 0\ndef g(x): 0\nOPS = {'a': f, 'b': g} if 1 < 2 else {'a': g, 'b': f}",
+        "OPS['a'](x)",
+    ),
+    "a setting of an object": (
+        "class C:\n    def __init__(self, n): self.n = n\nobj = C(1)",
+        "obj.n + x",
+    ),
+    "how an object is made": (
+        "def make():\n    c = C()\n    c.n = 1\n    return c\nclass C: pass\nobj = make()",
+        "obj.n + x",
+    ),
+    "a list of a class": ("class C:\n    n = [1]", "C.n[0] + x"),
+    "a dict of a class": ("class C:\n    n = {'a': (1, 2)}", "C.n['a'] + x"),
+    "functions in a class": (
+        "def g(x): return x + 1\nclass C:\n    ops = {'g': g, 'other': object()}",
+        "C.ops['g'](x)",
+    ),
+    "a metaclass": (
+        "class M(type):\n    def g(cls, x): return x + 1\nclass C(metaclass=M): pass",
+        "C.g(x)",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_from", [True, False])
+@pytest.mark.parametrize("name", HELD)
+def test_what_tables_classes_and_objects_hold_is_followed(package, name, is_from):
+    helpers, body = HELD[name]
+    head = "from PKG.helpers import *" if is_from else "from PKG import helpers"
+    body = body if is_from else body.replace("OPS", "helpers.OPS").replace("STEPS", "helpers.STEPS")
+    body = body if is_from else body.replace("obj", "helpers.obj").replace("C.", "helpers.C.")
+
+    def of(text):
+        main = f"{head}\n\ndef extract(x):\n    return {body}\n"
+        return casckpt.fingerprint(package(main=main, helpers=text).extract)
+
+    assert of(helpers) == of(helpers) != of(helpers.replace("1", "2"))
+
+
+STATE = """
+    import time
+
+    class Client:
+        answers = {}
+
+        def __init__(self):
+            self.began, self.calls = time.time(), 0
+
+        @classmethod
+        def only(cls):
+            return cls.answers.setdefault("only", cls())
+
+    client = Client()
+    clients = {}
+    DATA = {"a": 1, "b": [2]}
+    LONG = [[0.5] * 10] * 3000
+
+    def extract(x):
+        client.calls += 1
+        clients[x] = Client.only()
+        return clients, DATA, LONG
+"""
+
+
+def test_data_and_what_changes_while_a_program_runs_do_not_count(package):
+    module = package(main=STATE)
+    first = casckpt.fingerprint(module.extract)
+    module.extract(1)
+    module.DATA["c"] = 3
+    assert casckpt.fingerprint(module.extract) == first
+    assert casckpt.fingerprint(package(main=STATE.replace('"a": 1', '"a": 4')).extract) == first

@@ -1,0 +1,91 @@
+"""What functions, classes and objects hold, and where they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any, Final
+
+PLAIN: Final = (int, float, complex, str, bytes, bool, type(None))
+
+
+def first_function(value: Any) -> Any:
+    """Return what is called in the end by way of partials, methods and decorators."""
+    while True:
+        if isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, types.MethodType | staticmethod | classmethod):
+            value = value.__func__
+        elif hasattr(value, "__wrapped__") and not isinstance(value, types.FunctionType):
+            value = value.__wrapped__
+        else:
+            return value
+
+
+def parts(member: Any) -> list[tuple[str, Any]]:
+    """Return (kind, part) of what a class has under a name: a property is up to three functions."""
+    if isinstance(member, functools.cached_property):
+        return [("", member.func)]
+    if isinstance(member, property):
+        parts = [("", member.fget), (" set", member.fset), (" del", member.fdel)]
+        return [one for one in parts if one[1] is not None]
+    return [("", getattr(member, "fget", member))]
+
+
+def holds(value: Any) -> list[tuple[str, Any]]:
+    """Return (name, object) of what a wrapper holds, in order of name."""
+    held: dict[str, Any] = {}
+    if isinstance(value, types.FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not filled yet
+                held[name] = cell.cell_contents
+        registry = held.get("registry")
+        if isinstance(registry, Mapping):  # functools.singledispatch
+            held.update(
+                (f"for {getattr(cls, '__qualname__', cls)}", registry[cls]) for cls in registry
+            )
+    else:
+        held.update(getattr(value, "__dict__", None) or {})
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None:
+        held["__wrapped__"] = wrapped
+    return sorted(
+        ((name, one) for name, one in held.items() if type(name) is str), key=itemgetter(0)
+    )
+
+
+def is_generated(member: Any) -> bool:
+    """Return whether a member was made by `dataclass` and its like from the fields."""
+    return isinstance(member, types.FunctionType) and member.__code__.co_filename == "<string>"
+
+
+def names_of(code: types.CodeType) -> set[str]:
+    """Return all names in a function and in those inside it, of globals and of attributes."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= names_of(constant)
+    return names
+
+
+def key_text(key: Any) -> str:
+    """Return a key of a table without an address in it."""
+    return repr(key) if is_plain(key) else place(key)[1]
+
+
+def place(value: Any) -> tuple[str, str, int]:
+    """Return where something was written, to order what has no order."""
+    value = first_function(value)
+    code = getattr(value, "__code__", None)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return str(getattr(value, "__module__", "")), name, getattr(code, "co_firstlineno", 0)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a number, text or a tuple of them, which nobody changes."""
+    if isinstance(value, tuple | frozenset):
+        return all(map(is_plain, value))
+    return isinstance(value, PLAIN)
