@@ -10,6 +10,7 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.errors import BadRequest
 from casckpt.training.loops.epochs import AtEnd, EpochLoop, LoopOptions
 from casckpt.training.loops.every import Every
+from casckpt.training.loops.foreign import fit_begins, fit_ended, leaving_fit
 from casckpt.training.loops.monitor import Monitor
 
 try:
@@ -90,7 +91,9 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
         state = {"model": _Model(model)}
         if self._parts is not None:
             state["more"] = self._parts
-        self._loop = loop = EpochLoop(self._run, state, options, save_latest=True)
+        fit_begins(self._run)
+        with leaving_fit(self._run):
+            self._loop = loop = EpochLoop(self._run, state, options, save_latest=True)
         model._initial_epoch = loop.done
         if loop.is_over:
             model._initial_epoch = options.total
@@ -99,6 +102,8 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Put the generators back."""
         if self._loop is not None:
+            # `fit` has read it by now, and a later one that we are not with begins at its own.
+            self.model._initial_epoch = None
             self._loop.enter()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -106,16 +111,19 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
         loop = self._loop
         if loop is None:
             return
-        self._run.log({name: float(value) for name, value in (logs or {}).items()})
-        if loop.end_body() or loop.is_over:
-            self.model.stop_training = True
+        with leaving_fit(self._run):
+            self._run.log({name: float(value) for name, value in (logs or {}).items()})
+            if loop.end_body() or loop.is_over:
+                self.model.stop_training = True
 
     def on_train_end(self, logs: Any = None) -> None:
         """Wait for the last save, and declare the part of the run done."""
         loop, self._loop = self._loop, None
         if loop is not None:
             self.model._initial_epoch = None
-            loop.leave()
+            with leaving_fit(self._run):
+                loop.leave()
+            fit_ended(self._run)
 
 
 class _Model:

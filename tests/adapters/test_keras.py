@@ -157,3 +157,57 @@ def test_parts_make_the_whole_and_keras_own_callback_does_not(tmp_path):
     assert "dense_1.kernel: 'float32 32x1' -> (nothing)" in found["mismatch"]
     with casckpt.open(tmp_path / "store") as store:
         assert store.get("nn").metrics.keys() >= {"loss", "mae"}
+
+
+@pytest.mark.slow
+def test_the_signals_are_the_programs_own_when_the_fit_ended_or_was_left(tmp_path):
+    found = run(
+        tmp_path,
+        """
+        import signal
+        store = casckpt.open("store")
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        found = []
+
+        def cell(total, at=None, do=None):  # without a `with`, as in a notebook
+            keras.backend.clear_session()
+            net = model()
+            during = keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: batch == at and do())
+            try:
+                fit(net, total, during, casckpt.keras.Callback(store.run("nn")))
+                how = "ended"
+            except (Exception, KeyboardInterrupt) as error:
+                how = type(error).__name__
+            own = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+            found.append([how, own, store.get("nn").step])
+            return net
+
+        def interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def fail():
+            raise ValueError
+
+        cell(2)
+        cell(4, 2, interrupt)
+        cell(4, 2, lambda: [interrupt(), interrupt()])
+        cell(4)
+        net = cell(9, 2, fail)
+        if signal.getsignal(signal.SIGINT) != before[0]:
+            interrupt()  # Nobody has told the callback; it is not for the next training.
+        cell(6)
+        history = net.fit(x, y, epochs=2, verbose=0)
+        found.append(len(history.history["loss"]))
+        print(json.dumps(found))
+        """,
+    )
+    assert found == [
+        ["ended", True, 2],
+        ["KeyboardInterrupt", True, 3],
+        ["KeyboardInterrupt", True, 3],
+        ["ended", True, 4],
+        ["ValueError", False, 4],
+        ["ended", True, 6],
+        2,
+    ]

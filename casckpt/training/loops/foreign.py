@@ -7,11 +7,12 @@ generators, the metrics and the stops of a run's own loops.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.checkpoint.filetrees import Files
 from casckpt.checkpoint.policies import Policy
@@ -26,6 +27,9 @@ from casckpt.training.stops import StopRequest
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
+
+_fits: Final[set[Run]] = set()
+"""Runs whose `fit` has begun and not ended. Of an exception some frameworks tell no callback."""
 
 
 class ForeignLoop:
@@ -185,6 +189,30 @@ class ForeignLoop:
         self.saver.settle()
         self._run._row = None
         self._run._part_ended()
+
+
+def fit_begins(run: Run) -> None:
+    """Take note that a framework's `fit` begins; let go of the signals for those that were left."""
+    for left in _fits:
+        left._unwatch()
+    _fits.clear()
+    _fits.add(run)
+
+
+def fit_ended(run: Run) -> None:
+    """Take note that it has come to its end."""
+    _fits.discard(run)
+
+
+@contextlib.contextmanager
+def leaving_fit(run: Run) -> Iterator[None]:
+    """Take note that the body, which a framework calls, leaves its `fit` by an exception."""
+    try:
+        yield
+    except BaseException:
+        _fits.discard(run)
+        run._loop_left(False)
+        raise
 
 
 def restored_files(run: Run) -> Path | None:
