@@ -11,7 +11,13 @@ from casckpt.adapters import missing_extra
 from casckpt.checkpoint.exchange.trainers import STATE_NAME, metrics_at
 from casckpt.checkpoint.policies import KeepLast, Policy
 from casckpt.errors import BadRequest
-from casckpt.training.loops.foreign import ForeignLoop, restored_files
+from casckpt.training.loops.foreign import (
+    ForeignLoop,
+    fit_begins,
+    fit_ended,
+    leaving_fit,
+    restored_files,
+)
 from casckpt.training.loops.keeping import EVERY, LATEST, STOP
 
 try:
@@ -81,6 +87,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         self._monitor, self._mode, self._keep = monitor, mode, keep
         self._loop: ForeignLoop | None = None
         self._folders: dict[int, Path] = {}
+        self._is_due = self._is_wanted = False
+        self._evaluated_at = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lock the run, and stand where it stands.
@@ -105,26 +113,57 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if keep is None and args.save_total_limit:
             keep = KeepLast(args.save_total_limit)
         self._folders.clear()
-        self._loop = loop = ForeignLoop(
-            self._run, unit="step", total=state.max_steps, monitor=monitor, mode=mode, keep=keep,
-            save_every=None,
-        )  # fmt: skip
-        if loop.done != state.global_step:
-            raise BadRequest(
-                f"{self._run.name} is at step {loop.done}, and the trainer at {state.global_step}",
-                "it was not given the folder of that checkpoint",
-                "trainer.train(resume_from_checkpoint=casckpt.transformers.resume_dir(run))",
-            )
+        fit_begins(self._run)
+        with leaving_fit(self._run):
+            self._loop = loop = ForeignLoop(
+                self._run, unit="step", total=state.max_steps, monitor=monitor, mode=mode,
+                keep=keep, save_every=None,
+            )  # fmt: skip
+            if loop.done != state.global_step:
+                raise BadRequest(
+                    f"{self._run.name} is at step {loop.done},"
+                    f" and the trainer at {state.global_step}",
+                    "it was not given the folder of that checkpoint",
+                    "trainer.train(resume_from_checkpoint=casckpt.transformers.resume_dir(run))",
+                )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Have the last step saved, and the one at which somebody asks to stop."""
         loop = self._loop
         if loop is None:
             return None
-        if loop.request is not None:
-            control.should_save = control.should_training_stop = True
-        if state.global_step >= state.max_steps:
-            control.should_save = True
+        is_asked = loop.request is not None
+        is_last = state.global_step >= state.max_steps
+        is_due = control.should_save or is_asked or is_last
+        # The end of the epoch follows at once, with its log and its evaluation: what is saved
+        # before those has not their metrics, and goes on without what they drew.
+        ends_epoch = is_last or float(state.epoch).is_integer()
+        by_epochs = args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
+        if is_due and ends_epoch and by_epochs and args.save_strategy == "best":
+            # It saves nothing but the best where it evaluates, so that has to come before.
+            control.should_evaluate = True
+            control.should_log |= args.logging_strategy == "epoch"
+            self._evaluated_at = state.global_step
+        self._is_wanted = control.should_save or _saves_if_best(args, control)
+        self._is_due = is_due and ends_epoch
+        control.should_save = is_due and not ends_epoch
+        control.should_training_stop |= is_asked
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Have the epoch saved if its last step was to be."""
+        loop = self._loop
+        if loop is None:
+            return None
+        is_saved = state.global_step <= loop.done
+        if self._evaluated_at == state.global_step or (is_saved and loop.request is not None):
+            control.should_evaluate = False  # it was done; or it is left inside the epoch
+        if args.save_strategy == "best":
+            self._is_wanted = _saves_if_best(args, control)
+        else:
+            self._is_wanted |= control.should_save
+        control.should_save = (control.should_save or self._is_due) and not is_saved
+        self._is_due = False
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,14 +177,16 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         loop.is_over = state.global_step >= state.max_steps or (
             control.should_training_stop and not is_asked
         )
+        control.should_training_stop |= is_asked
         row = metrics_at(state.log_history, state.global_step)
-        loop.log(row, loop.done)
-        loop.note()
-        found = loop.reasons(row, time.monotonic())
-        reasons = tuple(reason for reason in found if reason != LATEST)
-        if STOP not in reasons:
-            reasons = (EVERY, *reasons)
-        loop.save(folder, 0, reasons, row)
+        with leaving_fit(self._run):
+            loop.log(row, loop.done)
+            loop.note()
+            found = loop.reasons(row, time.monotonic())
+            reasons = tuple(reason for reason in found if reason != LATEST)
+            if self._is_wanted or STOP not in reasons:
+                reasons = (EVERY, *reasons)
+            loop.save(folder, 0, reasons, row)
         if not args.load_best_model_at_end:
             self._folders[loop.done] = folder
         self._remove_saved()
@@ -155,11 +196,13 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         loop = self._loop
         if loop is None:
             return
-        loop.saver.settle()
-        self._remove_saved()
-        self._loop = None
-        loop.leave_if_asked()
-        loop.end()
+        with leaving_fit(self._run):
+            loop.saver.settle()
+            self._remove_saved()
+            self._loop = None
+            loop.leave_if_asked()
+            loop.end()
+        fit_ended(self._run)
 
     def _remove_saved(self) -> None:
         """Remove the Trainer's folders up to the last checkpoint that is durable."""
@@ -167,3 +210,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         last = self._loop.saver.last
         for step in [step for step in self._folders if last is not None and step <= last.step]:
             shutil.rmtree(self._folders.pop(step), ignore_errors=True)
+
+
+def _saves_if_best(args: Any, control: Any) -> bool:
+    return bool(args.save_strategy == "best" and control.should_evaluate)

@@ -12,7 +12,7 @@ import textwrap
 import pytest
 
 import casckpt
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, Stopped
 from tests.adapters.kills import PACKAGE_HOME, check
 
 transformers = pytest.importorskip("transformers")
@@ -185,3 +185,131 @@ def test_it_is_not_resumed_without_the_folder(store, tmp_path):
         run.save({"a": 1})
     with store.run("other") as run, pytest.raises(BadRequest, match="holds a state"):
         casckpt.transformers.resume_dir(run)
+
+
+def by_epochs(store, folder, name="hf", *, epochs=3, callbacks=(), saves=None, **options):
+    """Train with an evaluation and a save after each epoch of six steps; return the Trainer."""
+    transformers.set_seed(0)
+    with store.run(name) as run:
+        path = casckpt.transformers.resume_dir(run)
+        both = [*callbacks, casckpt.transformers.Callback(run, **(saves or {}))]
+        one = trainer(Net(), both, folder, epochs)
+        chosen = {
+            "eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch",
+            "metric_for_best_model": "loss", "greater_is_better": False,
+        }  # fmt: skip
+        for key, value in (chosen | options).items():
+            setattr(one.args, key, value)
+        one.train(resume_from_checkpoint=path)
+    return one
+
+
+def evaluated(one):
+    return [(row["step"], row["eval_loss"]) for row in one.state.log_history if "eval_loss" in row]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"load_best_model_at_end": True},
+        {"save_strategy": "steps"},  # every 4, and the last, so that an evaluation follows it
+        {"save_strategy": "steps", "logging_strategy": "steps"},
+    ],
+)
+def test_the_last_checkpoint_has_the_metrics_of_its_evaluation(store, tmp_path, options):
+    one = by_epochs(store, tmp_path / "out", **options)
+    last = store.checkpoints("hf")[-1]
+    assert (last.step, last.metrics["eval_loss"]) == evaluated(one)[-1]
+    assert ("loss" in last.metrics) == ("logging_strategy" not in options)
+    assert {"best", "final"} <= set(last.reasons)
+    if "save_strategy" not in options:
+        made = store.checkpoints("hf")
+        assert [(each.step, each.metrics["eval_loss"]) for each in made] == evaluated(one)
+    folders = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert bool(folders) == ("load_best_model_at_end" in options)
+
+
+class Ask(transformers.TrainerCallback):
+    """Asks to stop at a step, as a signal does; or at the evaluation there."""
+
+    def __init__(self, step, event="on_step_begin"):
+        self._step, self._event = step, event
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self._event == "on_step_begin" and state.global_step + 1 == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._event == "on_evaluate" and state.global_step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step", "event", "at"),
+    [
+        ("epoch", 6, "on_step_begin", 6),
+        ("epoch", 8, "on_step_begin", 8),
+        ("epoch", 18, "on_step_begin", 18),
+        ("epoch", 6, "on_evaluate", 6),
+        ("best", 6, "on_step_begin", 6),
+        ("best", 8, "on_step_begin", 8),
+        ("best", 18, "on_step_begin", 18),
+        ("steps", 12, "on_step_begin", 12),
+        ("no", 12, "on_step_begin", 12),
+        ("no", 6, "on_evaluate", 7),
+    ],
+)
+def test_a_stop_anywhere_in_an_epoch_goes_on_to_the_same_bits(
+    store, tmp_path, strategy, step, event, at
+):
+    options = {"save_strategy": strategy}
+    whole = by_epochs(store, tmp_path / "whole", "whole", **options)
+    with pytest.raises(Stopped):
+        by_epochs(store, tmp_path / "out", callbacks=[Ask(step, event)], **options)
+    stopped = store.get("hf")
+    assert stopped.step == at
+    assert stopped.metrics.get("eval_loss") == dict(evaluated(whole)).get(at)
+    assert list((tmp_path / "out").glob("checkpoint-*")) == []
+    parts = by_epochs(store, tmp_path / "out", **options)
+    assert evaluated(parts) == evaluated(whole)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(parts.model.state_dict()[name], value), name
+    kept = {one.step: one.metrics.get("eval_loss") for one in store.checkpoints("hf")}
+    assert kept == {one.step: one.metrics.get("eval_loss") for one in store.checkpoints("whole")}
+    assert store.get("hf@best:eval_loss:min").step == 18
+
+
+@pytest.mark.parametrize("how", ["term", "error"])
+def test_the_signals_are_the_programs_own_when_the_training_was_left(store, tmp_path, how):
+    def handlers():
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    class Fail(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                raise ValueError
+
+    def cell(*callbacks):  # without a `with`, as in a notebook
+        transformers.set_seed(0)
+        runs.append(store.run("hf"))
+        path = casckpt.transformers.resume_dir(runs[-1])
+        own = casckpt.transformers.Callback(runs[-1])
+        trainer(Net(), [*callbacks, own], tmp_path / "out").train(resume_from_checkpoint=path)
+
+    before, runs = handlers(), []
+    if how == "term":
+        with pytest.raises(Stopped):
+            cell(Ask(7))
+        assert handlers() == before
+    else:
+        with pytest.raises(ValueError):
+            cell(Fail())
+        if handlers() != before:
+            # Nobody has told the callback; it is not for the next training.
+            os.kill(os.getpid(), signal.SIGTERM)
+    cell()
+    assert handlers() == before
+    assert store.get("hf").step == 30
+    for one in runs:
+        one.close()
