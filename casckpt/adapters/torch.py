@@ -216,7 +216,7 @@ class TorchHandler:
         if memory is not None:
             flat = torch.frombuffer(memory, dtype=torch.uint8)
         else:
-            flat = torch.empty(entry.length, dtype=torch.uint8)
+            flat = torch.empty(entry.length, dtype=torch.uint8, device="cpu")
         device = _device("cpu" if options.device is None else options.device)
         dest = _memory_of(flat)
         return TensorSlot(entry, device, dest, flat, device.type != "cpu" and memory is None)
@@ -312,7 +312,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _pinned_memory(length: int) -> memoryview:
-    return _memory_of(torch.empty(length, dtype=torch.uint8, pin_memory=True))
+    return _memory_of(torch.empty(length, dtype=torch.uint8, device="cpu", pin_memory=True))
 
 
 def _leaf(tensor: torch.Tensor, path: str) -> Leaf:

@@ -34,7 +34,7 @@ class TorchChannel:
     def broadcast(self, payload: bytes | None) -> bytes:
         """Return what the first process gave; the others give None."""
         with _mapped():
-            length = torch.tensor([0 if payload is None else len(payload)])
+            length = torch.tensor([0 if payload is None else len(payload)], device="cpu")
             distributed.broadcast(length, 0, group=self._group)
             data = _tensor(payload, int(length))
             distributed.broadcast(data, 0, group=self._group)
@@ -43,8 +43,9 @@ class TorchChannel:
     def gather(self, payload: bytes) -> list[bytes] | None:
         """Return what each process gave, by rank, in the first one; None in the others."""
         with _mapped():
-            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            distributed.all_gather(lengths, torch.tensor([len(payload)]), group=self._group)
+            lengths = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(self.size)]
+            mine = torch.tensor([len(payload)], device="cpu")
+            distributed.all_gather(lengths, mine, group=self._group)
             longest = int(max(lengths))
             data = _tensor(payload, longest)
             found = [torch.empty_like(data) for _ in lengths] if self.rank == 0 else None
@@ -56,7 +57,7 @@ class TorchChannel:
     def most(self, numbers: Sequence[int]) -> list[int]:
         """Return, place by place, the largest number that any process gave."""
         with _mapped():
-            tensor = torch.tensor(numbers, dtype=torch.int64)
+            tensor = torch.tensor(numbers, dtype=torch.int64, device="cpu")
             distributed.all_reduce(tensor, distributed.ReduceOp.MAX, group=self._group)
         found: list[int] = tensor.tolist()
         return found
@@ -90,7 +91,7 @@ def _mapped() -> Iterator[None]:
 
 
 def _tensor(payload: bytes | None, length: int) -> torch.Tensor:
-    data = torch.zeros(length, dtype=torch.uint8)
+    data = torch.zeros(length, dtype=torch.uint8, device="cpu")
     if payload:
         data[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     return data

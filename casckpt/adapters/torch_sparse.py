@@ -87,12 +87,23 @@ def build_sparse(attributes: Node, parts: list[torch.Tensor]) -> torch.Tensor:
     if layout == "coo":
         indices, values = parts
         tensor = torch.sparse_coo_tensor(
-            indices, values, shape, check_invariants=True, is_coalesced="coalesced" in flags
+            indices,
+            values,
+            shape,
+            device=values.device,
+            check_invariants=True,
+            is_coalesced="coalesced" in flags,
         )
     else:
         compressed, plain, values = parts
         tensor = torch.sparse_compressed_tensor(
-            compressed, plain, values, shape, layout=_LAYOUT_OF[layout], check_invariants=True
+            compressed,
+            plain,
+            values,
+            shape,
+            layout=_LAYOUT_OF[layout],
+            device=values.device,
+            check_invariants=True,
         )
     if "parameter" in flags:
         return torch.nn.Parameter(tensor, "requires_grad" in flags)

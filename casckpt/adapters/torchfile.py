@@ -20,19 +20,20 @@ class TorchTensors:
     def storage(self, data: bytearray) -> Any:
         """Return an untyped storage over `data`, without a copy."""
         if not data:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
+            return torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage()
         return torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
 
     def strided(self, storage: Any, view: StridedView) -> torch.Tensor:
         """Return a tensor over `storage`."""
         dtype = _dtype(view.dtype)
         if 0 in view.shape:
-            tensor = torch.empty_strided(view.shape, view.strides, dtype=dtype)
+            tensor = torch.empty_strided(view.shape, view.strides, dtype=dtype, device="cpu")
         else:
             offset, rest = divmod(view.offset_bytes, dtype.itemsize)
             if rest:
                 raise ValueError("a tensor that starts between two elements")
-            tensor = torch.empty(0, dtype=dtype).set_(storage, offset, view.shape, view.strides)
+            tensor = torch.empty(0, dtype=dtype, device="cpu")
+            tensor.set_(storage, offset, view.shape, view.strides)
         if view.conjugated:
             tensor = torch.conj(tensor)
         if view.negated:
@@ -57,11 +58,14 @@ class TorchTensors:
             if layout == "torch.sparse_coo":
                 # torch claims nothing when it must check; so check first, then claim.
                 indices, values = parts
-                torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
+                torch.sparse_coo_tensor(
+                    indices, values, shape, device=values.device, check_invariants=True
+                )
                 return torch.sparse_coo_tensor(
                     indices,
                     values,
                     shape,
+                    device=values.device,
                     is_coalesced=coalesced,
                     check_invariants=bool(coalesced),
                 )
@@ -72,6 +76,7 @@ class TorchTensors:
                 values,
                 shape,
                 layout=getattr(torch, layout.removeprefix("torch.")),
+                device=values.device,
                 check_invariants=True,
             )
         except (RuntimeError, TypeError, IndexError) as exc:

@@ -103,6 +103,15 @@ def test_nothing_is_cast_and_ids_are_ours(store):
         load({"w": torch.zeros(3)}, store, "other")
 
 
+def test_another_default_device_changes_nothing(store):
+    tensor, into = torch.arange(6.0), torch.zeros(6)
+    with torch.device("meta"):
+        save({"w": tensor, "step": 3}, store)
+        state = load({"w": into, "step": 0}, store)
+    assert torch.equal(into, tensor)
+    assert state["step"] == 3
+
+
 def test_async_save_is_isolated_from_what_follows(store):
     tensor = torch.ones(1000)
     writer = casckpt.dcp.Writer(store, "r")

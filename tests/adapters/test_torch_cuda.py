@@ -107,6 +107,20 @@ def test_the_copying_stream_waits_for_the_computing_one_and_is_waited_for(monkey
     assert adapter.TensorSource(torch.empty(0)).start_copy(memoryview(b"")) is None
 
 
+def test_locked_memory_is_the_hosts_whatever_the_default_device_is(monkeypatch):
+    make = torch.empty
+    locked = []
+
+    def empty(*size, pin_memory=False, **options):
+        locked.append(pin_memory)
+        return make(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with torch.device("meta"):
+        assert len(adapter._pinned_memory(8)) == 8
+    assert locked == [True]
+
+
 @needs_cuda
 def test_tensors_of_any_layout_are_copied_beside_what_the_program_computes():
     state = {

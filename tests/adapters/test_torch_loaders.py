@@ -199,3 +199,37 @@ def test_loaders_of_one_epoch_that_position_themselves_are_told_apart():
     for before in (1, 2):
         _, saved = epochs(before, {})
         assert epochs(3 - before, saved)[0] == whole
+
+
+class OnHost(DataLoader):
+    """Draws its seed on the CPU: torch's own loader cannot with a default device without values."""
+
+    def __iter__(self):
+        with torch.device("cpu"):
+            yield from super().__iter__()
+
+
+def test_a_run_with_another_default_device_goes_on(tmp_path):
+    def session(name, kill=0):
+        seen = []
+        torch.manual_seed(0)
+        weights = torch.zeros(100_000, device="cpu")
+        state = casckpt.torch.State(weights=weights, module=torch.nn.Linear(2, 2, device="cpu"))
+        try:
+            with casckpt.open(tmp_path / "store") as store, store.run(name) as run:
+                loader = OnHost(list(range(12)), batch_size=4)
+                for epoch in run.epochs(4, state):
+                    for batch in run.batches(loader, save_every_s=None):
+                        weights += batch.sum()
+                    seen.append((epoch, weights[0].item(), state.module.weight.tolist()))
+                    if epoch == kill:
+                        run._loop.saver.settle()
+                        raise Killed
+        except Killed:
+            pass
+        return seen
+
+    with torch.device("meta"):
+        whole = session("whole")
+        session("killed", 2)
+        assert session("killed") == whole[1:]

@@ -309,6 +309,21 @@ def test_torch_randomness_goes_on_through_the_hook(store):
     assert set(RANDOMNESS.capture()) <= {"cpu", "cuda"}
 
 
+def test_processes_hear_each_other_whatever_the_default_device_is():
+    distributed = pytest.importorskip("torch.distributed")
+    from casckpt.adapters.torch_peers import TorchChannel
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with torch.device("meta"):
+            channel = TorchChannel()
+            assert channel.broadcast(b"told") == b"told"
+            assert channel.gather(b"given") == [b"given"]
+            assert channel.most([3, 1]) == [3, 1]
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_state_without_torch(store):
     state = casckpt.State(weights=np.arange(3.0), best=1, rng=np.random.default_rng(3))
     store.save("numpy", state)

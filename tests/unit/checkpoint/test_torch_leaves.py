@@ -387,6 +387,34 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device):
     assert saved.repo.bytes_read == 0
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_another_default_device_changes_nothing():
+    base, dense = torch.ones(3, 4), torch.eye(4)
+    state = {
+        "a": torch.arange(6.0), "large": torch.ones(100_000), "empty": torch.ones(0, 2),
+        "tied": [base, base[:, 1]], "parts": [base.new_ones(9)[:6], base.new_ones(9)[3:]],
+        "module": torch.nn.Linear(2, 2), "coo": dense.to_sparse(), "csr": dense.to_sparse_csr(),
+        "conj": torch.tensor([1 + 2j]).conj(),
+    }  # fmt: skip
+    apart = {name: state[name] for name in ("a", "large", "coo", "csr")}
+    into = {name: value.clone() for name, value in apart.items()}
+    into["a"] = torch.zeros(2, 6).t()[:, 0]  # takes no direct read, as all of a GPU
+    for stage in (False, True):
+        with torch.device("meta"):
+            back = Saved(state, stage=stage).restore()
+            explicit = Saved(state).restore(device="cpu")
+            Saved(apart).restore(into=into)
+        for name in ("a", "large", "empty", "conj"):
+            assert torch.equal(back[name], state[name])
+            assert torch.equal(explicit[name], state[name])
+        for name in ("coo", "csr"):
+            assert torch.equal(back[name].to_dense(), dense)
+            assert torch.equal(into[name].to_dense(), dense)
+        assert torch.equal(into["a"], state["a"])
+        assert back["tied"][1].data_ptr() == back["tied"][0].data_ptr() + 4
+        assert torch.equal(back["module"]["weight"], state["module"].weight)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_round_trip():
     weight = torch.randn(300, 300, device="cuda")

@@ -96,6 +96,18 @@ def test_tensors_in_plain_pickles_are_read(tmp_path, assert_same, tensors):
     assert_same(state, read_file(tmp_path / "x.pkl", tensors=tensors))
 
 
+@pytest.mark.parametrize("format", ["pt", "safetensors"])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_another_default_device_changes_nothing(tmp_path, state, assert_same, tensors, format):
+    if format == "pt":
+        state = state | {"coo": torch.eye(3).to_sparse(), "csr": torch.eye(3).to_sparse_csr()}
+    path = tmp_path / f"x.{format}"
+    with torch.device("meta"):
+        write_file(state, path, tensors=tensors)
+        found = read_file(path, tensors=tensors)
+    assert_same(state, found)
+
+
 def test_a_file_without_checksums_is_read(tmp_path, assert_same, tensors):
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
