@@ -216,7 +216,7 @@ class NumpyHandler:
             return f"dtype {entry.dtype} in the checkpoint, {target.dtype} in into"
         if not target.flags.writeable:
             return "the array in into is read-only"
-        if any(
+        if target.size and any(
             step == 0 and size > 1 for step, size in zip(target.strides, target.shape, strict=True)
         ):
             return "the array in into is a broadcast, whose items share memory"

@@ -10,9 +10,9 @@ from casckpt.checkpoint.compacting import Compacting
 from casckpt.checkpoint.payloads import edit_payload
 from casckpt.checkpoint.plans import GcPlan, GcResult, make_plan, plan_of, still_droppable
 from casckpt.checkpoint.policies import Policy
-from casckpt.checkpoint.queries import Catalog, glob_or_name, selects_run
+from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint, check_metrics
-from casckpt.checkpoint.refs import ALL_LINES, parse_ref
+from casckpt.checkpoint.refs import ALL_LINES, check_pattern, glob_or_name, parse_ref, selects_run
 from casckpt.errors import BadRef, BadRequest, Busy, NotFound, StepExists
 from casckpt.ids import check_tag
 from casckpt.logs import logger
@@ -147,9 +147,11 @@ class Curation(Compacting):
 
         Raises:
             BadRequest: `keep` is no policy.
-            NotFound: there is no such run.
+            BadRef: `run` names a line, a checkpoint or another store.
+            NotFound: there is no such run, or none of it has a metric that `keep` goes by.
         """
         self._ready()
+        check_pattern(run)
         if not glob_or_name(run) and not self._catalog.has_run(run.partition("~")[0]):
             self._catalog.checkpoints(run)  # raises, with the nearest names
         return make_plan(self._repository, self._catalog, keep, run, max_bytes=max_bytes)

@@ -86,6 +86,7 @@ class IntoPlan:
         self._strict = strict
         self._depth = 0
         self._direct: dict[int, memoryview] | None = None
+        self._fills_objects = False
         self.targets: dict[int, Bound] = {}
         self.fresh: set[int] = set()
         self.differences = Differences()
@@ -101,11 +102,12 @@ class IntoPlan:
         if not lines:
             return
         # Nothing to fill where there is something: names or types differ, and not parts.
-        fills = self.targets or self._selection is not None or not self._entries
+        fills = self.targets or self._fills_objects
+        fills = fills or self._selection is not None or not self._entries
         if not self._strict and (fills or not (found.extra or found.wrong)):
             _log.warning("restore takes what both have; %s", "; ".join(lines))
             return
-        how = "into does not fit the checkpoint" if self._strict else "into takes no array of it"
+        how = "into does not fit the checkpoint" if self._strict else "into takes nothing of it"
         raise TreeMismatch(
             f"{how}: {len(found.missing)} missing, {len(found.extra)} extra, "
             f"{len(found.wrong)} different",
@@ -301,6 +303,7 @@ class IntoPlan:
                 self._wrong(path, problem, target)
             return _keep(target)
         made = self._new(node, path)
+        self._fills_objects = True
 
         def finish(leaf: LeafOf) -> Any:
             target.load_state_dict(made(leaf))

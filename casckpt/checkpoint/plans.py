@@ -15,6 +15,7 @@ from casckpt.checkpoint import retention
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
+from casckpt.checkpoint.refs import require_metric
 from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def make_plan(
 
     Raises:
         BadRequest: if `policy` is no policy or `max_bytes` is negative.
+        NotFound: if no checkpoint of the runs has a metric that the policy goes by: a name that
+            is mistyped keeps nothing, and would drop what the right one keeps.
     """
     if policy is not None and not isinstance(policy, Policy):
         raise BadRequest(
@@ -89,6 +92,8 @@ def make_plan(
         )
     everything = catalog.matching()
     chosen = everything if run == "*" else catalog.matching(run.removesuffix("~*"))
+    for metric in () if policy is None else policy.metrics:
+        require_metric(chosen, metric)
     decision = retention.decide(
         chosen,
         policy,
@@ -112,12 +117,12 @@ def make_plan(
 
 
 def plan_of(repository: Repository, drop: Sequence[Checkpoint], why: str) -> GcPlan:
-    """Return the plan that drops just these checkpoints."""
+    """Return the plan that drops just these checkpoints; what waits in the trash is not in it."""
     return GcPlan(
         keep=(),
         drop=tuple(drop),
         reasons={checkpoint.ref: (why,) for checkpoint in drop},
-        freed_bytes=freed_bytes(repository, drop),
+        freed_bytes=freed_bytes(repository, drop) - freed_bytes(repository, ()),
     )
 
 

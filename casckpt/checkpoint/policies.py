@@ -37,6 +37,11 @@ class Policy(ABC):
             ages_s: age of each in seconds, never negative.
         """
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that it goes by."""
+        return ()
+
     def __or__(self, other: Policy) -> Policy:
         """Return the policy that keeps what either keeps."""
         return KeepAny(self, other) if isinstance(other, Policy) else NotImplemented
@@ -78,6 +83,11 @@ class KeepBest(Policy):
         """Refuse a missing mode: which end is best is never guessed."""
         check_mode(self.mode, self.metric)
         _check_count("KeepBest", self.n)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metric."""
+        return (self.metric,)
 
     def keep(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> Reasons:
         """Return the `n` with the best finite values."""
@@ -144,6 +154,11 @@ class KeepAny(Policy):
     first: Policy
     second: Policy
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of both."""
+        return (*self.first.metrics, *self.second.metrics)
+
     def keep(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> Reasons:
         """Return the union, with the reasons of both."""
         kept = dict(self.first.keep(line, ages_s))
@@ -162,6 +177,11 @@ class KeepBoth(Policy):
 
     first: Policy
     second: Policy
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of both."""
+        return (*self.first.metrics, *self.second.metrics)
 
     def keep(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> Reasons:
         """Return the intersection, with the reasons of both."""

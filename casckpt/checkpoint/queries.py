@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Final
 from casckpt.checkpoint.lines import PLAIN, LineView, read_view, visible, with_inherited
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import ALL_LINES, Ref, Selector, check_mode, parse_ref, rank, select
+from casckpt.checkpoint.refs import (
+    ALL_LINES,
+    Ref,
+    Selector,
+    check_mode,
+    glob_or_name,
+    parse_ref,
+    rank,
+    select,
+    selects_run,
+)
 from casckpt.errors import Ambiguous, BadRef, BadRequest, NotFound
 
 if TYPE_CHECKING:
@@ -25,7 +35,6 @@ if TYPE_CHECKING:
     from casckpt.store import CheckpointRow, Repository
     from casckpt.store.rows import RowState
 
-_GLOB = frozenset("*?[")
 _LATEST: Final = Selector()
 _LIVE: Final[tuple[RowState, ...]] = ("live",)
 _TRASH: Final[tuple[RowState, ...]] = ("trash",)
@@ -60,7 +69,7 @@ class Catalog:
             NotFound: if a run was named and it has none.
             BadRef: if a checkpoint was named.
         """
-        if _GLOB.isdisjoint(run.partition("~")[0]):
+        if not glob_or_name(run.partition("~")[0]):
             ref = parse_ref(run)
             if not selects_run(ref):
                 raise BadRef(
@@ -97,10 +106,10 @@ class Catalog:
     def matching(self, pattern: str = "*", *, trash: bool = False) -> list[Checkpoint]:
         """Return checkpoints on all lines of the runs whose names match a glob or are equal."""
         rows = self._repository.checkpoint_rows(
-            None if not _GLOB.isdisjoint(pattern) else pattern,
+            None if glob_or_name(pattern) else pattern,
             states=_TRASH if trash else _LIVE,
         )
-        if pattern != "*" and not _GLOB.isdisjoint(pattern):
+        if pattern != "*" and glob_or_name(pattern):
             rows = [row for row in rows if fnmatchcase(row.run, pattern)]
         found: list[Checkpoint] = []
         for members in _grouped(self._decode(rows)):
@@ -358,7 +367,7 @@ class Catalog:
         names = sorted({row.run for row in self._repository.checkpoint_rows()})
         runs = f"{len(names)} run{'' if len(names) == 1 else 's'}"
         why = f"the store {self._repository.path} has {runs}"
-        if not _GLOB.isdisjoint(run):
+        if glob_or_name(run):
             return NotFound(f"no run matches {run}", why, run=run)
         near = _near(run, names)
         hint = f"did you mean {', '.join(near)}?" if near else ""
@@ -380,11 +389,6 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def glob_or_name(pattern: str) -> bool:
-    """Return whether a text is a glob over names of runs, not a name."""
-    return not _GLOB.isdisjoint(pattern)
-
-
 def with_monitor(ref: Ref, view: LineView) -> Ref:
     """Return a REF whose `best` says what is best: by the monitor of the line, where it lacks it.
 
@@ -400,11 +404,6 @@ def with_monitor(ref: Ref, view: LineView) -> Ref:
     if mode not in ("min", "max") or selector.metric not in (None, metric):
         return ref
     return replace(ref, selector=replace(selector, metric=metric, mode=check_mode(mode, metric)))
-
-
-def selects_run(ref: Ref) -> bool:
-    """Return whether a REF names a run or a line, and no checkpoint of it."""
-    return not ref.id_prefix and ref.selector is None
 
 
 def _place_of(row: CheckpointRow) -> tuple[int, int, int]:

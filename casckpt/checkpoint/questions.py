@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.queries import with_monitor
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.checkpoint.refs import Selector, check_mode, parse_ref, rank, split_store
+from casckpt.checkpoint.refs import (
+    Ref,
+    Selector,
+    check_mode,
+    check_pattern,
+    rank,
+    selects_run,
+    split_store,
+)
 from casckpt.errors import BadRef, BadRequest, NotFound
 from casckpt.hostnotes import state_folder
 
@@ -36,10 +44,16 @@ class Questions(StoreHandle):
         return self._find(ref)[1]
 
     def latest(self, run: str) -> Checkpoint | None:
-        """Return the checkpoint at the largest step of a run, or None if it has none."""
-        self._ready()
-        ref = parse_ref(run)
-        return self._catalog.newest(ref.run, ref.line)
+        """Return the checkpoint at the largest step of a run, or None if it has none.
+
+        Args:
+            run: name of the run, with `~LINE` or `STORE::` if wanted.
+
+        Raises:
+            BadRef: `run` names a checkpoint.
+        """
+        store, ref = self._run_of(run)
+        return store._catalog.newest(ref.run, ref.line)
 
     def best(
         self, run: str, metric: str | None = None, mode: Literal["min", "max"] | None = None
@@ -47,18 +61,19 @@ class Questions(StoreHandle):
         """Return the checkpoint with the best finite value of a metric, or None if none has one.
 
         Args:
-            run: name of the run, with `~LINE` if wanted.
+            run: name of the run, with `~LINE` or `STORE::` if wanted.
             metric: which metric; NaN and infinities are never best. None for the one that the
                 run's loop declared by `monitor`.
             mode: "min" or "max"; None if the loop declared it. It is never guessed.
 
         Raises:
-            BadRef: the metric or the mode is missing, and the run has declared none.
+            BadRef: the metric or the mode is missing, and the run has declared none; or `run`
+                names a checkpoint.
         """
-        self._ready()
+        store, ref = self._run_of(run)
         selector = Selector("best", metric=metric, mode=mode)
-        ref = replace(parse_ref(run), selector=selector)
-        declared = with_monitor(ref, self._catalog.view(ref.run)).selector or selector
+        view = store._catalog.view(ref.run)
+        declared = with_monitor(replace(ref, selector=selector), view).selector or selector
         metric, mode = declared.metric, declared.mode
         if metric is None:
             raise BadRef(
@@ -68,7 +83,7 @@ class Questions(StoreHandle):
             )
         checked = check_mode(mode, metric)
         try:
-            ranked = rank(self._catalog.checkpoints(run), metric, checked)
+            ranked = rank(store._catalog.of_line(ref.run, ref.line), metric, checked)
         except NotFound:
             return None
         return ranked[0][1] if ranked else None
@@ -155,14 +170,36 @@ class Questions(StoreHandle):
         """Return logical, unique, stored and saved bytes of the store, or of some runs.
 
         Args:
-            run: a run or a glob over runs.
+            run: a run or a glob over runs, all lines of each; after `STORE::` of another store.
             codings: also tell how their chunks are stored (`Stats.codings`); reads a few bytes of
                 each chunk.
+
+        Raises:
+            BadRef: `run` names a line or a checkpoint.
         """
         from casckpt.checkpoint.stats import stats_of
 
         self._ready()
-        return stats_of(self._repository, self._catalog, run, codings=codings)
+        path, pattern = split_store(run)
+        store = self if path is None else self._other(Path(path))
+        check_pattern(pattern)
+        return stats_of(store._repository, store._catalog, pattern, codings=codings)
+
+    def _run_of(self, run: str) -> tuple[Self, Ref]:
+        """Return the store and the run, or line of it, that a text names.
+
+        Raises:
+            BadRef: it names a checkpoint.
+        """
+        self._ready()
+        store, ref = self._locate(run)
+        if not selects_run(ref):
+            raise BadRef(
+                f"{run} names a checkpoint",
+                "the newest and the best are of a run, or a line of it",
+                f"`get({run!r})` returns it alone",
+            )
+        return store, ref
 
     def verify(
         self,

@@ -187,10 +187,10 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """
     checked: dict[str, float] = {}
     for name, value in (metrics or {}).items():
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name or "\0" in name or not _is_unicode(name):
             raise BadRequest(
                 f"bad metric name {name!r}",
-                "names of metrics are non-empty strings without zero bytes",
+                "names of metrics are non-empty Unicode strings without zero bytes",
                 "pass metrics={'val_loss': 1.31}",
             )
         try:
@@ -205,3 +205,8 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
                 metric=name,
             ) from exc
     return checked
+
+
+def _is_unicode(name: str) -> bool:
+    """Return whether a text can be written: surrogates alone cannot."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)

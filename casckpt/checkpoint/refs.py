@@ -28,6 +28,8 @@ ALL_LINES: Final = -1
 ID_DIGITS_MIN: Final = 4
 """Fewest hex digits of an id that name a checkpoint."""
 
+_GLOB: Final = frozenset("*?[")
+
 # Compiled at first use, and kept by `re`: a list of everything parses no REF.
 _ID: Final = r"id:([0-9A-Fa-f]*)\Z"
 _LINE: Final = r"(?P<run>[^~@]*)~(?P<line>[^@]*)\Z"
@@ -206,6 +208,37 @@ def rank(
     ]
     scored.sort(key=lambda pair: sign * pair[0])
     return scored
+
+
+def glob_or_name(pattern: str) -> bool:
+    """Return whether a text is a glob over names of runs, not a name."""
+    return not _GLOB.isdisjoint(pattern)
+
+
+def selects_run(ref: Ref) -> bool:
+    """Return whether a REF names a run or a line, and no checkpoint of it."""
+    return not ref.id_prefix and ref.selector is None
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise BadRef unless a text is a run or a glob over runs: not a line, nor a checkpoint."""
+    name = pattern.removesuffix("~*")
+    if glob_or_name(name):
+        return
+    ref = parse_ref(name)
+    if ref.store is not None or ref.line is not None or not selects_run(ref):
+        raise BadRef(f"{pattern} is no run and no glob over runs", "all lines of a run count")
+
+
+def require_metric(found: Sequence[Checkpoint], metric: str) -> None:
+    """Raise NotFound, with the names there are, if no checkpoint of some has the metric."""
+    if found and not any(metric in checkpoint.metrics for checkpoint in found):
+        names = sorted({name for checkpoint in found for name in checkpoint.metrics})
+        raise NotFound(
+            f"no checkpoint has a metric {metric!r}",
+            f"metrics here: {', '.join(names)}" if names else "no metrics were saved here",
+            "name one of these, or add it with store.attach_metrics",
+        )
 
 
 def check_mode(mode: str | None, metric: str = "METRIC") -> Mode:

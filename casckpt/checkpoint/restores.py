@@ -10,7 +10,7 @@ from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.manifest import beside_of
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import ALL_LINES
-from casckpt.errors import CasckptError, Corrupt, Deleted
+from casckpt.errors import BadRequest, CasckptError, Corrupt, Deleted
 from casckpt.logs import logger
 
 MiB: Final = 1024 * 1024
@@ -72,6 +72,8 @@ class Restores(StoreHandle):
         store, checkpoint = self._find(ref)
         self._background.tell(checkpoint.run)
         only = (only,) if isinstance(only, str) else None if only is None else tuple(only)
+        if only == ():
+            raise BadRequest("only= selects nothing", "it was given no glob", "leave only= out")
 
         def attempt(candidate: Checkpoint) -> Any:
             manifest, refs = store._catalog.manifest_and_refs(candidate)

@@ -20,8 +20,8 @@ _log = logging.getLogger("casckpt")
 FIELD_COUNT_MAX: Final = 10_000
 """More fields than any class written by hand or by a generator."""
 
-_CONTENTS: Final = (list, set, frozenset, str, bytes, bytearray, int, float, complex)
-"""A dataclass that extends one of these holds more than its fields."""
+_HEAP_TYPE: Final = 1 << 9
+"""Flag of the classes that a class statement makes; classes of C without it hold more."""
 
 
 def is_namedtuple(value: object) -> bool:
@@ -31,7 +31,7 @@ def is_namedtuple(value: object) -> bool:
 
 def is_dataclass(value: object) -> bool:
     """Return whether `value` is an instance of a dataclass that holds its fields and no more."""
-    return _is_dataclass(value) and not isinstance(value, _CONTENTS) and not unkept(value)
+    return _is_dataclass(value) and _is_made_of_fields(type(value)) and not unkept(value)
 
 
 def is_record(value: object) -> bool:
@@ -49,10 +49,27 @@ def unkept(value: object) -> list[str]:
     fields = field_names(value)
     return [
         name
-        for name in getattr(value, "__dict__", ())
+        for name in (*getattr(value, "__dict__", ()), *_filled_slots(value))
         if name not in fields
         and not isinstance(getattr(type(value), name, None), functools.cached_property)
     ]
+
+
+def _filled_slots(value: object) -> list[str]:
+    found = []
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            own = f"_{cls.__name__.lstrip('_')}{name}" if private else name
+            if own not in ("__dict__", "__weakref__") and hasattr(value, own):
+                found.append(own)
+    return found
+
+
+def _is_made_of_fields(cls: type) -> bool:
+    """Return whether no class of C is above it but object: an Exception, a deque hold more."""
+    return all(one is object or one.__flags__ & _HEAP_TYPE for one in cls.__mro__)
 
 
 def _has_fields(value: object) -> bool:
@@ -117,7 +134,10 @@ def make_dataclass(name: Sequence[str], fields: Sequence[str], values: Sequence[
         or [item.name for item in dataclasses.fields(cls)] != list(fields)
     ):
         return stand_in(name, fields, values)
-    instance = object.__new__(cls)
+    try:
+        instance = object.__new__(cls)
+    except TypeError:  # it extends a class of C: older versions of casckpt saved such
+        return stand_in(name, fields, values)
     for field, value in zip(fields, values, strict=True):
         object.__setattr__(instance, field, value)
     return instance

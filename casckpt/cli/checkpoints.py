@@ -7,7 +7,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from casckpt.cli import formatting
-from casckpt.errors import NotFound
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
@@ -45,14 +44,3 @@ def newest(checkpoints: Sequence[Checkpoint]) -> set[str]:
     ordered = sorted(checkpoints, key=_by_position)
     last = {(checkpoint.run, checkpoint.line): checkpoint.id for checkpoint in ordered}
     return set(last.values())
-
-
-def require_metric(found: Sequence[Checkpoint], metric: str) -> None:
-    """Raise NotFound, with the names there are, if no checkpoint of some has the metric."""
-    if found and not any(metric in checkpoint.metrics for checkpoint in found):
-        names = sorted({name for checkpoint in found for name in checkpoint.metrics})
-        raise NotFound(
-            f"no checkpoint has a metric {metric!r}",
-            f"metrics here: {', '.join(names)}" if names else "no metrics were saved here",
-            "name one of these, or add it with store.attach_metrics",
-        )

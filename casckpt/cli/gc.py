@@ -84,9 +84,6 @@ def gc(
         policy = _policy(keep_last, keep_best, keep_every, keep_newer_than)
         with waiting(output, "planning"):
             plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
-        for metric, _, _ in keep_best:
-            # A metric that is mistyped keeps nothing, and would drop what the right one keeps.
-            views.require_metric([*plan.keep, *plan.drop], metric)
         if not output.json and not output.quiet:
             if policy is not None or plan.drop:
                 _show(output, plan)

@@ -120,7 +120,9 @@ def _ranked(
     output: Output, found: Sequence[Checkpoint], metric: str, mode: str | None
 ) -> list[Checkpoint]:
     """Return the checkpoints best first: then NaN and infinities, then those without the metric."""
-    views.require_metric(found, metric)
+    from casckpt.checkpoint.refs import require_metric
+
+    require_metric(found, metric)
     if mode is None:
         output.note(f"{metric}: lowest first. Highest first: --mode max")
     sign = -1.0 if mode == "max" else 1.0

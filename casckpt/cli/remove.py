@@ -103,7 +103,7 @@ def _chosen(store: Store, target: str) -> list[Checkpoint]:
 
 
 def _is_glob(target: str) -> bool:
-    from casckpt.checkpoint.queries import glob_or_name
+    from casckpt.checkpoint.refs import glob_or_name
 
     return glob_or_name(target.partition("@")[0].partition("~")[0])
 

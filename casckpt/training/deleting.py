@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from casckpt.checkpoint.curation import parse_glob
 from casckpt.checkpoint.plans import GcPlan
-from casckpt.checkpoint.queries import glob_or_name, selects_run
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.checkpoint.refs import ALL_LINES, parse_ref
+from casckpt.checkpoint.refs import ALL_LINES, glob_or_name, parse_ref, selects_run
 from casckpt.errors import BadRequest, NotFound, RunBusy
 from casckpt.ids import check_run_name
 from casckpt.logs import logger

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.lines import visible
-from casckpt.checkpoint.queries import selects_run
 from casckpt.checkpoint.records import Checkpoint
+from casckpt.checkpoint.refs import selects_run
 from casckpt.errors import BadRequest, CasckptError, Corrupt, Deleted, NotFound
 from casckpt.logs import logger
 from casckpt.training import extras

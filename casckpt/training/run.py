@@ -157,9 +157,8 @@ class Run(RunLoops, RunWork):
             newest = self._newest()
             step = 0 if newest is None else newest.step + 1
         streams = captured[0]["streams"]
-        count, writes = self._session.log.close_piece()
-        if writes:
-            self.repository.write_rows(writes)
+        count = self._session.log.close_piece()
+        self._session.log.write_closed()
         extra = Extra(
             streams=streams, log=count, elapsed_s=self._session.elapsed_s, peers=captured[1:]
         )

@@ -111,17 +111,16 @@ class Log:
             self._piece.points += len(values)
             self.last.update(values)
 
-    def close_piece(self) -> tuple[int, list[RowWrite]]:
+    def close_piece(self) -> int:
         """Close the piece at hand: what is logged from now on comes after.
 
         Returns:
-            How many pieces there are then, and the rows that must be durable before a checkpoint
-            says so. `write_closed` writes them; who does so without it may, and they are written
-            once more.
+            How many pieces there are then; `write_closed` makes them durable, which must be done
+            before a checkpoint says so.
         """
         with self._lock:
             self._close()
-            return self._number, list(self._unwritten)
+            return self._number
 
     def write_closed(self) -> None:
         """Write the closed pieces that are not written; durable when this returns.

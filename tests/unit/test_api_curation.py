@@ -264,6 +264,19 @@ def test_what_is_no_policy_is_refused(store, policy):
         store.plan_gc(policy)
 
 
+def test_a_policy_by_a_metric_that_nothing_has_drops_nothing(five):
+    for policy in (KeepBest("losss", "min"), KeepLast(1) | KeepBest("losss", "min")):
+        with pytest.raises(NotFound, match="metrics here: loss"):
+            five.plan_gc(policy, "r")
+
+
+def test_what_a_delete_frees_is_its_own(five):
+    both = five.plan_gc(KeepLast(3), "r")
+    assert refs(both.drop) == ["r@0", "r@1"]
+    first, second = (five.delete(f"r@{step}").freed_bytes for step in (0, 1))
+    assert first + second == both.freed_bytes > 0
+
+
 def test_policies_combine(store):
     for step in range(60):
         store.save("r", {"v": step}, step)

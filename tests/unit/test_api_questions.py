@@ -31,6 +31,27 @@ def test_best_needs_a_metric_and_a_mode(store):
     assert store.best("r", "loss", "max").step == 0
 
 
+def test_a_run_may_be_of_another_store_and_is_never_a_checkpoint(store, tmp_path):
+    with casckpt.open(tmp_path / "other") as other:
+        for step in range(3):
+            other.save("r", {"v": step}, step, metrics={"loss": step})
+    store.save("r", {"v": 7}, 7, metrics={"loss": 7})
+    there = f"{tmp_path / 'other'}::r"
+    assert store.latest(there).step == 2
+    assert store.best(there, "loss", "min").step == 0
+    assert store.stats(there).checkpoint_count == 3
+    assert store.stats("r~*").checkpoint_count == 1
+    for asked in (
+        lambda: store.latest("r@7"),
+        lambda: store.best("r@7", "loss", "min"),
+        lambda: store.stats("r~0"),
+        lambda: store.plan_gc(casckpt.KeepLast(1), "r~0"),
+        lambda: store.plan_gc(casckpt.KeepLast(1), there),
+    ):
+        with pytest.raises(BadRef):
+            asked()
+
+
 def test_checkpoints_by_glob_and_by_name(store):
     for run in ("a", "a/x", "a/y", "b"):
         for step in (2, 10):

@@ -8,7 +8,7 @@ import pytest
 
 import casckpt
 from casckpt.checkpoint.refs import Ref
-from casckpt.errors import Ambiguous, BadRef, Corrupt, NoStore, NotFound, TreeMismatch
+from casckpt.errors import Ambiguous, BadRef, BadRequest, Corrupt, NoStore, NotFound, TreeMismatch
 
 np = pytest.importorskip("numpy")
 
@@ -52,6 +52,12 @@ def test_only_reads_what_matches(store):
     assert store.restore("r", only=["epoch"]) == {"epoch": 3}
     with pytest.raises(NotFound, match="nothing"):
         store.restore("r", only="nothing*")
+
+
+def test_only_nothing_is_a_mistake(store):
+    store.save("r", {"a": 1})
+    with pytest.raises(BadRequest, match="only= selects nothing"):
+        store.restore("r", only=[])
 
 
 def test_into_is_checked_whole_first(store):

@@ -12,7 +12,7 @@ has the checkpoint's facts and VALUE is:
     {"$tuple": [...]}                {"$bytes": BASE64}     {"$bytearray": BASE64}
     {"$complex": [re, im]}           {"$path": "a/b"}
     {"$dict": [[key, value], ...], "kind": "ordered", "metadata": VALUE}   other keys and classes
-    {"$record": "module.Name", "kind": "n" or "D", "fields": {...}}    namedtuple, dataclass
+    {"$record": "module:Name", "kind": "n" or "D", "fields": {...}}    namedtuple, dataclass
     {"$array": "float32", "shape": [2, 3], "data": [[...], ...]}       "$tensor" and "$scalar" alike
     {"$array": DTYPE, "shape": [...], "base64": "..."}                 what has no JSON numbers
     {"$node": NODE}                  a node of the manifest's tree that has no plainer form
@@ -138,7 +138,7 @@ class _Writer:
         for tag in ("n", "D"):
             if tag in node:
                 fields = dict(zip(node["f"], map(self.value, node["v"]), strict=True))
-                return {"$record": ".".join(node[tag]), "kind": tag, "fields": fields}
+                return {"$record": ":".join(node[tag]), "kind": tag, "fields": fields}
         if "x" in node:
             return self._extension(node)
         return self._scalar(node)
@@ -241,7 +241,9 @@ class _Reader:
         return make_mapping(document.get("kind"), pairs, metadata)
 
     def _record(self, body: Any, document: dict[str, Any]) -> Any:
-        module, _, name = str(body).rpartition(".")
+        module, colon, name = str(body).partition(":")
+        if not colon:  # as it was written before
+            module, _, name = module.rpartition(".")
         fields = {key: self.value(item) for key, item in document["fields"].items()}
         make = make_namedtuple if document["kind"] == "n" else make_dataclass
         return make([module, name], list(fields), list(fields.values()))

@@ -117,7 +117,7 @@ class LoopSaver:
         if keeping.EVERY in reasons:
             loop = {**loop, "steps": 0}  # who goes on from here counts from here
         log = run._session.log
-        count, _ = log.close_piece()
+        count = log.close_piece()
         extra = Extra(dict(loop), streams, captured[0]["middle"], count, dict(row),
                       run._session.elapsed_s, captured[1:],
                       between=captured[0]["between"])  # fmt: skip

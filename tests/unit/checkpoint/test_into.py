@@ -390,6 +390,18 @@ def test_what_shares_no_array_is_refused_even_if_parts_would_do(saved, target, h
     assert target["epoch"] == 0
 
 
+def test_an_object_that_is_filled_is_enough():
+    saved = Saved({"model": ARRAY, "optimizer": {"values": ARRAY}})
+    target = {"model": ARRAY.astype("<f2"), "optimizer": Holder(np.zeros(4, "<f4"))}
+    saved.restore(into=target, strict=False)
+    assert (target["optimizer"].values == ARRAY).all()
+
+
+def test_an_empty_array_shares_no_memory():
+    empty = np.empty_like(np.zeros((0, 2)))
+    assert Saved({"a": np.zeros((0, 2))}).restore(into={"a": empty})["a"] is empty
+
+
 def test_plain_values_are_taken_where_there_are_no_arrays():
     target = {"a": 0, "c": 3}
     Saved({"a": 1, "b": 2}).restore(into=target, strict=False)

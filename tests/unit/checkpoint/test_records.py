@@ -27,7 +27,7 @@ def test_a_metric_that_is_no_number_is_named(value):
         check_metrics({"loss": value})
 
 
-@pytest.mark.parametrize("name", ["", 3, None, "a\0b"])
+@pytest.mark.parametrize("name", ["", 3, None, "a\0b", "\ud800"])
 def test_a_metric_name_is_text(name):
     with pytest.raises(BadRequest, match="bad metric name"):
         check_metrics({name: 1.0})

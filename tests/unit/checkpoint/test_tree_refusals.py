@@ -35,6 +35,25 @@ class Several(list):
     first: int
 
 
+@dataclasses.dataclass
+class Failure(Exception):
+    code: int
+
+
+@dataclasses.dataclass
+class Slotted:
+    __slots__ = ("first",)
+    first: int
+
+
+class Wider(Slotted):
+    __slots__ = ("__second",)
+
+    def fill(self):
+        self.__second = 2
+        return self
+
+
 class Located(namedtuple("_Located", "x y")):
     @functools.cached_property
     def distance(self):
@@ -76,6 +95,8 @@ def with_another(record):
         ),
         (with_another(Located(1, 2)), "s: .*Located cannot.*\n.*not its fields: note"),
         (Several(1), "s: .*Several cannot be stored"),
+        (Failure(1), "s: .*Failure cannot be stored"),
+        (Wider(1).fill(), "s: .*Wider cannot.*\n.*not its fields: _Wider__second"),
         (unset(), "its field second is not set"),
         (with_attributes(), "it has attributes: note"),
         (Mine(a=1), "it is a dict of a class of its own"),
@@ -99,6 +120,13 @@ def test_what_a_cached_property_has_computed_is_no_reason_to_refuse(record, name
     assert name not in vars(back)
     assert back == record
     assert getattr(back, name) == before
+
+
+def test_a_record_of_a_class_that_cannot_be_made_comes_back_by_its_fields(caplog):
+    node = {"D": [__name__, "Failure"], "f": ["code"], "v": [3]}
+    back = Builder(lambda index: None, 0, RestoreOptions()).build(node)
+    assert back.code == 3
+    assert "a namedtuple of that name" in caplog.text
 
 
 def test_a_call_from_too_deep_says_so():

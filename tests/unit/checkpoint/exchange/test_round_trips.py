@@ -30,6 +30,12 @@ class Settings:
     name: str
 
 
+class Outer:
+    @dataclass
+    class Inner:
+        rate: float
+
+
 ARRAYS = {
     "float32": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4),
     "fortran": np.asfortranarray(np.arange(24).reshape(2, 3, 4)),
@@ -149,6 +155,20 @@ def test_safetensors_of_the_reference_writer_is_read(tmp_path, assert_same):
     plain = {name: np.ascontiguousarray(ARRAYS[name]) for name in ("float32", "half", "empty")}
     safetensors.save_file(plain, tmp_path / "x.safetensors", {"format": "np", "note": "hello"})
     assert_same(dict(sorted(plain.items())), read_file(tmp_path / "x.safetensors"))
+
+
+def test_a_class_inside_a_class_is_found_again_in_json(tmp_path):
+    path = tmp_path / "x.json"
+    write_file({"a": Outer.Inner(0.2)}, path)
+    assert read_file(path)["a"] == Outer.Inner(0.2)
+
+
+def test_a_class_named_as_before_is_found_in_json(tmp_path):
+    path = tmp_path / "x.json"
+    write_file({"a": Settings(0.1, "n")}, path)
+    path.write_text(path.read_text().replace(f"{__name__}:Settings", f"{__name__}.Settings"))
+    assert f"{__name__}.Settings" in path.read_text()
+    assert read_file(path)["a"] == Settings(0.1, "n")
 
 
 @pytest.mark.parametrize("protocol", range(6))
