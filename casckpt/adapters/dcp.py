@@ -6,6 +6,7 @@ processes bring is saved in runs of their own below (`RUN/dcp-RANK`), which the 
 the store, one tensor at a time and without writing a byte again, and then removes.
 
     {"dcp": JSON, "data": {NAME: tensor or bytes, NAME@OFFSETS: part of a tensor}}
+    {"part_of": RUN, "data": ...}                                       in RUN/dcp-RANK
 
 The JSON is described in `dcp_metadata.py`.
 """
@@ -16,7 +17,8 @@ import dataclasses
 import glob
 import io
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -27,6 +29,7 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.scalars import Node
 from casckpt.errors import (
     BadRequest,
+    CasckptError,
     NotFound,
     OperationFailed,
     PickleRefused,
@@ -145,7 +148,7 @@ class Writer(StorageWriter):
             # What the commit will hold is written here, so it is coded against the one before.
             part = self._store.save(
                 f"{self._run}/dcp-{_rank()}",
-                {"data": self._data},
+                {"part_of": self._run, "data": self._data},
                 parent=self._store.latest(self._run),
             )
             results = [
@@ -175,7 +178,7 @@ class Writer(StorageWriter):
             self._run, state, self._step, metrics=self._metrics, tags=self._tags
         )
         self._data = {}
-        self._remove_parts()
+        self._remove_parts(set(brought.values()))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
@@ -183,8 +186,7 @@ class Writer(StorageWriter):
         return False
 
     def _stored(self, part: str, names: Sequence[str]) -> dict[str, _Stored]:
-        found = self._store.checkpoints(f"{self._run}/dcp-*")
-        checkpoint = next((one for one in found if one.id == part), None)
+        checkpoint = next((one for one in self._parts() if one.id == part), None)
         if checkpoint is None:
             raise OperationFailed(
                 f"{len(names)} items of {self._run} are not in this store",
@@ -197,14 +199,36 @@ class Writer(StorageWriter):
             for name in names
         }
 
-    def _remove_parts(self) -> None:
-        """Remove what the parts were saved as; those of saves that failed, too."""
+    def _parts(self) -> list[Checkpoint]:
+        """Return what is in runs named as those of parts are; others below the run are not ours."""
+        name = re.compile(rf"{re.escape(self._run)}/dcp-[0-9]+")
+        found = self._store.checkpoints(f"{self._run}/dcp-*")
+        return [one for one in found if name.fullmatch(one.run)]
+
+    def _remove_parts(self, brought: Collection[str]) -> None:
+        """Remove the parts of this save and of saves that failed, but not what somebody marked."""
         repository = self._store._repository
-        for checkpoint in self._store.checkpoints(f"{self._run}/dcp-*"):
-            rows = repository.checkpoint_rows(checkpoint.run)
-            payload = next((row.payload for row in rows if row.seq == checkpoint.seq), None)
-            if payload is not None:
-                repository.bury([(checkpoint.run, checkpoint.seq, payload)])
+        # Rows before marks: whoever tags or pins from here on changes the row, and it stays.
+        rows = [
+            row
+            for run in {one.run for one in self._parts()}
+            for row in repository.checkpoint_rows(run)
+        ]
+        payloads = {(row.run, row.seq): row.payload for row in rows}
+        for one in self._parts():
+            payload = payloads.get((one.run, one.seq))
+            if payload is None or one.pinned or one.tags:
+                continue
+            if one.id in brought or self._is_part(one):
+                repository.bury([(one.run, one.seq, payload)])
+
+    def _is_part(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a Writer has saved it; what cannot be read is left alone."""
+        try:
+            found = self._store.restore(checkpoint, only="part_of")
+        except CasckptError:
+            return False
+        return bool(found == {"part_of": self._run})
 
 
 class Reader(StorageReader):
@@ -340,7 +364,7 @@ class _Stored:
         entry = self._entry
         if entry is None or entry.kind != "tensor" or entry.alias is not None:
             return walker.walk(self.value(), path)
-        size = torch.empty(0, dtype=getattr(torch, entry.dtype)).element_size()
+        size = getattr(torch, entry.dtype).itemsize
         return walker.add(
             Leaf(
                 path, "tensor", entry.dtype, entry.shape, entry.order, entry.flags,

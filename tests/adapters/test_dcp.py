@@ -112,6 +112,53 @@ def test_another_default_device_changes_nothing(store):
     assert state["step"] == 3
 
 
+class OtherWriter(casckpt.dcp.Writer):
+    """Brings its items as a process does that does not commit."""
+
+    def set_up_storage_writer(self, is_coordinator, *args, **kwargs):
+        super().set_up_storage_writer(False, *args, **kwargs)
+
+
+def refs(store):
+    return sorted(one.ref for one in store.checkpoints())
+
+
+def test_what_others_have_in_runs_below_is_not_taken_for_parts(store):
+    mine = {"data": {"w": torch.zeros(4)}}
+    for name in ("dcp-ablation", "dcp-0", "dcp-7/deeper", "dcp-", "dcp-1x"):
+        store.save(f"r/{name}", mine)
+    store.save("r/dcp-tagged", mine, tags="paper")
+    store.pin("r/dcp-tagged")
+    store.save("r/dcp-8", {"part_of": "other", "data": {}})
+    before = refs(store)
+    for step in range(2):
+        dcp.save({"w": torch.ones(9)}, storage_writer=OtherWriter(store, "r", step), no_dist=True)
+    assert refs(store) == sorted(["r@0", "r@1", *before])
+    assert store.checkpoints(trash=True) == []
+    assert load({"w": torch.zeros(9)}, store)["w"].sum() == 9
+    assert torch.equal(store.restore("r/dcp-0")["data"]["w"], torch.zeros(4))
+
+
+def test_parts_of_a_save_that_failed_go_with_the_next_one_unless_marked(store, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the first process is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(casckpt.dcp.Writer, "finish", fail)
+        for step in range(3):
+            with pytest.raises(BaseException, match="is gone"):
+                dcp.save(
+                    {"w": torch.ones(9)}, storage_writer=OtherWriter(store, "r", 0), no_dist=True
+                )
+            if step == 0:
+                store.pin("r/dcp-0")
+            elif step == 1:
+                store.tag("r/dcp-0", "look")
+    assert refs(store) == ["r/dcp-0@0", "r/dcp-0@1", "r/dcp-0@2"]
+    save({"w": torch.ones(9)}, store)
+    assert refs(store) == ["r/dcp-0@0", "r/dcp-0@1", "r@0"]
+
+
 def test_async_save_is_isolated_from_what_follows(store):
     tensor = torch.ones(1000)
     writer = casckpt.dcp.Writer(store, "r")
