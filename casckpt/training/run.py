@@ -291,6 +291,10 @@ class Run(RunLoops, RunWork):
             self._session.log.add_row(self._row_at, checked)
         if keep is not None and self._peers.leads:
             keeping.keep_only(self.store, self.name, self.line, keep, self._monitor())
+        if (loop := self._loop) is not None:
+            # Of a fold nothing else notes it: its loop ends before its body. With it, a run whose
+            # checkpoints were deleted is told from one that never had any.
+            self._session.edit(lambda line: setattr(line, "loop", loop.counters()))
         self._finished, self._part_done = True, True
         self._end("finished")
 

@@ -76,6 +76,14 @@ def test_a_fold_whose_split_changed_begins_anew(store, name, caplog):
     assert "data.split" in caplog.text
 
 
+def test_a_fold_whose_checkpoints_were_deleted_is_trained_again(store, name):
+    train(store, name)
+    store.delete(f"{name}/fold-2")
+    assert train(store, name) == [(2, 1), (2, 2)]
+    assert store.latest(f"{name}/fold-2").step == 2
+    assert train(store, name) == []
+
+
 def test_splitters_of_sklearn(store, name):
     selection = pytest.importorskip("sklearn.model_selection")
     splitter = selection.StratifiedKFold(3, shuffle=True, random_state=0)
