@@ -60,6 +60,7 @@ class Line:
         branch: where it began; None for one that began from nothing.
         under: line of the parent run that this line belongs to; None without a parent.
         continued: ids of checkpoints a REF named when this line went on there.
+        named: the REF itself, as it was typed: what it means may move while the line is trained.
         guarded: the settings recorded last: "config", "data", "env" and "model", each field to
             value.
         monitor: the metric that decides what is best.
@@ -79,6 +80,7 @@ class Line:
     branch: Branch | None = None
     under: int | None = None
     continued: list[str] = field(default_factory=list)
+    named: str = ""
     guarded: dict[str, dict[str, Any]] = field(default_factory=dict)
     monitor: str = ""
     mode: str = ""

@@ -87,6 +87,7 @@ class Decision:
         loud: whether the message is a warning.
         note: said beside the message, such as what was damaged.
         continued: id of the checkpoint that a REF named and that this line goes on from.
+        named: the REF that decided it, as it was typed.
     """
 
     line: int | None
@@ -95,6 +96,7 @@ class Decision:
     loud: bool = False
     note: str = ""
     continued: str = ""
+    named: str = ""
 
 
 def read_extra(store: Store, checkpoint: Checkpoint) -> Extra:
@@ -146,7 +148,11 @@ def decide(
         return newest_whole(store, run, line, before_write, required=choice == MUST)
     if not isinstance(choice, str | Checkpoint) or not choice:
         raise BadRequest(f"resume={choice!r:.60}", "it is auto, must, never or a REF")
-    return _from_ref(store, run, record, choice, before_write)
+    if isinstance(choice, Checkpoint):
+        return _from_ref(store, run, record, choice, before_write)
+    found = _begun_by(store, run, record, choice, before_write)
+    found = found or _from_ref(store, run, record, choice, before_write)
+    return replace(found, named=choice)
 
 
 def carry_out(store: Store, run: str, decision: Decision, under: int | None) -> RunRecord:
@@ -155,10 +161,12 @@ def carry_out(store: Store, run: str, decision: Decision, under: int | None) -> 
 
     def change(record: RunRecord) -> None:
         if decision.line is None:
-            record.open_line(branch=decision.branch, under=under, used=used)
+            line = record.open_line(branch=decision.branch, under=under, used=used)
+            line.named = decision.named
             return
         record.current = decision.line
         line = record.line(decision.line)
+        line.named = decision.named or line.named
         line.under = under if line.under is None else line.under
         if decision.continued and decision.continued not in line.continued:
             line.continued.append(decision.continued)
@@ -311,6 +319,21 @@ def _record_branch(store: Store, run: str, line: int) -> tuple[Store, Checkpoint
     if found is None:
         logger.warning("%s began at %s, which is gone", run, known.branch.ref)
     return found
+
+
+def _begun_by(
+    store: Store, run: str, record: RunRecord, ref: str, before_write: BeforeWrite
+) -> Decision | None:
+    """Go on with the current line if the same REF began it and it is not done.
+
+    The REF may mean another checkpoint by now: the best has changed, or the other run has moved on.
+    """
+    current = record.lines.get(record.current)
+    if current is None or current.named != ref or current.status == "finished":
+        return None
+    found = newest_whole(store, run, record.current, before_write)
+    brought = current.branch is not None and not current.branch.id
+    return found if found.checkpoint is not None or (brought and found.line is not None) else None
 
 
 def _from_ref(

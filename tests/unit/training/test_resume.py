@@ -8,7 +8,7 @@ import pytest
 
 import casckpt
 from casckpt.errors import BadRequest, Corrupt, NotFound
-from casckpt.training import resume
+from casckpt.training import lines, resume
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,48 @@ def test_the_same_command_with_a_ref_goes_on_after_a_crash(train, store, name):
     assert train(9, run=again)["epochs"] == list(range(1, 10))
     assert train.seen == [8, 9]
     assert store.run(name).line == 1
+
+
+def test_the_same_command_goes_on_though_its_ref_means_another_checkpoint(train, store, name):
+    train(4, save_every=2, loss=lambda epoch: abs(epoch - 2.0), monitor="loss", mode="min")
+    best = {"resume": f"{name}@best:loss:min"}
+    train.until(7, stop_at=6, run=best, loss=lambda epoch: -float(epoch))
+    assert (train.seen, store.run(name).line) == ([3, 4, 5, 6], 1)
+    train.until(7, stop_at=7, run=best, loss=float)
+    assert (train.seen, store.run(name).line) == ([6, 7], 1)
+    train(7, run=best)
+    assert (train.seen, store.run(name).line) == ([7], 1)
+
+
+def test_the_same_command_goes_on_though_the_other_run_has_moved_on(train, store, name):
+    train(3)
+    tuned = type(train)(store, f"{name}-tuned")
+    tuned.until(8, stop_at=6, run={"resume": name})
+    assert tuned.seen == [4, 5, 6]
+    train(5)
+    tuned.until(8, stop_at=7, run={"resume": name})
+    assert tuned.seen == [6, 7]
+    store.delete(name)
+    assert tuned(8, run={"resume": name})["epochs"] == list(range(1, 9))
+    assert (tuned.seen, store.run(tuned.name).line) == ([7, 8], 0)
+    # That line is finished, so the REF means again what it says.
+    train(2)
+    tuned(4, run={"resume": name})
+    assert (tuned.seen, store.run(tuned.name).line) == ([3, 4], 1)
+
+
+def test_a_line_of_before_without_its_ref_is_begun_again_if_that_moves(train, store, name):
+    train(3)
+    tuned = type(train)(store, f"{name}-tuned")
+    tuned.until(8, stop_at=6, run={"resume": name})
+
+    def forget(record):
+        record.lines[0].named = ""
+
+    lines.edit_record(store._repository, tuned.name, forget)
+    train(4)
+    tuned(8, run={"resume": name})
+    assert (tuned.seen, store.run(tuned.name).line) == ([5, 6, 7, 8], 1)
 
 
 def test_a_crash_before_the_first_save_of_a_branch(train, store, name):
