@@ -13,9 +13,9 @@ from typing import Protocol
 
 from casckpt.errors import CasckptError, Corrupt
 from casckpt.store import (
-    clock,
     compaction,
     creation,
+    expiry,
     files,
     layout,
     marking,
@@ -142,6 +142,7 @@ class _Collector:
         self._recode = recode
         self.unfinished = False
         self._run = b""
+        self._removed = 0
         self._expired = 0
         self._moved_bytes = 0
         self._dead_sessions: frozenset[bytes] = frozenset()
@@ -153,15 +154,16 @@ class _Collector:
         if rebuilt:
             # A lost tail shows no gap: until a person has looked, nothing may go.
             _log.warning("the index was rebuilt: nothing is freed until `casckpt repair --accept`")
-            mark = marking.mark(self._shared)
+            mark = self._mark()
         else:
-            self._expire()
-            mark = marking.mark(self._shared)
+            self._expired = expiry.expire(self._shared, self._run, now=self._now)
+            mark = self._mark()
             self._check_plausible(mark)
             if self._recode is not None:
+                self._note_marked(mark)
                 self.unfinished = self._recode(self._run, mark)
                 # What was only a base is needed no more, and the new records are in new packs.
-                mark = marking.mark(self._shared)
+                mark = self._mark()
             self._compact(mark)
             self._condemn(mark)
         self._sweep()
@@ -171,38 +173,32 @@ class _Collector:
         self._finish()
         return self._report(mark, freed, dropped)
 
-    # ---- 1: trash past its grace becomes a tombstone, in transactions of its own
+    # ---- 2
 
-    def _expire(self) -> None:
+    def _mark(self) -> Mark:
         with self._shared.environment.read() as tx:
-            keys = [
-                key
-                for key, value in tx.scan("checkpoints")
-                if (row := rows.Row.decode(value)).state == "trash" and self._is_over(row)
-            ]
-        for start in range(0, len(keys), layout.TRANSACTION_MAX_ROWS):
-            batch = keys[start : start + layout.TRANSACTION_MAX_ROWS]
-            self._expired += self._shared.writer.run(
-                partial(self._bury, keys=batch), row_count=len(batch)
+            self._removed = tx.number("removed_roots")
+        return marking.mark(self._shared)
+
+    def _note_marked(self, mark: Mark) -> None:
+        """Let what is stored anew be counted from what is needed now, not at the last gc."""
+
+        def note(tx: Transaction) -> None:
+            check_run(tx, self._run)
+            tx.set_number("marked_bytes", mark.total_bytes)
+
+        self._shared.writer.run(note, facts=False)
+
+    def _check_plausible(self, mark: Mark) -> None:
+        with self._shared.environment.read() as tx:
+            before, removed = tx.number("marked_bytes"), tx.number("removed_roots")
+        if mark.total_bytes * 2 < before and not removed and not self._force:
+            raise Corrupt(
+                "refused to free more than half of the store",
+                f"{mark.total_bytes} bytes are needed, {before} were at the last gc, "
+                "and no checkpoint was removed since",
+                "run `casckpt verify`; `gc --force` if it is right",
             )
-
-    def _is_over(self, row: rows.Row) -> bool:
-        return self._now or clock.grace_is_over(
-            row.trashed_at_ns, row.trashed_boot_ns, row.trashed_boot, layout.GRACE_S
-        )
-
-    def _bury(self, tx: Transaction, keys: list[bytes]) -> int:
-        check_run(tx, self._run)
-        count = 0
-        for key in keys:
-            value = tx.get("checkpoints", key)
-            row = None if value is None else rows.Row.decode(value)
-            if row is not None and row.state == "trash":
-                row = rows.with_checkpoint_payload(row, b"")
-                tx.put("checkpoints", key, replace(row, state="tombstone").encode())
-                count += 1
-        tx.set_number("removed_roots", tx.number("removed_roots") + count)
-        return count
 
     # ---- 3
 
@@ -285,19 +281,9 @@ class _Collector:
         if condemned:
             tx.set_number("gc_epoch", epoch)
         tx.set_number("marked_bytes", mark.total_bytes)
-        tx.set_number("removed_roots", 0)
+        # What was removed since the mark began is needed by it, and missing in the next one.
+        tx.set_number("removed_roots", max(tx.number("removed_roots") - self._removed, 0))
         return True
-
-    def _check_plausible(self, mark: Mark) -> None:
-        with self._shared.environment.read() as tx:
-            before, removed = tx.number("marked_bytes"), tx.number("removed_roots")
-        if mark.total_bytes * 2 < before and not removed and not self._force:
-            raise Corrupt(
-                "refused to free more than half of the store",
-                f"{mark.total_bytes} bytes are needed, {before} were at the last gc, "
-                "and no checkpoint was removed since",
-                "run `casckpt verify`; `gc --force` if it is right",
-            )
 
     def _keep_facts(self, dead: set[int]) -> None:
         """Make sure that no fact is in a pack that goes: copies, or a new snapshot."""

@@ -186,5 +186,4 @@ def bury_checkpoint(tx: Transaction, run: str, seq: int, payload: bytes) -> bool
         return False
     row = rows.with_checkpoint_payload(row, b"")
     tx.put("checkpoints", key, replace(row, state="tombstone").encode())
-    tx.set_number("removed_roots", tx.number("removed_roots") + 1)
     return True

@@ -176,6 +176,7 @@ def _repoint(
         set_live(tx, number, pack)
     register_ends(tx, written.values())
     done = []
+    saved_bytes, left_bases = 0, False
     for move in moves:
         record, old = move.record, move.old
         now = tx.object(record.id)
@@ -207,4 +208,12 @@ def _repoint(
         )
         tx.put("objects", record.id, row.encode())
         done.append(move)
+        saved_bytes += now.total_bytes - row.total_bytes
+        left_bases |= bool(now.base) and now.base != base
+    # A kill may end this run here: the next one must know why less is needed than was marked.
+    if saved_bytes:
+        tx.set_number("marked_bytes", max(tx.number("marked_bytes") - saved_bytes, 0))
+    if left_bases:
+        # Whether anything else needs those, and what they rest on, only a mark can say.
+        tx.set_number("removed_roots", tx.number("removed_roots") + 1)
     return done

@@ -72,7 +72,8 @@ class Transaction:
     """A read or write transaction over the index tables.
 
     A write transaction keeps the changes to every table but `objects`, `packs` and `meta` in
-    `changes`, and the change of the roots checksum; `IndexWriter` turns them into a fact.
+    `changes`, and the change of the roots checksum; `IndexWriter` turns them into a fact. It also
+    counts the rows that keep an object no more, `removed_roots`.
     """
 
     def __init__(self, handle: lmdb.Transaction, tables: dict[str, lmdb._Database]) -> None:
@@ -81,6 +82,7 @@ class Transaction:
         self.changes: list[tuple[str, bytes, bytes | None]] = []
         self.roots_count = 0
         self.roots_sum = 0
+        self.removed_roots = 0
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the value of `key`, or None."""
@@ -125,6 +127,8 @@ class Transaction:
             if old is not None and rows.is_root(old):
                 self.roots_count -= 1
                 self.roots_sum -= records.row_hash(table, key, old)
+                if not rows.kept_ids(old) <= rows.kept_ids(value):
+                    self.removed_roots += 1
             if value is not None and rows.is_root(value):
                 self.roots_count += 1
                 self.roots_sum += records.row_hash(table, key, value)
@@ -362,6 +366,7 @@ class Environment:
         parent.changes += child.changes
         parent.roots_count += child.roots_count
         parent.roots_sum += child.roots_sum
+        parent.removed_roots += child.removed_roots
         return result
 
     def last_transaction(self) -> int:

@@ -219,6 +219,9 @@ class IndexWriter:
         if tx.roots_count or tx.roots_sum:
             tx.set_number("root_seq", tx.number("root_seq") + 1)
             add_to_roots(tx, tx.roots_count, tx.roots_sum)
+        if tx.removed_roots:
+            # Whoever collects must know why less is needed than before.
+            tx.set_number("removed_roots", tx.number("removed_roots") + tx.removed_roots)
         pack = tx.pack(number)
         if pack is None or pack.state == rows.DROPPED:
             raise _PackGone(number)

@@ -199,6 +199,12 @@ def is_root(value: bytes) -> bool:
     return Row.decode(value).is_root
 
 
+def kept_ids(value: bytes | None) -> frozenset[bytes]:
+    """Return the ids that a row of a root table keeps: none of a tombstone, or where none is."""
+    row = None if value is None else Row.decode(value)
+    return frozenset(row.roots) if row is not None and row.is_root else frozenset()
+
+
 class CheckpointRow(NamedTuple):
     """A row of `checkpoints`: a committed manifest at its place in a run.
 

@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 
 from casckpt.errors import Corrupt, StoreBusy
-from casckpt.store import Repository, layout, marking, rows
+from casckpt.store import BlobSource, Repository, layout, marking, rows
+from casckpt.store.commits import RowWrite
 from casckpt.store.index_writer import IndexWriter
-from tests.unit.store.stores import check, save
+from tests.unit.store.stores import MIB, check, save
 
 
 def test_saves_that_come_faster_than_marks_keep_what_they_need(path, repository, monkeypatch):
@@ -73,6 +74,46 @@ def test_half_of_a_store_gone_without_a_removal_is_refused_unless_forced(reposit
     repository.gc(now=True, force=True)
     check(repository, keep)
     repository.gc(now=True)  # what was forced is the measure from now on
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_results_that_are_cleared_explain_why_less_is_needed(repository, how):
+    save(repository, [os.urandom(10_000)])
+    with repository.saver() as saver:
+        (info,) = saver.put_blobs([BlobSource([os.urandom(MIB)])])
+        manifest = saver.put_manifest([info.id], b"{}")
+        assert saver.add_rows([RowWrite("cache", b"c\0x", b"", (manifest.id,))]) == [True]
+    assert repository.gc().live_bytes > MIB
+    repository.write_rows([RowWrite("cache", b"c\0x", None if how == "removed" else b"small")])
+    assert repository.gc().live_bytes < MIB
+    with repository._shared().environment.read() as tx:
+        assert tx.number("removed_roots") == 0
+    assert repository.gc().freed_bytes == 0
+
+
+def test_rows_that_keep_nothing_explain_nothing(repository):
+    save(repository, [os.urandom(1000)])
+    repository.write_rows([RowWrite("progress", b"a", b"1"), RowWrite("cache", b"b", b"2")])
+    repository.write_rows([RowWrite("progress", b"a", None), RowWrite("cache", b"b", b"3")])
+    with repository._shared().environment.read() as tx:
+        assert tx.number("removed_roots") == 0
+
+
+def test_what_is_removed_beside_a_collection_explains_the_next_one(repository, monkeypatch):
+    keep = save(repository, [os.urandom(1000)], step=1)
+    gone = save(repository, [os.urandom(MIB)], step=2)
+    mark = marking.mark
+
+    def slow(shared):
+        found = mark(shared)
+        repository.bury([("run", gone.seq, b"\x01payload")])
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(marking, "mark", slow)
+        assert repository.gc().live_bytes > MIB
+    assert repository.gc().live_bytes < MIB
+    check(repository, keep)
 
 
 def test_an_object_row_that_names_another_record_stops_a_collection(repository):

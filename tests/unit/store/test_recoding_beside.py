@@ -18,6 +18,7 @@ from casckpt.store import (
     files,
     layout,
     lists,
+    marking,
     recoding,
 )
 from casckpt.store.chains import Chains
@@ -186,6 +187,53 @@ def test_a_base_that_another_column_has_moved_is_left(repository, data, monkeypa
     for one in saved:
         stores.check(repository, one)
     assert repository.verify("bytes").damaged == ()
+
+
+def little_changed(count: int) -> list[bytes]:
+    """Return versions of which each differs from the one before in a few bytes."""
+    first = drifting(1)[0]
+    return [bytes([number]) * 64 + first[64:] for number in range(count)]
+
+
+def compact_and_die(repository, saved, monkeypatch) -> None:
+    """Compact, and die when the moves are published and nothing is condemned yet."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collection._Collector, "_condemn", die)
+        with pytest.raises(KeyboardInterrupt):
+            recoding.compact(repository, lineage(saved), "small")
+
+
+def test_gc_goes_on_after_a_compact_that_died_before_it_freed(repository, monkeypatch):
+    saved = [save_on(repository, piece, step, None) for step, piece in enumerate(little_changed(6))]
+    before = repository.gc().live_bytes
+    compact_and_die(repository, saved, monkeypatch)
+    # What it saved is known: a mark that misses what is needed is still refused.
+    with monkeypatch.context() as patched:
+        patched.setattr(marking, "roots", lambda *_: iter(()))
+        with pytest.raises(Corrupt, match="refused to free more than half"):
+            repository.gc()
+    assert repository.gc().live_bytes < before / 2
+    for one in saved:
+        stores.check(repository, one)
+
+
+def test_gc_goes_on_after_a_compact_that_died_when_bases_were_left(repository, monkeypatch):
+    pieces, saved = little_changed(8), []
+    for step in range(0, 8, 2):
+        base = save_on(repository, pieces[step], step, None, "base")
+        saved.append(save_on(repository, pieces[step + 1], step, base.infos[0].id))
+        repository.bury([("base", base.seq, b"\x01payload")])
+    before = repository.gc().live_bytes
+    compact_and_die(repository, saved, monkeypatch)
+    assert repository.gc().live_bytes < before / 2
+    with repository._shared().environment.read() as tx:
+        assert tx.number("removed_roots") == 0
+    for one in saved:
+        stores.check(repository, one)
 
 
 def test_a_ctrl_c_waits_for_workers_and_leaves_all_as_it_was(path, monkeypatch):
