@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import sys
 import tempfile
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from casckpt.adapters import missing_extra
@@ -36,7 +38,9 @@ class WriteFile(io.RawIOBase):
     """A file being written, in a temporary place that vanishes with the process.
 
     Closing it commits it, or leaves that to the transaction it is in. If its `with` block raises,
-    or it is never closed, nothing is committed.
+    or it is never closed, nothing is committed. Wrappers (fsspec's OpenFile, text, compression)
+    call plain `close()` even then, so closing it while an error is handled commits nothing either,
+    unless that error was there already when it was opened.
 
     Args:
         put: commits the file at a path.
@@ -60,6 +64,8 @@ class WriteFile(io.RawIOBase):
         self.autocommit = autocommit
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close and discard
         self._is_over = False
+        self._is_abandoned = False
+        self._error_before = sys.exc_info()[1]
         if start is not None:
             start.copy_to(self._file)
 
@@ -109,15 +115,19 @@ class WriteFile(io.RawIOBase):
     def discard(self) -> None:
         """Forget the file."""
         self._is_over = True
+        self._error_before = None  # it holds frames, and what is in them
         self._file.close()
 
     def close(self) -> None:
-        """End writing, and commit unless a transaction will."""
+        """End writing, and commit unless a transaction will, or the file may be half written."""
         if self.closed:
             return
-        super().close()
-        if self.autocommit:
-            self.commit()
+        error = sys.exc_info()[1]
+        if self._is_abandoned:
+            self._forget("was never closed")
+        elif error is not None and error is not self._error_before and not _is_of_caller(error):
+            self._forget(f"was closed because of {type(error).__name__}")
+        self._close()
 
     def __exit__(
         self,
@@ -128,11 +138,36 @@ class WriteFile(io.RawIOBase):
         """Close the file; half a file is not committed."""
         if error is not None:
             self.discard()
-        self.close()
+        if not self.closed:
+            self._close()
 
     def __del__(self) -> None:
         """Forget a file that nobody closed: it may be half written."""
         if not self.closed:
-            logger.warning("%s was never closed, and is not saved", self.path)
-            self.discard()
+            self._forget("was never closed")
             super().close()
+
+    def _dealloc_warn(self, source: Any) -> None:
+        """Take note that a wrapper is closing the file because it is garbage."""
+        self._is_abandoned = True
+
+    def _close(self) -> None:
+        super().close()
+        if self.autocommit:
+            self.commit()
+
+    def _forget(self, why: str) -> None:
+        if not self._is_over:
+            logger.warning("%s %s, and is not saved", self.path, why)
+            self.discard()
+
+
+def _is_of_caller(error: BaseException) -> bool:
+    """Return whether an error is handled by who called a generator, which itself has none."""
+    handler = None if error.__traceback__ is None else error.__traceback__.tb_frame
+    frame: FrameType | None = sys._getframe(1)
+    in_generator = False
+    while frame is not None and frame is not handler:
+        in_generator = in_generator or bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
+        frame = frame.f_back
+    return in_generator and frame is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -204,6 +205,83 @@ def test_half_a_file_is_not_committed(fs):
     file.write(b"half")
     del file
     assert not fs.exists("r/f")
+
+
+WRAPPED = {
+    "with": lambda fs: fsspec.open("casckpt://r/f", "wb"),
+    "text with": lambda fs: fsspec.open("casckpt://r/f", "w"),
+    "gzip with": lambda fs: fsspec.open("casckpt://r/f", "wb", compression="gzip"),
+    "text": lambda fs: fs.open("r/f", "w"),
+    "closing": lambda fs: contextlib.closing(fs.open("r/f", "wb")),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_half_a_file_that_a_wrapper_closes_is_not_committed(fs, how, caplog):
+    fs.pipe_file("r/f", b"whole")
+    half = "half" if "text" in how else b"half"
+    with contextlib.suppress(KeyError), WRAPPED[how](fs) as file:
+        file.write(half)
+        raise KeyError
+    assert fs.cat_file("r/f") == b"whole"
+    assert "r/f was closed because of KeyError, and is not saved" in caplog.text
+    with fs.transaction, contextlib.suppress(KeyError), WRAPPED[how](fs) as file:
+        file.write(half)
+        raise KeyError
+    assert fs.cat_file("r/f") == b"whole"
+    with WRAPPED[how](fs) as file:
+        file.write(half)
+    assert fs.cat_file("r/f") != b"whole"
+
+
+def test_half_a_text_file_that_nobody_closes_is_not_committed(fs, caplog):
+    fs.pipe_file("r/f", b"whole")
+    for opened in (fs.open("r/f", "w"), fsspec.open("casckpt://r/f", "w").open()):
+        opened.write("half")
+    del opened
+    gc.collect()
+    assert fs.cat_file("r/f") == b"whole"
+    assert caplog.text.count("r/f was never closed, and is not saved") == 2
+
+
+def test_a_file_that_is_opened_while_an_error_is_handled_is_committed(fs):
+    try:
+        raise KeyError
+    except KeyError:
+        with fsspec.open("casckpt://r/f", "wb") as file:
+            with contextlib.suppress(ValueError):
+                int("x")
+            file.write(b"rescued")
+        with contextlib.suppress(ValueError), fsspec.open("casckpt://r/half", "wb") as file:
+            file.write(bytes(int("x")))
+        later = fs.open("r/later", "wb")
+    later.close()
+    assert fs.cat_file("r/f") == b"rescued"
+    assert fs.exists("r/later")
+    assert not fs.exists("r/half")
+
+
+def test_a_generator_commits_what_it_has_written_whole(fs):
+    def write(name):
+        with fsspec.open(f"casckpt://r/{name}", "wb") as file:
+            file.write(b"head")
+            yield
+            file.write(b"tail")
+
+    whole, left, failed = write("whole"), write("left"), write("failed")
+    for one in (whole, left, failed):
+        next(one)
+    try:
+        raise KeyError
+    except KeyError as exc:
+        # The error is that of the caller.
+        assert next(whole, "end") == "end"
+        left.close()
+        with contextlib.suppress(KeyError):
+            failed.throw(exc)
+    assert fs.cat_file("r/whole") == b"headtail"
+    assert not fs.exists("r/left")
+    assert not fs.exists("r/failed")
 
 
 def test_mv_and_cp(fs, store):
