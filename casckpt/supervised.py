@@ -8,16 +8,29 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from casckpt.errors import CasckptError
-from casckpt.hostnotes import write_private
+from casckpt.hostnotes import read_note, write_private
 
 SUPERVISOR: Final = "CASCKPT_SUPERVISOR"
 """Names the folder that `casckpt run` shares with its command: what was typed, and how it ended."""
 
 COMMAND_FILE: Final = "command.json"
+"""What was typed, where, and since when it is kept running: argv, cwd, since."""
+
 REPORT_FILE: Final = "report.json"
+
+
+def supervision() -> dict[str, Any]:
+    """Return what `casckpt run` tells of itself; empty without it."""
+    folder = os.environ.get(SUPERVISOR)
+    return read_note(Path(folder) / COMMAND_FILE) if folder else {}
+
+
+def supervised_since() -> str:
+    """Return when `casckpt run` began to keep this command running, RFC 3339; empty without it."""
+    return str(supervision().get("since") or "")
 
 
 def report_at_exit() -> None:

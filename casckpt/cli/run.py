@@ -160,7 +160,7 @@ def keep_running(
         words,
         max_restarts=max_restarts,
         tell=tell,
-        is_stopped=lambda: _is_stopped(output, name),
+        is_stopped=lambda since: _is_stopped(output, name, since),
         cwd=cwd,
         environment=environment,
         stdout=sys.stderr.fileno() if output.json else None,
@@ -204,8 +204,8 @@ def _store(output: Output) -> Path | None:
     return path if (path / "format.json").is_file() else None
 
 
-def _is_stopped(output: Output, name: str) -> bool:
-    """Return whether `casckpt stop` asks, while nobody is at work who could see it."""
+def _is_stopped(output: Output, name: str, since: str) -> bool:
+    """Return whether `casckpt stop` has asked since, while nobody is at work who could see it."""
     store = _store(output)
     if store is None:
         return False
@@ -214,6 +214,6 @@ def _is_stopped(output: Output, name: str) -> bool:
 
     try:
         with Repository.open(store, mode="r") as repository:
-            return is_requested(repository, name)
+            return is_requested(repository, name, since)
     except CasckptError:
         return False

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.5
 
-_MAY_COME_BACK = frozenset({"lost", "failed"})
-"""How a run stands whose supervisor may be about to start it again."""
-
 
 @command(
     "stop",
@@ -34,7 +31,8 @@ def stop(output: Output, name: str, wait: bool) -> None:
     """Ask whoever trains NAME, or a run below it, to save and leave.
 
     It looks at the request between batches, items and epochs, saves, and leaves with exit code 75;
-    the same command, or `casckpt resume NAME`, goes on there. Not an error if nobody is at work.
+    the same command, or `casckpt resume NAME`, goes on there. Not an error if nobody is at work:
+    a `casckpt run` that is about to start it, or start it again, heeds it all the same.
     """
     from casckpt.training.stops import request_stop
 
@@ -45,18 +43,18 @@ def stop(output: Output, name: str, wait: bool) -> None:
             raise store._catalog.no_run(name)
         working = _working(family)
         own = next((one.status for one in family if one.name == name), "")
-        asked = bool(working) or own in _MAY_COME_BACK
-        if asked:
-            request_stop(store._repository, name)
+        # Whoever is at work or not: a supervised command may be between its start and its loop.
+        request_stop(store._repository, name)
         if working and wait:
             family = _wait(store, name)
     still = _working(family)
     if output.json:
-        output.document("stop", run=name, asked=asked, was_running=working, running=still)
+        output.document("stop", run=name, asked=True, was_running=working, running=still)
     elif output.quiet:
         output.lines(working)
     elif not working:
         output.note(f"Nobody is at work on {name}{f': it is {own}' if own else ''}.")
+        output.note("A `casckpt run` that is starting it now heeds the request; later ones do not.")
     elif wait:
         output.line(f"{name} has stopped")
     else:

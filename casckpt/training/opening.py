@@ -247,6 +247,8 @@ def _carry_out(
     known = record.lines.get(line)
     elapsed_s = max(extra.elapsed_s, 0.0 if known is None else known.elapsed_s)
     session = Session(store._repository, name, line, elapsed_s, peers)
+    # What was asked while it was being opened is not over.
+    session.watch = early.watch
     if early._lock is not None:
         session._lock, early._lock = early._lock, None
     _report(name, line, len(record.lines) > 1, decision, extra)

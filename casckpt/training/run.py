@@ -234,6 +234,7 @@ class Run(RunLoops, RunWork):
             grace_s=self.grace_s,
             peers=self._peers,
         )
+        run._session.watch.follow(self._session.watch)
         run._is_entered = self._is_entered
         self._children.append(run)
         return run

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casckpt.logs import logger
 from casckpt.store import rows
-from casckpt.supervised import SUPERVISOR
+from casckpt.supervised import SUPERVISOR, supervised_since
+from casckpt.training import runlock
 from casckpt.training.lines import now_text
 from casckpt.training.peers import ALONE, Peers
 
@@ -138,10 +139,20 @@ class StopWatch:
     """Looks for a request to stop one run: signals, the store, its own `stop` call."""
 
     def __init__(self, repository: Repository, run: str, peers: Peers = ALONE) -> None:
-        """Watch for `run` and the runs above it; the first process alone looks at the store."""
+        """Watch for `run` and the runs above it; the first process alone looks at the store.
+
+        What was asked before is over, since it was meant for those at work then. What was asked
+        since `casckpt run` began is not: it is meant for the command, however often that starts.
+        """
         self._repository = repository
-        parts = run.split("/") if peers.leads else []
-        self._keys = [_key("/".join(parts[:end])) for end in range(len(parts), 0, -1)]
+        self._run = run
+        self._names = _with_those_above(run) if peers.leads else []
+        since = supervised_since()
+        self._over = {
+            name: payload
+            for name in self._names
+            if (payload := _request(repository, name)) and not (since and _is_since(payload, since))
+        }
         # A launcher that dies leaves its processes behind, where nobody would see them train.
         launched = peers.size > 1 and _LAUNCHED in os.environ
         self._launcher = os.getppid() if launched else 0
@@ -155,13 +166,21 @@ class StopWatch:
         return self._installed
 
     def begin(self) -> None:
-        """Watch from now on, or go on; what was asked before this session is over."""
+        """Watch from now on, or go on."""
         if not self._installed:
             self._installed = _signals.install()
         if not self._has_begun:
             self._has_begun = True
-            if self._keys and self._repository.row("progress", self._keys[0]) is not None:
-                _delete(self._repository, self._keys[0])
+            for name, payload in self._over.items():
+                # Not where others work, who may not have seen it yet; they began before it came.
+                if _request(self._repository, name) == payload and not self._others_work(name):
+                    _delete(self._repository, _key(name))
+
+    def follow(self, above: StopWatch) -> None:
+        """Take what was asked of the runs above as their own watch does, which began earlier."""
+        for name in above._names:
+            self._over.pop(name, None)
+        self._over.update(above._over)
 
     def end(self) -> None:
         """Stop watching; the process's own handlers come back."""
@@ -191,19 +210,27 @@ class StopWatch:
         now_s = time.monotonic()
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + LOOK_EVERY_S
-            for key in self._keys:
-                if self._repository.row("progress", key) is not None:
+            for name in self._names:
+                payload = _request(self._repository, name)
+                if payload and payload != self._over.get(name):
                     self._own = StopRequest("term", "casckpt stop", now_s)
                     return self._own
             if self._launcher and os.getppid() != self._launcher:
                 self._own = StopRequest("term", "the death of the launcher", now_s)
         return self._own
 
+    def _others_work(self, name: str) -> bool:
+        """Return whether a live process trains another run of those that a request is for."""
+        path = self._repository.path
+        below = [run for run, _ in self._repository.run_rows(f"{name}/")]
+        return any(runlock.is_held(path, run) for run in (name, *below) if run != self._run)
+
 
 def request_stop(repository: Repository, run: str) -> None:
     """Ask whoever trains `run`, or a run below it, to save and stop; durable on return.
 
-    The next session of the run forgets it: it is meant for the one at work.
+    It is meant for those at work, and for a `casckpt run` that is about to start one again. Who
+    starts later does not heed it.
     """
     from casckpt.store.commits import RowWrite
 
@@ -211,15 +238,38 @@ def request_stop(repository: Repository, run: str) -> None:
     repository.write_rows([RowWrite("progress", _key(run), payload)])
 
 
-def is_requested(repository: Repository, run: str) -> bool:
-    """Return whether a request to stop the run, or one above it, waits to be seen."""
+def is_requested(repository: Repository, run: str, since: str) -> bool:
+    """Return whether a request to stop the run, or one above it, waits to be seen.
+
+    Args:
+        repository: the store.
+        run: its name.
+        since: older ones do not count; RFC 3339.
+    """
+    payloads = (_request(repository, name) for name in _with_those_above(run))
+    return any(_is_since(payload, since) for payload in payloads if payload)
+
+
+def _with_those_above(run: str) -> list[str]:
     parts = run.split("/")
-    names = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return any(repository.row("progress", _key(name)) is not None for name in names)
+    return ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def _key(run: str) -> bytes:
     return rows.name_part(run) + b"\0" + _STOP_PART
+
+
+def _request(repository: Repository, run: str) -> bytes:
+    """Return the request to stop just this run, as it was written; empty without one."""
+    row = repository.row("progress", _key(run))
+    return b"" if row is None else row.payload
+
+
+def _is_since(payload: bytes, since: str) -> bool:
+    try:
+        return str(json.loads(payload)["at"]) >= since
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _delete(repository: Repository, key: bytes) -> None:

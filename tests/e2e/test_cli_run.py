@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,24 @@ def test_stop_reaches_a_supervisor_that_waits_to_start_again(new_cli):
     assert json.loads(new_cli("stop", "net", "--json").out)["was_running"] == []
     _, err = process.communicate(timeout=20)
     assert process.returncode == 75, err
+
+
+def test_stop_reaches_a_command_that_is_starting_again(new_cli, tmp_path):
+    slow = "if test -f died-2; then touch again; sleep 2; fi"
+    words = f"{slow}; {shlex.join(script(60, 0.1, '--die', 2))}"
+    process = new_cli.begin("run", "net", "--", "sh", "-c", words)
+    while not (tmp_path / "again").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    answer = new_cli("stop", "net")
+    assert "Nobody is at work on net: it is lost" in answer.err
+    assert "starting it now heeds the request" in answer.err
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 75, err
+    assert len(epochs(out)) <= 2
+    # It was meant for that supervision, whatever becomes of the next one.
+    assert new_cli("run", "net", "--max-restarts", "1", "--", "sh", "-c", "exit 7").code == 7
+    assert new_cli("run", "net", "--", *script(4)).code == 0
 
 
 def test_a_second_supervisor_of_a_run_is_refused(new_cli):

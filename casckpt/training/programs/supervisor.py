@@ -22,6 +22,7 @@ from typing import Final, Literal
 from casckpt.errors import BadRequest
 from casckpt.hostnotes import write_private
 from casckpt.supervised import COMMAND_FILE, REPORT_FILE, SUPERVISOR
+from casckpt.training.lines import now_text
 
 FIRST_DELAY_S: Final = 1.0
 DELAY_MAX_S: Final = 60.0
@@ -147,7 +148,7 @@ def supervise(
     *,
     max_restarts: int,
     tell: Callable[[Event], None],
-    is_stopped: Callable[[], bool] = lambda: False,
+    is_stopped: Callable[[str], bool] = lambda since: False,
     cwd: str | None = None,
     environment: Mapping[str, str] | None = None,
     stdout: int | None = None,
@@ -160,7 +161,8 @@ def supervise(
         argv: program and arguments; no shell.
         max_restarts: how often it is started again after a crash.
         tell: called with everything that happens.
-        is_stopped: asked while it waits to start again; True ends it.
+        is_stopped: asked while it waits to start again, with the time when supervision began (RFC
+            3339); True ends it.
         cwd: folder to start in; None for this one.
         environment: variables besides those of this process.
         stdout: descriptor for the command's output; None for this process's own.
@@ -170,11 +172,13 @@ def supervise(
     """
     shared = Path(tempfile.mkdtemp(prefix="casckpt-run-"))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    since = now_text()
     try:
-        write_private(shared / COMMAND_FILE, json.dumps({"argv": list(argv)}))
+        about = {"argv": list(argv), "since": since}
+        write_private(shared / COMMAND_FILE, json.dumps(about))
         variables = {**os.environ, **(environment or {}), SUPERVISOR: str(shared)}
         child = _Child(argv, cwd, variables, stdout, before, shared)
-        return _keep_running(child, max_restarts, tell, is_stopped)
+        return _keep_running(child, max_restarts, tell, lambda: is_stopped(since))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         shutil.rmtree(shared, ignore_errors=True)

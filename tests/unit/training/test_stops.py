@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 import casckpt
+from casckpt import supervised
 from casckpt.errors import Stopped
 from casckpt.training import stops
+from casckpt.training.lines import now_text
 from tests.unit.training.processes import HOLD, elsewhere
 
 
@@ -195,6 +199,75 @@ def test_a_stop_reaches_children(store, name):
             stops.request_stop(run.repository, name)
             child._session.watch._next_look_s = 0
     assert store.latest(f"{name}/a").step == 1
+
+
+def asked(store, name):
+    return store._repository.row("progress", stops._key(name)) is not None
+
+
+def test_a_request_to_a_run_above_is_for_those_at_work_alone(store, name):
+    below = f"{name}/a/b"
+    stops.request_stop(store._repository, name)
+    assert body(store, below, lambda epoch: None)["n"] == 5
+    assert not asked(store, name)
+
+    def on_epoch(epoch):
+        stops.request_stop(store._repository, name)
+        time.sleep(1.1 * stops.LOOK_EVERY_S)
+
+    store.delete(below)
+    with pytest.raises(Stopped):
+        body(store, below, on_epoch)
+    assert body(store, below, lambda epoch: None)["n"] == 5
+
+
+def test_a_request_of_before_does_not_stop_folds_and_children(store, name):
+    with store.run(name) as run:
+        run.child("first").close()
+    stops.request_stop(store._repository, name)
+    with store.run(name) as run:
+        for fold in run.folds([([0], [1]), ([1], [0])], None):
+            assert list(fold.run.epochs(2, {})) == [1, 2]
+        run.check_stop()
+
+
+def test_a_request_still_reaches_those_at_work_when_another_run_begins(store, name):
+    with pytest.raises(Stopped), store.run(f"{name}/a") as run:  # noqa: PT012
+        for epoch in run.epochs(3, {"n": 0}):
+            if epoch == 2:
+                stops.request_stop(store._repository, name)
+                assert body(store, f"{name}/b", lambda epoch: None)["n"] == 5
+                assert asked(store, name)
+                run._session.watch._next_look_s = 0
+    assert store.latest(f"{name}/a").step == 2
+
+
+def test_a_request_reaches_the_child_that_begins_next(store, name):
+    with store.run(name) as run:
+        with run.child("a") as child:
+            assert list(child.epochs(1, {})) == [1]
+        stops.request_stop(store._repository, name)
+        child = run.child("b")
+        with pytest.raises(Stopped):
+            list(child.epochs(3, {}))
+
+
+@pytest.mark.parametrize("is_for", ["", "/a"])
+def test_a_supervised_command_that_starts_again_heeds_what_was_asked_since(
+    store, name, tmp_path, monkeypatch, is_for
+):
+    monkeypatch.setenv(supervised.SUPERVISOR, str(tmp_path))
+    stops.request_stop(store._repository, name + is_for)
+    time.sleep(0.01)
+    since = now_text()
+    (tmp_path / supervised.COMMAND_FILE).write_text(json.dumps({"since": since}))
+    assert not stops.is_requested(store._repository, f"{name}/a", since)
+    assert body(store, f"{name}/a", lambda epoch: None, 2)["n"] == 2
+    stops.request_stop(store._repository, name + is_for)
+    assert stops.is_requested(store._repository, f"{name}/a", since)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            body(store, f"{name}/a", lambda epoch: None)
 
 
 def test_no_save_is_begun_that_does_not_fit_the_grace(store, name, monkeypatch):
