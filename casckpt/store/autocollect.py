@@ -18,7 +18,7 @@ from typing import Final
 
 from casckpt.errors import CasckptError
 from casckpt.programs import command_of, environment_of
-from casckpt.store import layout, rows
+from casckpt.store import clock, layout, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
 
@@ -37,11 +37,11 @@ def is_due(tx: Transaction, now_ns: int) -> bool:
     past its grace, and the bytes registered since then, all of which may be dead, exceed 256 MiB
     and a fifth of the store; or if only the trash waits, once an hour.
     """
-    since_s = (now_ns - tx.number("gc_at")) / 1e9
+    since_s = clock.age_s(now_ns, tx.number("gc_at"))
     if since_s < INTERVAL_S or tx.number("rebuilt"):
         return False
     trashed_ns = tx.number("trash_since")
-    waits = bool(trashed_ns) and (now_ns - trashed_ns) / 1e9 > layout.GRACE_S
+    waits = bool(trashed_ns) and clock.age_s(now_ns, trashed_ns) > layout.GRACE_S
     if not waits and not tx.number("removed_roots"):
         return False
     if waits and since_s > layout.GRACE_S:

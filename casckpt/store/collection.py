@@ -414,8 +414,9 @@ class _Collector:
 
         def note(tx: Transaction) -> None:
             check_run(tx, self._run)
-            tx.set_number("gc_at", time.time_ns())
-            tx.set_number("trash_since", min(trashed, default=0))
+            now_ns = time.time_ns()
+            tx.set_number("gc_at", now_ns)
+            tx.set_number("trash_since", min(*trashed, now_ns) if trashed else 0)
 
         self._shared.writer.run(note, facts=False)
         self._shared.own.release_reserved()

@@ -156,16 +156,20 @@ def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
     if row is None or row.state != "live":
         raise NotFound(f"no checkpoint {run} with commit {seq}", "it was removed meanwhile")
     now_ns = time.time_ns()
-    if not tx.number("trash_since"):
+    if not 0 < tx.number("trash_since") <= now_ns:
         tx.set_number("trash_since", now_ns)
-    changed = replace(
+    tx.put("checkpoints", key, trashed_now(row).encode())
+
+
+def trashed_now(row: rows.Row) -> rows.Row:
+    """Return the row of a checkpoint that comes into the trash now."""
+    return replace(
         row,
         state="trash",
-        trashed_at_ns=now_ns,
+        trashed_at_ns=time.time_ns(),
         trashed_boot_ns=clock.boot_ns(),
         trashed_boot=clock.boot_id(),
     )
-    tx.put("checkpoints", key, changed.encode())
 
 
 def bury_checkpoint(tx: Transaction, run: str, seq: int, payload: bytes) -> bool:

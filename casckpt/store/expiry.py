@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from casckpt.store import clock, layout, rows
 from casckpt.store.collectors import check_run
+from casckpt.store.commits import trashed_now
 from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
 
@@ -14,35 +16,52 @@ from casckpt.store.sharing import SharedStore
 def expire(shared: SharedStore, run: bytes, *, now: bool) -> int:
     """Turn trash whose grace is over, or all of it with `now`, into tombstones; return how much.
 
-    It is done for the collector `run`, in transactions of its own.
+    It is done for the collector `run`, in transactions of its own. Where a clock was wrong, so that
+    a checkpoint will have come into the trash only later, its grace begins now.
     """
+    over, ahead = [], []
     with shared.environment.read() as tx:
-        keys = [
-            key
-            for key, value in tx.scan("checkpoints")
-            if (row := rows.Row.decode(value)).state == "trash" and (now or _is_over(row))
-        ]
+        for key, value in tx.scan("checkpoints"):
+            row = rows.Row.decode(value)
+            if row.state == "trash":
+                at = row.trashed_at_ns, row.trashed_boot_ns, row.trashed_boot
+                if now or clock.grace_is_over(*at, layout.GRACE_S):
+                    over.append(key)
+                elif clock.is_ahead(*at):
+                    ahead.append(key)
+    _each(shared, partial(_begin_grace, run=run), ahead)
+    return _each(shared, partial(_bury, run=run), over)
+
+
+def _each(shared: SharedStore, change: Callable[..., int], keys: list[bytes]) -> int:
     count = 0
     for start in range(0, len(keys), layout.TRANSACTION_MAX_ROWS):
         batch = keys[start : start + layout.TRANSACTION_MAX_ROWS]
-        count += shared.writer.run(partial(_bury, run=run, keys=batch), row_count=len(batch))
+        count += shared.writer.run(partial(change, keys=batch), row_count=len(batch))
     return count
 
 
-def _is_over(row: rows.Row) -> bool:
-    return clock.grace_is_over(
-        row.trashed_at_ns, row.trashed_boot_ns, row.trashed_boot, layout.GRACE_S
-    )
+def _trash(tx: Transaction, keys: list[bytes]) -> Iterator[tuple[bytes, rows.Row]]:
+    """Yield those of the rows that are in the trash still."""
+    for key in keys:
+        value = tx.get("checkpoints", key)
+        row = None if value is None else rows.Row.decode(value)
+        if row is not None and row.state == "trash":
+            yield key, row
+
+
+def _begin_grace(tx: Transaction, run: bytes, keys: list[bytes]) -> int:
+    check_run(tx, run)
+    for key, row in _trash(tx, keys):
+        tx.put("checkpoints", key, trashed_now(row).encode())
+    return len(keys)
 
 
 def _bury(tx: Transaction, run: bytes, keys: list[bytes]) -> int:
     check_run(tx, run)
     count = 0
-    for key in keys:
-        value = tx.get("checkpoints", key)
-        row = None if value is None else rows.Row.decode(value)
-        if row is not None and row.state == "trash":
-            row = rows.with_checkpoint_payload(row, b"")
-            tx.put("checkpoints", key, replace(row, state="tombstone").encode())
-            count += 1
+    for key, row in _trash(tx, keys):
+        bare = rows.with_checkpoint_payload(row, b"")
+        tx.put("checkpoints", key, replace(bare, state="tombstone").encode())
+        count += 1
     return count
