@@ -31,6 +31,8 @@ def gc_lock(shared: SharedStore) -> Iterator[None]:
 def begin_run(shared: SharedStore) -> bytes:
     """Seal our own packs, and make a new collector the one; return what names it."""
     run = os.urandom(16)
+    # What follows replaces many rows, and needs the room of those it replaced.
+    shared.environment.forget_dead_readers()
     shared.own.seal_all()
     shared.writer.run(lambda tx: tx.put("meta", b"gc_run", run), facts=False)
     return run

@@ -369,6 +369,15 @@ class Environment:
         parent.removed_roots += child.removed_roots
         return result
 
+    def forget_dead_readers(self) -> None:
+        """Free what readers that were killed looked at: the index grows while it is kept."""
+        with gate:
+            try:
+                if self._handle is not None:
+                    self._handle.reader_check()
+            except lmdb.Error as exc:
+                raise translate(exc, "cannot look for readers that died") from exc
+
     def last_transaction(self) -> int:
         """Return the number of the last committed transaction; 0 once closed."""
         with gate:

@@ -130,6 +130,9 @@ class IndexWriter:
                 if now >= beat_at:
                     beat_at = now + layout.HEARTBEAT_S
                     self._quietly(self._sink.beat, "the heartbeat was not written")
+                    # Openers do too, but who trains for weeks may be the only one.
+                    forget = self.environment.forget_dead_readers
+                    self._quietly(forget, "readers of the index that died keep its pages")
             except Exception as exc:
                 # No memory, say. Without this thread whoever writes would wait for ever.
                 for job in batch:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import lmdb
 import pytest
 
@@ -85,3 +89,55 @@ def _on(row: rows.ObjectRow, base: bytes) -> rows.ObjectRow:
     from dataclasses import replace
 
     return replace(row, base=base, depth=1 if base else 0)
+
+
+# ---- readers that died
+
+
+@pytest.fixture
+def dead_reader(path, repository) -> str:
+    """Kill a process in the midst of a read transaction; return its process id."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from casckpt.store.environment import Environment\n"
+        "with Environment(Path(sys.argv[1]), readonly=True).read():\n"
+        "    print(flush=True)\n    time.sleep(100)\n"
+    )
+    reader = subprocess.Popen(
+        [sys.executable, "-c", script, str(path / "index.0")], stdout=subprocess.PIPE
+    )
+    assert reader.stdout.readline()
+    reader.kill()
+    reader.wait()
+    reader.stdout.close()
+    return str(reader.pid)
+
+
+def readers(repository) -> list[str]:
+    """Return the process ids in the table of readers."""
+    text = repository._shared().environment._handle.readers()
+    return [line.split()[0] for line in text.splitlines()[1:]]
+
+
+def test_a_reader_that_died_is_forgotten_with_the_heartbeat(repository, dead_reader, monkeypatch):
+    monkeypatch.setattr(layout, "HEARTBEAT_S", 0.05)
+    assert dead_reader in readers(repository)
+    save(repository, [b"x"])
+    deadline = time.monotonic() + 20
+    while dead_reader in readers(repository):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_reader_that_died_is_forgotten_by_a_collection(repository, dead_reader):
+    save(repository, [b"x"])
+    assert dead_reader in readers(repository)
+    repository.gc()
+    assert dead_reader not in readers(repository)
+
+
+def test_a_closed_environment_has_no_readers(repository):
+    environment = repository._shared().environment
+    environment.close()
+    environment.forget_dead_readers()
+    environment._open()
