@@ -25,6 +25,7 @@ from casckpt.adapters.xgboost_parts import (
     cuts_stay,
     early_stopping,
     seed_at,
+    without_config,
 )
 from casckpt.errors import BadRequest
 from casckpt.training.loops import rounds as rounds_of
@@ -242,7 +243,8 @@ class Callback(xgboost.callback.TrainingCallback):
 def model(run: Run) -> xgboost.Booster | None:
     """Return the booster that a run goes on from, for `xgb_model=`; None at the beginning."""
     state = rounds_of.restored(run, "xgboost")
-    return None if state is None else state["booster"]
+    # With its parameters, xgboost would not seed its generator anew.
+    return None if state is None else without_config(state["booster"])
 
 
 def rounds(run: Run) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ from casckpt.adapters import missing_extra, xgboost_pieces
 from casckpt.checkpoint.opaque import OpaqueHandler
 from casckpt.checkpoint.scalars import Node, malformed
 from casckpt.checkpoint.tree_paths import join
+from casckpt.logs import logger
 
 try:
     import xgboost
@@ -29,17 +31,21 @@ _WHOLE: Final = "ubj"
 
 
 class XgboostHandler(OpaqueHandler):
-    """Boosters in state trees: xgboost's own UBJSON, which is byte for byte the same each time."""
+    """Boosters in state trees: xgboost's own UBJSON, which is byte for byte the same each time.
+
+    A model holds no parameters of training, so xgboost's configuration stands beside it.
+    """
 
     library = "xgboost"
     noun = "a booster"
 
     def flatten(self, value: Any, path: str, walker: Walker) -> Node | None:
         """Return the node of a booster; None for other values of the library."""
-        if isinstance(value, xgboost.Booster):
-            node = walker.walk(bytes(value.save_raw("ubj")), join(path, 0))
-            return {"x": ["xgboost", "booster"], "a": _WHOLE, "v": [node]}
-        return None
+        if not isinstance(value, xgboost.Booster):
+            return None
+        parts = bytes(value.save_raw("ubj")), value.save_config().encode()
+        nodes = [walker.walk(part, join(path, place)) for place, part in enumerate(parts)]
+        return {"x": ["xgboost", "booster"], "a": _WHOLE, "v": nodes}
 
     def build(
         self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
@@ -48,14 +54,44 @@ class XgboostHandler(OpaqueHandler):
         if kind != "booster" or not all(isinstance(piece, bytes) for piece in children):
             raise malformed(f"a value of xgboost of the unknown kind {kind[:40]!r}")
         try:
-            is_whole = attributes == _WHOLE
-            raw = b"".join(children) if is_whole else xgboost_pieces.join(children)
-            return xgboost.Booster(model_file=bytearray(raw))
+            if attributes != _WHOLE:
+                return _loaded(xgboost_pieces.join(children))
+            model, *config = children  # stores of before have no configuration
+            booster = _loaded(model)
         except (ValueError, xgboost.core.XGBoostError) as exc:
             raise malformed(f"a booster that xgboost refuses: {str(exc)[:200]}") from exc
+        try:
+            for text in config:
+                _configure(booster, text.decode())
+        except (ValueError, TypeError, KeyError, xgboost.core.XGBoostError) as exc:
+            logger.warning(
+                "a booster is restored without its parameters: %s",
+                str(exc).partition("\n")[0][:200],
+            )
+            return _loaded(model)  # the other one may have taken a part of them
+        return booster
 
 
 HANDLER = XgboostHandler()
+
+
+def without_config(booster: xgboost.Booster) -> xgboost.Booster:
+    """Return the model alone, as from a model file."""
+    return _loaded(booster.save_raw("ubj"))
+
+
+def _configure(booster: xgboost.Booster, text: str) -> None:
+    """Give a booster its parameters, or raise."""
+    saved, own = (json.loads(config)["version"] for config in (text, booster.save_config()))
+    if saved != own:
+        # load_config would return as if it had taken them.
+        raise ValueError(f"they are of xgboost {saved}, this is {own}")
+    booster.load_config(text)
+    booster.save_config()  # looks for the device, which may not be there
+
+
+def _loaded(model: bytes | bytearray) -> xgboost.Booster:
+    return xgboost.Booster(model_file=bytearray(model))
 
 
 def seed_at(seed: int, rounds: int) -> int:

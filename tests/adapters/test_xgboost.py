@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -216,6 +217,16 @@ def test_the_callback_saves_for_those_who_call_train(store, name):
     assert raw(booster) == raw(xgboost.train(PLAIN, data(), 12))
 
 
+def test_what_a_run_goes_on_from_draws_by_the_seed_of_the_caller(store, name):
+    with store.run(name) as run:
+        xgboost.train(SAMPLED, data(), 5, callbacks=[casckpt.xgboost.Callback(run, every=5)])
+        made = [
+            raw(xgboost.train(SAMPLED, data(), 5, xgb_model=casckpt.xgboost.model(run)))
+            for _ in range(3)
+        ]
+    assert made[0] == made[1] == made[2]
+
+
 @pytest.mark.parametrize("params", [PLAIN, {"booster": "gblinear"}, {**PLAIN, "num_class": 3}])
 def test_a_booster_in_a_state_comes_back_byte_for_byte(store, name, params):
     matrix = data()
@@ -229,6 +240,72 @@ def test_a_booster_in_a_state_comes_back_byte_for_byte(store, name, params):
     state = {"model": None, "epoch": 0}
     store.restore(name, into=state)
     assert raw(state["model"]) == raw(booster)
+
+
+@pytest.mark.parametrize("params", [{**PLAIN, "eta": 0.01}, {"booster": "gblinear", "alpha": 2}])
+def test_a_restored_booster_goes_on_with_its_parameters(store, name, params):
+    matrix = data()
+    booster = xgboost.train({**params, "eval_metric": ["mae", "rmse"]}, matrix, 5)
+    first = store.save(name, {"model": booster})
+    restored = store.restore(name)["model"]
+    assert restored.save_config() == booster.save_config()
+    second = store.save(name, {"model": restored})
+    assert [one.blob for one in store.entries(first)] == [one.blob for one in store.entries(second)]
+    assert first.logical_bytes - len(raw(booster)) < 2048
+    # As a pickled one does: not exactly as the original for all kinds of training.
+    pickled = pickle.loads(pickle.dumps(booster))
+    for one in (restored, pickled):
+        one.update(matrix, 5)
+    assert raw(restored) == raw(pickled)
+
+
+def test_a_booster_of_a_store_of_before_comes_back_without_parameters(caplog):
+    booster = xgboost.train({**PLAIN, "eta": 0.01}, data(), 5)
+    assert raw(HANDLER.build("booster", "ubj", [raw(booster)], None)) == raw(booster)
+    assert not caplog.records
+
+
+def edited(booster, version=None, **generic):
+    config = json.loads(booster.save_config())
+    config["version"] = version or config["version"]
+    config["learner"]["generic_param"].update(generic)
+    return json.dumps(config).encode()
+
+
+REFUSED = {
+    "no such device": lambda booster: edited(booster, device="sycl:gpu"),
+    "of no known device": lambda booster: edited(booster, device="abacus"),
+    "another version": lambda booster: edited(booster, version=[1, 7, 0]),
+    "no parameters": lambda booster: json.dumps(
+        {**json.loads(edited(booster)), "learner": {}}
+    ).encode(),
+    "no version": lambda _: b"{}",
+    "no object": lambda _: b"[]",
+    "no JSON": lambda _: b"eta=0.3",
+    "no text": lambda _: b"\xff\xfe",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # xgboost says so too
+@pytest.mark.parametrize("why", REFUSED)
+def test_parameters_that_this_xgboost_refuses_do_not_keep_the_model_away(why, caplog):
+    matrix = data()
+    booster = xgboost.train({**PLAIN, "eta": 0.01}, matrix, 5)
+    back = HANDLER.build("booster", "ubj", [raw(booster), REFUSED[why](booster)], None)
+    assert "restored without its parameters" in caplog.text
+    assert raw(back) == raw(booster)
+    assert np.array_equal(back.predict(matrix), booster.predict(matrix))
+    back.update(matrix, 5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # xgboost says so too
+def test_a_booster_of_a_machine_with_cuda_works_on_one_without():
+    matrix = data()
+    booster = xgboost.train({**PLAIN, "eta": 0.01}, matrix, 5)
+    config = edited(booster, device="cuda:0", fail_on_invalid_gpu_id="1")
+    back = HANDLER.build("booster", "ubj", [raw(booster), config], None)
+    assert np.array_equal(back.predict(matrix), booster.predict(matrix))
+    back.update(matrix, 5)
 
 
 def test_boosters_in_pieces_of_stores_of_before_come_back():
