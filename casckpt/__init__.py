@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from casckpt import startup as startup  # takes note of the folder, which a script may change
+
 if TYPE_CHECKING:
     from casckpt import errors as errors
     from casckpt.api import Options as Options

@@ -44,9 +44,15 @@ def report_at_exit() -> None:
 
 def _report() -> None:
     folder = os.environ.get(SUPERVISOR)
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if not folder or not isinstance(error, CasckptError):
+    if not folder:
         return
+    path = Path(folder) / REPORT_FILE
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     with contextlib.suppress(OSError):
-        document = {"error": type(error).__name__, "exit_code": error.exit_code}
-        write_private(Path(folder) / REPORT_FILE, json.dumps(document))
+        if isinstance(error, CasckptError):
+            document = {"error": type(error).__name__, "exit_code": error.exit_code}
+            document |= {"pid": os.getpid(), "ppid": os.getppid()}
+            write_private(path, json.dumps(document))
+        elif read_note(path).get("ppid") == os.getpid():
+            # A process that it has started failed, and it went on: that is not how it ended.
+            path.unlink(missing_ok=True)

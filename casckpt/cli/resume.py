@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ from casckpt.errors import OperationFailed
 def resume(output: Output, name: str, dry_run: bool, max_restarts: int) -> int | None:
     """Start the command again that this user last trained NAME with, on this host.
 
-    It runs in the folder it was started in, with the same arguments, and goes on where the run was.
+    It runs in the folder it was started in, with the same arguments and the variables that decide
+    about code, data and device as they were, and goes on where the run was.
     Commands are kept outside the store, for their owner only: one that came with a store from
     elsewhere is never started. Its exit code comes back.
     """
@@ -44,11 +47,14 @@ def resume(output: Output, name: str, dry_run: bool, max_restarts: int) -> int |
     (name,) = stores.split(output.settings, name)
     store = stores.locate(output.settings)
     recorded = commands.read(store, name)
+    # What was not set then is not set now: another store or device than that of the run, say.
+    unset = [key for key in commands.KEPT_VARIABLES if key not in recorded.environment]
     about: dict[str, Any] = {
         "run": name,
         "argv": list(recorded.argv),
         "cwd": recorded.cwd,
         "environment": dict(recorded.environment),
+        "unset": unset,
         "recorded": recorded.recorded,
         "dry_run": dry_run,
     }
@@ -56,7 +62,8 @@ def resume(output: Output, name: str, dry_run: bool, max_restarts: int) -> int |
         if output.json:
             output.document("resume", **about)
         else:
-            output.line(_shell_line(recorded.cwd, recorded.environment, recorded.argv))
+            present = [key for key in unset if key in os.environ]
+            output.line(_shell_line(recorded.cwd, present, recorded.environment, recorded.argv))
         return None
     if not Path(recorded.cwd).is_dir():
         raise OperationFailed(
@@ -72,14 +79,17 @@ def resume(output: Output, name: str, dry_run: bool, max_restarts: int) -> int |
         recorded.argv,
         max_restarts,
         cwd=recorded.cwd,
-        environment=recorded.environment,
+        environment={**dict.fromkeys(unset), **recorded.environment},
     )
     if output.json:
         output.document("resume", **about, exit_code=outcome.code, restarts=outcome.restarts)
     return outcome.code
 
 
-def _shell_line(cwd: str, environment: Any, argv: Any) -> str:
+def _shell_line(
+    cwd: str, unset: Sequence[str], environment: Mapping[str, str], argv: Sequence[str]
+) -> str:
     """Return what to type in a shell for the same."""
+    without = f"env {''.join(f'-u {key} ' for key in unset)}" if unset else ""
     variables = "".join(f"{key}={shlex.quote(value)} " for key, value in environment.items())
-    return f"cd {shlex.quote(cwd)} && {variables}{shlex.join(argv)}"
+    return f"cd {shlex.quote(cwd)} && {without}{variables}{shlex.join(argv)}"

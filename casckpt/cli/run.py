@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,9 @@ def run(output: Output, name: str, words: tuple[str, ...], max_restarts: int) ->
 
     (name,) = stores.split(output.settings, name)
     check_run_name(name)
-    store = stores.named(output.settings)
-    environment = {} if store is None else {stores.ENVIRONMENT: str(store.absolute())}
+    environment: dict[str, str | None] = {}
+    if stores.named(output.settings) is not None:
+        environment[stores.ENVIRONMENT] = str(stores.locate(output.settings).absolute())
     refuse_second(output, name)
     before = _runs(output)
     outcome = keep_running(output, name, words, max_restarts, environment=environment, lines=True)
@@ -134,7 +136,7 @@ def keep_running(
     max_restarts: int,
     *,
     cwd: str | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     lines: bool = False,
 ) -> Outcome:
     """Supervise a command, and say what happens.
@@ -145,16 +147,25 @@ def keep_running(
         words: the command.
         max_restarts: how often to start it again.
         cwd: folder to start it in.
-        environment: variables besides those here.
+        environment: variables besides those here; None takes one away.
         lines: whether --json writes a line for each event.
     """
     from casckpt.training.programs.supervisor import supervise
 
     def tell(event: Event) -> None:
-        if output.json and lines:
-            json_line("run", **_record(name, words, event))
-        elif text := _sentence(name, words, event):
-            output.note(text)
+        as_json = output.json and lines
+        try:
+            if as_json:
+                json_line("run", **_record(name, words, event))
+            elif text := _sentence(name, words, event):
+                output.note(text)
+        except BrokenPipeError:
+            # Supervision goes on without its reader, and nothing else may fail for its absence:
+            # what is left to flush, or a command that is started again and inherits the stream.
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), (sys.stdout if as_json else sys.stderr).fileno())
+        except OSError:
+            pass  # a full disk, say: it is said to nobody, and supervision goes on
 
     return supervise(
         words,

@@ -214,6 +214,59 @@ def test_resume_knows_only_commands_of_this_user_here(new_cli, own_cli):
     assert document["exit_code"] == 0
 
 
+def test_resume_trains_in_the_store_of_the_run_whatever_is_set_now(new_cli, tmp_path):
+    """CASCKPT_STORE was not set when it was recorded, and names another store now."""
+    train = tmp_path / "train.py"
+    train.write_text(
+        "import os, sys, casckpt\n"
+        "path = os.environ.get('CASCKPT_STORE', 'ckpts')\n"
+        "with casckpt.open(path) as store, store.run('net') as run:\n"
+        "    for epoch in run.epochs(int(sys.argv[1]), {}):\n"
+        "        pass\n"
+    )
+    bare = {key: value for key, value in new_cli.environment.items() if key != "CASCKPT_STORE"}
+    done = subprocess.run([sys.executable, "train.py", "2"], cwd=tmp_path, env=bare, check=False)
+    assert done.returncode == 0
+    with casckpt.open(tmp_path / "ckpts") as store:
+        store.delete("net")
+    words = ("--store", "ckpts", "resume", "net")
+    shown = new_cli(*words, "-n", CUDA_VISIBLE_DEVICES="0").out
+    assert " && env -u CASCKPT_STORE -u CUDA_VISIBLE_DEVICES PYTHONPATH=" in shown
+    answer = new_cli(*words)
+    assert answer.code == 0, answer.err
+    assert not new_cli.store.exists()
+    with casckpt.open(tmp_path / "ckpts") as store:
+        assert store.latest("net").step == 2
+        store.delete("net")
+    assert subprocess.run(["sh", "-c", shown], env=new_cli.environment, check=False).returncode == 0
+    assert not new_cli.store.exists()
+
+
+def test_a_reader_that_leaves_does_not_end_the_supervision(new_cli):
+    for words in (["--json"], []):
+        process = new_cli.begin(
+            "run", "net", *words, "--max-restarts", "1",
+            "--", "sh", "-c", "echo x >> starts; sleep 0.3; exit 7",
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait(timeout=20) == 7
+        assert (new_cli.folder / "starts").read_text() == "x\nx\n"
+        (new_cli.folder / "starts").unlink()
+
+
+def test_the_command_gets_the_store_that_was_found(new_cli, tmp_path):
+    (tmp_path / "project").mkdir()
+    assert new_cli("init", str(tmp_path / "project" / ".casckpt")).code == 0
+    answer = new_cli("run", "net", "--store", "project", "--", *script(2))
+    assert answer.code == 0, answer.err
+    assert "There is no run" not in answer.err
+    with casckpt.open(tmp_path / "project" / ".casckpt", mode="r") as store:
+        assert store.latest("net").step == 2
+
+
 def test_stop_of_nobody_and_of_nothing(own_cli):
     answer = own_cli("stop", "bpm/nn")
     assert answer.code == 0

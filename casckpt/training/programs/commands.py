@@ -21,7 +21,8 @@ from casckpt import native
 from casckpt.errors import NotFound, PermissionRefused
 from casckpt.hostnotes import state_folder, write_private
 from casckpt.logs import logger
-from casckpt.supervised import COMMAND_FILE, SUPERVISOR
+from casckpt.startup import STARTED_IN
+from casckpt.supervised import supervision
 from casckpt.training.lines import now_text
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def record(store: Path, run: str) -> None:
     started: run again, they would not be the same. A failure is no reason not to train.
     """
     try:
-        argv = _typed() or _own()
+        typed = supervision()
+        argv = _typed(typed) or _own()
         if argv is None:
             return
         path = path_of(store, run)
@@ -79,7 +81,8 @@ def record(store: Path, run: str) -> None:
             run=run,
             store=str(store),
             argv=tuple(argv),
-            cwd=str(Path.cwd()),
+            # Not where it is now: a script may change its folder, as those of Hydra do.
+            cwd=str(typed.get("cwd") or STARTED_IN or Path.cwd()),
             environment={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
             host=socket.gethostname(),
             recorded=now_text(),
@@ -134,16 +137,10 @@ def path_of(store: Path, run: str) -> Path:
     return state_folder("commands") / f"{name}.json"
 
 
-def _typed() -> list[str] | None:
+def _typed(about: Mapping[str, Any]) -> list[str] | None:
     """Return what was given to `casckpt run`, if this process runs under it."""
-    folder = os.environ.get(SUPERVISOR)
-    if not folder:
-        return None
-    try:
-        argv = json.loads((Path(folder) / COMMAND_FILE).read_text())["argv"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return [str(word) for word in argv]
+    argv = about.get("argv")
+    return [str(word) for word in argv] if isinstance(argv, list) and argv else None
 
 
 def _own() -> list[str] | None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from casckpt.errors import BadRequest
-from casckpt.hostnotes import write_private
+from casckpt.hostnotes import read_note, write_private
+from casckpt.startup import STARTED_IN
 from casckpt.supervised import COMMAND_FILE, REPORT_FILE, SUPERVISOR
 from casckpt.training.lines import now_text
 
@@ -150,7 +151,7 @@ def supervise(
     tell: Callable[[Event], None],
     is_stopped: Callable[[str], bool] = lambda since: False,
     cwd: str | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     stdout: int | None = None,
 ) -> Outcome:
     """Run a command until it ends well, is asked to end, or crashes too often.
@@ -164,7 +165,7 @@ def supervise(
         is_stopped: asked while it waits to start again, with the time when supervision began (RFC
             3339); True ends it.
         cwd: folder to start in; None for this one.
-        environment: variables besides those of this process.
+        environment: variables besides those of this process; None takes one away.
         stdout: descriptor for the command's output; None for this process's own.
 
     Raises:
@@ -174,9 +175,10 @@ def supervise(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     since = now_text()
     try:
-        about = {"argv": list(argv), "since": since}
+        about = {"argv": list(argv), "cwd": cwd or STARTED_IN, "since": since}
         write_private(shared / COMMAND_FILE, json.dumps(about))
-        variables = {**os.environ, **(environment or {}), SUPERVISOR: str(shared)}
+        wanted = {**os.environ, **(environment or {}), SUPERVISOR: str(shared)}
+        variables = {key: value for key, value in wanted.items() if value is not None}
         child = _Child(argv, cwd, variables, stdout, before, shared)
         return _keep_running(child, max_restarts, tell, lambda: is_stopped(since))
     finally:
@@ -234,12 +236,21 @@ class _Child:
                 self._process.send_signal(found.si_signo)
         return code
 
-    def told(self) -> int | None:
-        """Return the exit code of the casckpt error that ended it."""
-        try:
-            return int(json.loads((self._shared / REPORT_FILE).read_text())["exit_code"])
-        except (OSError, ValueError, KeyError, TypeError):
+    def told(self, code: int) -> int | None:
+        """Return the exit code of the casckpt error that ended it, if one did.
+
+        Others below it may have failed as well, such as a helper whose failure it has handled. So
+        nothing is believed of a command that a signal ended, nor of a process that is neither the
+        command nor started by it, as those of a launcher are.
+        """
+        report = read_note(self._shared / REPORT_FILE)
+        if not 0 < code < _SHELL_SIGNAL or self._process.pid not in (
+            report.get("pid"),
+            report.get("ppid"),
+        ):
             return None
+        told = report.get("exit_code")
+        return told if isinstance(told, int) else None
 
 
 def _keep_running(
@@ -255,7 +266,7 @@ def _keep_running(
         tell(Event("exit", pid=pid, code=code, restarts=restarts, ran_s=ran_s))
         verdict = judge(
             code,
-            told=child.told(),
+            told=child.told(code),
             asked=child.asked,
             restarts=restarts,
             max_restarts=max_restarts,

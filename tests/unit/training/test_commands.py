@@ -52,6 +52,22 @@ def test_a_run_records_how_it_was_started(script, tmp_path):
     assert "SECRET_KEY" not in command.environment
 
 
+def test_a_script_that_changes_its_folder_is_started_where_it_was(tmp_path):
+    """As those of Hydra do, after their imports."""
+    moving = SCRIPT.replace(
+        "config =", "import os; os.chdir(os.path.dirname(sys.argv[1])); config ="
+    )
+    path = tmp_path / "train.py"
+    path.write_text(moving)
+    (tmp_path / "outputs").mkdir()
+    done = subprocess.run(
+        [sys.executable, "train.py", str(tmp_path / "outputs" / "store"), "0.1"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert commands.read(tmp_path / "outputs" / "store", "net").cwd == str(tmp_path)
+
+
 def test_it_is_outside_the_store_and_for_its_owner_only(script, tmp_path):
     start(script)
     path = commands.path_of(tmp_path / "store", "net")
@@ -90,13 +106,15 @@ def test_one_of_many_processes_of_a_launcher_is_not_recorded(script, tmp_path):
 def test_under_a_supervisor_what_was_typed_counts_and_the_error_is_told(script, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
-    (shared / supervised.COMMAND_FILE).write_text(json.dumps({"argv": ["bash", "train.sh"]}))
+    typed = {"argv": ["bash", "train.sh"], "cwd": "/somewhere"}
+    (shared / supervised.COMMAND_FILE).write_text(json.dumps(typed))
     start(script, CASCKPT_SUPERVISOR=str(shared))
-    assert commands.read(tmp_path / "store", "net").argv == ("bash", "train.sh")
+    command = commands.read(tmp_path / "store", "net")
+    assert (command.argv, command.cwd) == (("bash", "train.sh"), "/somewhere")
     assert not (shared / supervised.REPORT_FILE).exists()
     assert start(script, "0.2", CASCKPT_SUPERVISOR=str(shared)).returncode == 1
     told = json.loads((shared / supervised.REPORT_FILE).read_text())
-    assert told == {"error": "ConfigMismatch", "exit_code": 2}
+    assert (told["error"], told["exit_code"], told["ppid"]) == ("ConfigMismatch", 2, os.getpid())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 
 import pytest
 
+from casckpt.training.programs import supervisor
 from casckpt.training.programs.supervisor import delay_s, judge
 
 
@@ -38,3 +41,52 @@ def test_the_limit_is_over_all():
 
 def test_the_wait_grows_to_a_minute():
     assert [delay_s(crashes) for crashes in (1, 2, 3, 6, 7, 100)] == [1, 2, 4, 32, 60, 60]
+
+
+FAIL = "import sys, casckpt; casckpt.open(sys.executable)"
+"""Ends with NoStore, exit code 10, which no restart mends."""
+
+HELPED = f"""
+import os, signal, subprocess, sys, casckpt
+helper = subprocess.run([sys.executable, "-c", {FAIL!r}], stderr=subprocess.DEVNULL)
+assert helper.returncode == 1
+"""
+
+
+def supervised(monkeypatch, *argv):
+    """Return how a command ended that may be started again once."""
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
+    return supervisor.supervise(argv, max_restarts=1, tell=lambda event: None)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [sys.executable, "-c", FAIL],
+        ["sh", "-c", f"{shlex.join([sys.executable, '-c', FAIL])}; exit 3"],
+    ],
+)
+def test_the_error_of_the_command_or_of_what_it_launched_decides(monkeypatch, argv):
+    outcome = supervised(monkeypatch, *argv)
+    assert (outcome.restarts, "store cannot be used" in outcome.text) == (0, True)
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise ValueError"])
+def test_the_failure_of_a_helper_does_not(monkeypatch, end):
+    assert supervised(monkeypatch, sys.executable, "-c", f"{HELPED}\n{end}").restarts == 1
+
+
+def test_nor_does_that_of_a_process_further_below(monkeypatch):
+    inner = f"{shlex.join([sys.executable, '-c', FAIL])}; exit 0"
+    command = f"import subprocess, sys; subprocess.run(['sh', '-c', {inner!r}]); sys.exit(1)"
+    assert supervised(monkeypatch, sys.executable, "-c", command).restarts == 1
+
+
+def test_variables_can_be_taken_away(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for environment, code in ((None, 0), ({"CUDA_VISIBLE_DEVICES": None}, 1)):
+        outcome = supervisor.supervise(
+            ["sh", "-c", 'test -n "$CUDA_VISIBLE_DEVICES"'],
+            max_restarts=0, tell=lambda event: None, environment=environment,
+        )  # fmt: skip
+        assert outcome.code == code
