@@ -1,7 +1,7 @@
 """The set of reachable ids of gc mark: 64-bit prefixes of ids, 11 to 21 bytes of memory each.
 
 Two ids that share a prefix count as one, so `in` may say yes for an id never added (chance below
-1e-7 for a million ids against a million others); gc then keeps a chunk too many, never one too few.
+1e-7 for a million ids against a million others); store/marking.py says what gc makes of that.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from casckpt.errors import CasckptError, Corrupt, NewerFormat
+from casckpt.errors import Corrupt, NewerFormat
 from casckpt.native import PrefixSet
-from casckpt.store import codec, layout, lists, packs, records, rows
+from casckpt.store import codec, files, layout, lists, packs, records, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.findings import WHOLE_PACK, Findings, Key, reason
 from casckpt.store.packs import pack_path
@@ -132,7 +132,7 @@ class ClosureCheck:
         except NewerFormat:
             # An encoding of a newer version: its refs are readable, its body is not ours to judge.
             return record.refs, _NOTHING
-        except (CasckptError, FileNotFoundError) as exc:
+        except files.DAMAGE as exc:
             again = self._chains([identity])[0]
             if again is not None and again[0][1] != row:
                 return self._refs(again, kind)  # a collector has moved it meanwhile

@@ -78,7 +78,7 @@ class Copies:
         for path in paths:
             try:
                 found += self._scan_file(path, wanted)
-            except (CasckptError, OSError):
+            except (*files.DAMAGE, NotADirectoryError):
                 continue  # what cannot be read holds no copy
         for place in found:
             self._places.setdefault(place.record.id, []).append(place)
@@ -108,7 +108,7 @@ class Copies:
         for place in self._places.get(identity, ()):
             try:
                 return self._decoded(place, above | {identity})
-            except (CasckptError, OSError):
+            except files.DAMAGE:
                 continue
         return self._from_other(identity)
 

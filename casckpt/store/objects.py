@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from casckpt import native
-from casckpt.errors import Busy, Corrupt, Deleted, NewerFormat
+from casckpt.errors import BadRequest, Busy, Corrupt, Deleted, NewerFormat
 from casckpt.store import codec, layout, records, rows
 from casckpt.store.commits import keep_usable, revive, set_live
 from casckpt.store.environment import Transaction
@@ -269,7 +269,18 @@ class ObjectWriter:
         return record
 
     def put_object(self, kind: int, refs: tuple[bytes, ...], body: bytes) -> bytes:
-        """Store a list or manifest unless it is there; return its id."""
+        """Store a list or manifest unless it is there; return its id.
+
+        Raises:
+            BadRequest: it is larger than a reader takes.
+        """
+        if len(body) > layout.BODY_MAX_BYTES or len(refs) > layout.REFS_MAX:
+            raise BadRequest(
+                f"the state's structure takes {len(body):,} bytes and {len(refs):,} blobs",
+                f"the limits are {layout.BODY_MAX_BYTES:,} and {layout.REFS_MAX:,}: names, short "
+                "texts and single numbers stand there",
+                "keep long lists of texts or numbers as one array, or as one text",
+            )
         identity = records.object_id(kind, refs, body)
         if self._claim_missing({identity: None}):
             encoded = codec.encode_body(body)

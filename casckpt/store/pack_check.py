@@ -106,7 +106,7 @@ class PackCheck:
             if not empty:
                 self._found.pack(pack.number, WHOLE_PACK, pack.path.name, "the file is missing")
             return
-        except CasckptError as exc:
+        except files.DAMAGE as exc:
             self._found.pack(pack.number, WHOLE_PACK, pack.path.name, reason(exc))
             return
         try:
@@ -118,7 +118,7 @@ class PackCheck:
                 message = f"cut off at {length} of {pack.row.size} bytes"
                 self._found.pack(pack.number, CUT_OFF, pack.path.name, message)
             self._check_records(pack, descriptor)
-        except CasckptError as exc:
+        except files.DAMAGE as exc:
             self._found.pack(pack.number, WHOLE_PACK, pack.path.name, reason(exc))
         finally:
             files.close_file(descriptor)
@@ -210,7 +210,7 @@ class PackCheck:
                 self._check_payload(record, payload)
             except NewerFormat:
                 continue  # its payload check holds; what it means is for a newer version
-            except (CasckptError, FileNotFoundError) as exc:
+            except files.DAMAGE as exc:
                 bad.append((record, reason(exc)))
         return sum(record.total_bytes for record in unit), bad
 
@@ -233,7 +233,7 @@ class PackCheck:
         if record.refs:
             try:
                 base = self._reader.read_base(record.refs[0])
-            except CasckptError:
+            except files.DAMAGE:
                 # The base is its own finding, and what needs both is found by the closure.
                 return
         large = codec.is_large(max(record.logical, 0 if base is None else len(base)))
@@ -310,7 +310,7 @@ class PackCheck:
                 raise Corrupt("bad row", "its row in the index says something else")
             if row.offset + row.total_bytes > pack.size:
                 raise Corrupt("bad row", "it lies past the registered end of its pack")
-        except (CasckptError, FileNotFoundError) as exc:
+        except files.DAMAGE as exc:
             self._found.record(row.pack, row.offset, path.name, identity, reason(exc))
 
 

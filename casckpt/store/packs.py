@@ -249,7 +249,10 @@ class PackWriter:
     def abandon(self) -> None:
         """Close the descriptor and nothing else: for the child of a fork."""
         self.sealed = True
-        files.close_file(self._descriptor)
+        # That of a sealed pack is closed, and its number may be somebody else's by now.
+        if not self._closed:
+            self._closed = True
+            files.close_file(self._descriptor)
 
 
 class PackFiles:

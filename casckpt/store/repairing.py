@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from casckpt.errors import CasckptError, Corrupt
+from casckpt.errors import Corrupt
 from casckpt.store import (
     creation,
     files,
@@ -75,6 +75,7 @@ def repair(
     Raises:
         StoreBusy: another collector is at work.
         Corrupt: the index itself is damaged; only a rebuild helps then.
+        PermissionRefused, OperationFailed: something cannot be looked at; nothing is called lost.
         NoSpace: there is no room for the copies; what was done until then holds.
     """
     opening.require_features(shared.format.collect, layout.COLLECT_FEATURES, "repair")
@@ -155,7 +156,7 @@ class _Repair:
             with self._shared.packs.borrow(pack.uuid) as file:
                 record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
                 return record, packs.read_payload(file.descriptor, file.path, record)
-        except (CasckptError, FileNotFoundError):
+        except files.DAMAGE:
             return None
 
     def _wanted(self, report: VerifyReport) -> set[bytes]:

@@ -2,7 +2,7 @@
  *
  * Ids are BLAKE3 outputs, so their first 8 bytes are as good a hash as any and serve as the slot number as they are;
  * linear probing at 3/4 load then costs 2.5 probes for a hit. 0 marks an empty slot, and prefix 0 itself lives in the
- * word behind the slots. Two ids that share a prefix (chance n^2 / 2^65) only make gc keep one chunk too many.
+ * word behind the slots. Two ids that share a prefix (chance n^2 / 2^65) count as one.
  */
 #include "internal.h"
 

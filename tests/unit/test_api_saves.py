@@ -16,6 +16,7 @@ import pytest
 import casckpt
 from casckpt.checkpoint.queries import Catalog
 from casckpt.errors import BadLeaf, BadRef, BadRequest, Corrupt, RunMoved, StepExists
+from casckpt.store import layout
 
 np = pytest.importorskip("numpy")
 
@@ -38,6 +39,16 @@ def test_a_save_is_there_with_its_facts(store):
     assert found.durable_s > 0
     assert found.missing == found.captured == ()
     assert found.environment["casckpt"] == casckpt.__version__
+
+
+def test_a_structure_that_no_reader_takes_is_refused_and_harms_nothing(store, monkeypatch):
+    monkeypatch.setattr(layout, "BODY_MAX_BYTES", 20_000)
+    store.save("r", {"w": 1}, 0)
+    texts = [f"{number:0100d}" for number in range(300)]
+    with pytest.raises(BadRequest, match="the state's structure takes 3"):
+        store.save("r", {"w": 1, "texts": texts}, 1)
+    assert store.save("r", {"w": 2}, 1).step == 1
+    assert store.verify().damaged == ()
 
 
 def test_steps_count_up_from_0(store):

@@ -8,7 +8,7 @@ import traceback
 
 import pytest
 
-from casckpt.store import Repository
+from casckpt.store import Repository, layout
 from tests.unit.store.stores import MIB, check, read, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*")
@@ -230,3 +230,24 @@ def test_a_loader_whose_workers_read_from_the_parents_store(repository):
         assert worker.exitcode == 0
     assert [found[number] for number in range(8)] == data
     save(repository, [b"after"], run="after")
+
+
+def test_a_child_closes_no_file_that_has_the_number_of_a_sealed_pack(repository, monkeypatch):
+    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 64 * 1024)
+    for number in range(3):
+        save(repository, [os.urandom(200_000)], run=f"r{number}")
+    sealed = [pack._descriptor for pack in repository._shared().own._all.values() if pack._closed]
+    assert sealed
+    pipes = [os.pipe() for _ in range(20)]
+    ends = {end for pipe in pipes for end in pipe}
+    assert ends & {*sealed}  # numbers are given again
+
+    def child() -> None:
+        for end in ends:
+            os.fstat(end)
+
+    try:
+        in_child(child)
+    finally:
+        for end in ends:
+            os.close(end)

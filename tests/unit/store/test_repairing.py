@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 
 import pytest
 
-from casckpt.errors import Corrupt, StoreBusy
+from casckpt.errors import Corrupt, OperationFailed, PermissionRefused, StoreBusy
 from casckpt.store import BlobRead, Repository, files, layout, records
 from casckpt.store.collectors import gc_lock
 from tests.unit.store.stores import MIB, check, find, flip, pack_files, read, save
@@ -346,3 +347,26 @@ def test_packs_with_deltas_on_a_lost_base_can_be_rewritten(path):
         save(repository, [made[0][2]], run="again")
         for _, info, blob in made:
             assert read(repository, info) == blob
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_what_cannot_be_looked_at_is_not_called_lost(stored, number):
+    path, first, second, _ = stored
+    hurt = pack_files(path)[0]
+
+    def refuse(operation, path):
+        if operation == "open" and path == str(hurt):
+            raise OSError(number, os.strerror(number))
+
+    files.set_crash_hook(refuse)
+    try:
+        for look in (repair, verify):
+            with pytest.raises((OperationFailed, PermissionRefused), match="cannot open"):
+                look(path)
+    finally:
+        files.set_crash_hook(None)
+    assert verify(path).damaged == ()
+    with Repository.open(path) as repository:
+        repository.gc(now=True)
+        check(repository, first)
+        check(repository, second)
