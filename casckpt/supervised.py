@@ -17,7 +17,8 @@ SUPERVISOR: Final = "CASCKPT_SUPERVISOR"
 """Names the folder that `casckpt run` shares with its command: what was typed, and how it ended."""
 
 COMMAND_FILE: Final = "command.json"
-"""What was typed, where, and since when it is kept running: argv, cwd, since."""
+"""What was typed, where, since when it is kept running, and when it was started last: argv, cwd,
+since, started."""
 
 REPORT_FILE: Final = "report.json"
 

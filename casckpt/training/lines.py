@@ -112,6 +112,16 @@ class RunRecord:
         """Return a line, made if there is none of that number."""
         return self.lines.setdefault(number, Line(number, opened=now_text()))
 
+    def opened_alone(self, since: str, until: str) -> Line | None:
+        """Return the one line that was opened in a span of time, if nobody works on it since then.
+
+        Args:
+            since: RFC 3339; empty for no span at all.
+            until: RFC 3339; itself no part of the span.
+        """
+        found = [line for line in self.lines.values() if since and since <= line.opened < until]
+        return found[0] if len(found) == 1 and found[0].started < until else None
+
     def open_line(self, *, branch: Branch | None, under: int | None, used: int) -> Line:
         """Open the next line and make it the current one.
 

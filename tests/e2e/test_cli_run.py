@@ -44,6 +44,17 @@ def test_a_killed_command_is_started_again_and_goes_on(new_cli):
 
 
 @pytest.mark.crash
+def test_a_command_that_begins_anew_does_so_once(new_cli):
+    assert new_cli("run", "net", "--", *script(2)).code == 0
+    answer = new_cli("run", "net", "--", *script(6, 0.01, "--die", 4, "--never"))
+    assert answer.code == 0, answer.err
+    assert epochs(answer.out) == [1, 2, 3, 4, 5, 6]
+    assert new_cli("run", "net", "--", *script(2, "--never")).code == 0
+    with casckpt.open(new_cli.store) as store:
+        assert [store.latest(f"net~{line}").step for line in range(3)] == [2, 6, 2]
+
+
+@pytest.mark.crash
 def test_restarts_have_an_end_and_the_signal_comes_back(new_cli):
     answer = new_cli("run", "net", "--max-restarts", "0", "--", *script(8, 0.01, "--die", 3))
     assert answer.code == 128 + signal.SIGKILL

@@ -1,6 +1,6 @@
 """A training script without a framework, which can be told to die or to go wrong.
 
-    python train_counter.py EPOCHS [PACE_S] [--die EPOCH]... [--lr LR] [--random]
+    python train_counter.py EPOCHS [PACE_S] [--die EPOCH]... [--lr LR] [--random] [--never]
 
 It trains the run "net" in the store that CASCKPT_STORE names. --die kills the process with SIGKILL
 inside that epoch, once: a file beside the store remembers it.
@@ -27,11 +27,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--forgets", action="store_true", help="keep a part out of the state")
     parser.add_argument("--random", action="store_true", help="come out differently each time")
+    parser.add_argument("--never", action="store_true", help="begin a new line")
     options = parser.parse_args()
+    resume = "never" if options.never else "auto"
     path = Path(os.environ["CASCKPT_STORE"])
     random.seed(None if options.random else 0)
     outside = 0.0
-    with casckpt.open(path) as store, store.run("net", config={"lr": options.lr}) as run:
+    config = {"lr": options.lr}
+    with casckpt.open(path) as store, store.run("net", config=config, resume=resume) as run:
         state = {"weights": [0.0] * 50, "seen": [], "drawn": [], "outside": 0.0}
         for epoch in run.epochs(
             options.epochs, state, save_every=2, monitor="val_loss", mode="min"

@@ -7,7 +7,6 @@ handlers, because only their origin tells whether the terminal has given them to
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from casckpt.errors import BadRequest
-from casckpt.hostnotes import read_note, write_private
+from casckpt.hostnotes import read_note, write_note
 from casckpt.startup import STARTED_IN
 from casckpt.supervised import COMMAND_FILE, REPORT_FILE, SUPERVISOR
 from casckpt.training.lines import now_text
@@ -175,11 +174,9 @@ def supervise(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     since = now_text()
     try:
-        about = {"argv": list(argv), "cwd": cwd or STARTED_IN, "since": since}
-        write_private(shared / COMMAND_FILE, json.dumps(about))
         wanted = {**os.environ, **(environment or {}), SUPERVISOR: str(shared)}
         variables = {key: value for key, value in wanted.items() if value is not None}
-        child = _Child(argv, cwd, variables, stdout, before, shared)
+        child = _Child(argv, cwd, variables, stdout, before, shared, since)
         return _keep_running(child, max_restarts, tell, lambda: is_stopped(since))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -197,15 +194,18 @@ class _Child:
         stdout: int | None,
         mask: set[signal.Signals | int],
         shared: Path,
+        since: str,
     ) -> None:
         self._argv, self._cwd, self._environment = list(argv), cwd, environment
-        self._stdout, self._mask, self._shared = stdout, mask, shared
+        self._stdout, self._mask, self._shared, self._since = stdout, mask, shared, since
         self.asked = False
         self._process: subprocess.Popen[bytes]
 
     def start(self) -> int:
         """Start it and return its process id."""
         (self._shared / REPORT_FILE).unlink(missing_ok=True)
+        about = {"argv": self._argv, "cwd": self._cwd or STARTED_IN, "since": self._since}
+        write_note(self._shared / COMMAND_FILE, {**about, "started": now_text()})
         mask = self._mask
         try:
             self._process = subprocess.Popen(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 
 import pytest
 
 import casckpt
+from casckpt import supervised
 from casckpt.errors import BadRequest, Corrupt, NotFound
 from casckpt.training import lines, resume
 
@@ -71,6 +74,36 @@ def test_never_on_a_run_that_is_new_is_its_first_line(train, store, name):
     assert store.latest(name).line == 0
 
 
+def test_never_begins_one_line_however_often_a_command_is_started_again(
+    train, store, name, tmp_path, monkeypatch
+):
+    def start(since=None):
+        time.sleep(0.005)
+        started = lines.now_text()
+        about = {"since": since or started, "started": started}
+        (tmp_path / supervised.COMMAND_FILE).write_text(json.dumps(about))
+        return about["since"]
+
+    monkeypatch.setenv(supervised.SUPERVISOR, str(tmp_path))
+    never = {"resume": "never"}
+    train(2)
+    since = start()
+    train.until(6, stop_at=4, run=never)
+    assert (train.seen, store.run(name).line) == ([1, 2, 3, 4], 1)
+    start(since)
+    train.until(6, stop_at=5, run=never)
+    assert (train.seen, store.run(name).line) == ([4, 5], 1)
+    # What the same start begins besides is another line, and no later start can tell them apart.
+    train.until(6, stop_at=2, run=never)
+    assert store.run(name).line == 2
+    start(since)
+    train.until(6, stop_at=2, run=never)
+    assert store.run(name).line == 3
+    start()
+    train(6, run=never)
+    assert store.run(name).line == 4
+
+
 def test_a_branch_goes_on_with_the_number_and_the_old_line_stays(train, store, name):
     train(6, save_every=2)
     state = train(8, run={"resume": f"{name}@4"}, save_every=2)
@@ -96,9 +129,9 @@ def test_the_same_command_with_a_ref_goes_on_after_a_crash(train, store, name):
 def test_the_same_command_goes_on_though_its_ref_means_another_checkpoint(train, store, name):
     train(4, save_every=2, loss=lambda epoch: abs(epoch - 2.0), monitor="loss", mode="min")
     best = {"resume": f"{name}@best:loss:min"}
-    train.until(7, stop_at=6, run=best, loss=lambda epoch: -float(epoch))
+    train.until(7, stop_at=6, run=best, loss=lambda epoch: epoch - 9.0, save_every=1)
     assert (train.seen, store.run(name).line) == ([3, 4, 5, 6], 1)
-    train.until(7, stop_at=7, run=best, loss=float)
+    train.until(7, stop_at=7, run=best, save_every=1)
     assert (train.seen, store.run(name).line) == ([6, 7], 1)
     train(7, run=best)
     assert (train.seen, store.run(name).line) == ([7], 1)
