@@ -109,11 +109,10 @@ def _export_results(output: Output, run: str, folder: Path) -> None:
     from casckpt.training.export import export_run
 
     with stores.opened(output.settings) as store:
-        export_run(store, run, folder)
-        names = [one.name for pattern in (run, f"{run}/*") for one in store.runs(pattern)]
-    files = [folder / "results.json"]
-    files += [folder / "histories" / f"{name.replace('/', '.')}.csv" for name in names]
+        written = export_run(store, run, folder)
+    files = [folder / "results.json", *(folder / history for _, history in written)]
     if output.json:
+        names = [name for name, _ in written]
         output.document("export", run=run, runs=names, files=[str(file) for file in files])
     else:
         output.lines(

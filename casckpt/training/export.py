@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.ids import check_run_name
 from casckpt.store import files
 from casckpt.training.watching import status
 
@@ -19,14 +21,19 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def export_run(store: Store, name: str, folder: str | Path) -> None:
-    """Write results.json and `histories/RUN.csv` of a run and the runs below it.
+def export_run(store: Store, name: str, folder: str | Path) -> list[tuple[str, str]]:
+    """Write results.json and a history as CSV of a run and of each run below it.
 
     Each file is replaced whole. Cheap enough to call after each child.
 
+    Returns:
+        Each run with the path of its history below the folder.
+
     Raises:
+        BadRef: it is not the name of a run, such as a pattern.
         NotFound: there is no such run.
     """
+    check_run_name(name)
     repository, catalog = store._repository, store._catalog
     found = [
         one for pattern in (name, f"{name}/*") for one in status.infos(repository, catalog, pattern)
@@ -37,10 +44,17 @@ def export_run(store: Store, name: str, folder: str | Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     (target / "histories").mkdir(exist_ok=True)
     for info in found:
-        path = target / "histories" / f"{info.name.replace('/', '.')}.csv"
-        _write(path, _csv(store.history(info.name)))
+        _write(target / _history_of(info.name), _csv(store.history(info.name)))
     document = {"schema": SCHEMA, "run": name, "runs": [_run(info) for info in found]}
-    _write(target / "results.json", json.dumps(document, indent=2) + "\n")
+    text = json.dumps(_plain(document), indent=2, allow_nan=False)
+    _write(target / "results.json", text + "\n")
+    return [(info.name, _history_of(info.name)) for info in found]
+
+
+def _history_of(run: str) -> str:
+    """Return the path of a run's history below the folder; no other run of an export has it."""
+    # No name holds a plus: where dots could be its own, it stands between the parts instead.
+    return f"histories/{run.replace('/', '+' if '.' in run else '.')}.csv"
 
 
 def _run(info: RunInfo) -> dict[str, Any]:
@@ -49,7 +63,8 @@ def _run(info: RunInfo) -> dict[str, Any]:
         "line": info.line,
         "status": info.status,
         "reason": info.reason,
-        "metrics": _numbers(info.metrics),
+        "history": _history_of(info.name),
+        "metrics": info.metrics,
         "best": _checkpoint(info.best),
         "last": _checkpoint(info.last),
         "config": info.config,
@@ -67,13 +82,19 @@ def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         "ref": checkpoint.ref,
         "id": checkpoint.id,
         "step": checkpoint.step,
-        "metrics": _numbers(checkpoint.metrics),
+        "metrics": checkpoint.metrics,
     }
 
 
-def _numbers(metrics: Any) -> dict[str, Any]:
-    # JSON has no NaN: they are strings, as everywhere in our JSON.
-    return {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it: NaN and infinities are strings, as everywhere in ours."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _csv(history: dict[str, list[tuple[int, float]]]) -> str:

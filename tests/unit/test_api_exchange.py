@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import sys
 
 import pytest
@@ -77,6 +79,34 @@ def test_a_format_is_needed(store, tmp_path):
     with pytest.raises(NotFound):
         store.export("nothing", tmp_path / "x.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_never_replaced(store, tmp_path):
+    store.save("r", STATE)
+    path = tmp_path / "out.npz"
+    os.mkfifo(tmp_path / "fifo")
+    for target in (tmp_path / "fifo", "/dev/null", tmp_path / "missing"):
+        path.symlink_to(target)
+        with pytest.raises(BadRequest, match="cannot write") as caught:
+            store.export("r", path)
+        assert caught.value.why
+        assert path.is_symlink()
+        path.unlink()
+    with pytest.raises(BadRequest, match="cannot write"):
+        store.export("r", tmp_path / "fifo", format="npz")
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    assert [one.name for one in tmp_path.iterdir() if one != store.path] == ["fifo"]
+
+
+def test_a_link_to_a_file_stays_and_the_file_is_replaced(store, tmp_path):
+    store.save("r", STATE)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "old.npz").write_text("old")
+    (tmp_path / "out.npz").symlink_to("elsewhere/old.npz")
+    store.export("r", tmp_path / "out.npz")
+    assert (tmp_path / "out.npz").is_symlink()
+    with np.load(tmp_path / "elsewhere" / "old.npz") as arrays:
+        assert np.array_equal(arrays["w"], STATE["w"])
 
 
 def test_without_torch_torch_files_name_the_extra(store, tmp_path, monkeypatch):

@@ -18,18 +18,19 @@ from casckpt.errors import BadRequest, NoSpace, OperationFailed
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write; when the block ends, it is at `path` and durable.
 
-    Whatever was at `path` before is replaced in one step. If the block raises, or the process
-    dies, `path` is as it was; after a death a hidden `.NAME.*.part` may be left beside it.
+    A file that was at `path` before is replaced in one step; of a link to a file, that file is. If
+    the block raises, or the process dies, `path` is as it was; after a death a hidden
+    `.NAME.*.part` may be left beside it.
 
     Raises:
-        BadRequest: if the folder is not there, or `path` is a folder.
+        BadRequest: if the folder is not there, or `path` is a folder, a device, or whatever else
+            is no file.
         NoSpace: if the disk is full.
         OperationFailed: for other errors of the operating system.
     """
     _check_parent(path)
-    if path.is_dir():
-        raise BadRequest(f"cannot write {path}", "it is a folder", "name a file")
-    part = _part_name(path)
+    target = _replaceable(path)
+    part = _part_name(target)
     with _mapped(path):
         try:
             with part.open("xb") as file:
@@ -37,10 +38,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             # ORDER: the bytes are durable before the name points at them.
-            part.replace(path)
+            part.replace(target)
         finally:
             part.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        sync_folder(target.parent)
 
 
 @contextmanager
@@ -92,6 +93,25 @@ def _sync(path: Path) -> None:
 def _part_name(path: Path) -> Path:
     # Names end at 255 bytes: the first part of a long one is enough to recognise it.
     return path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def _replaceable(path: Path) -> Path:
+    """Return what a file at `path` replaces: `path`, or the file that a link there leads to.
+
+    Raises:
+        BadRequest: it is no file: a rename over `/dev/null` would take it from every program.
+    """
+    if not os.path.lexists(path):
+        return path
+    if path.is_file():
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.is_dir():
+        why = "it is a folder"
+    elif not path.exists():
+        why = "it is a link that leads to no file"
+    else:
+        why = "it is no regular file, but such as a device or a pipe"
+    raise BadRequest(f"cannot write {path}", why, "name a file")
 
 
 def _check_parent(path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import casckpt
+from casckpt.errors import BadRef
+from casckpt.training.export import export_run
 
 # ---- children
 
@@ -50,8 +54,6 @@ def test_children_begin_anew_under_a_new_line_and_come_along_on_a_branch(store, 
 
 
 def test_export(store, name, tmp_path):
-    import json
-
     with store.run(name, config={"lr": 0.1}) as run, run.child("a") as child:
         for epoch in child.epochs(2, {"n": 0}, monitor="loss", mode="min"):
             child.log(loss=1 / epoch, bad=float("nan"))
@@ -59,9 +61,34 @@ def test_export(store, name, tmp_path):
     document = json.loads((tmp_path / "results" / "results.json").read_text())
     assert [one["name"] for one in document["runs"]] == [name, f"{name}/a"]
     child = document["runs"][1]
-    assert (child["metrics"], child["best"]["step"]) == ({"loss": 0.5, "bad": "nan"}, 2)
-    text = (tmp_path / "results" / "histories" / f"{name}.a.csv").read_text()
+    assert (child["metrics"], child["best"]["step"]) == ({"loss": 0.5, "bad": "NaN"}, 2)
+    assert child["history"] == f"histories/{name}.a.csv"
+    text = (tmp_path / "results" / child["history"]).read_text()
     assert text == "step,loss,bad\n1,1.0,nan\n2,0.5,nan\n"
+
+
+def test_an_export_is_strict_json_with_a_file_for_each_run(store, tmp_path):
+    def refuse(text):
+        raise AssertionError(text)
+
+    config = {"lr": float("nan"), "cut": [float("inf"), -float("inf")]}
+    with store.run("x", config=config) as run:
+        for part in ("a.b", "a/b"):
+            with run.child(part) as child:
+                for _ in child.epochs(1, {"n": 0}):
+                    child.log(**{part[1:].replace(".", "dot").replace("/", "slash"): 1.0})
+    written = export_run(store, "x", tmp_path)
+    text = (tmp_path / "results.json").read_text()
+    document = json.loads(text, parse_constant=refuse)
+    assert document["runs"][0]["config"] == {"lr": "NaN", "cut": ["Infinity", "-Infinity"]}
+    assert written == [(one["name"], one["history"]) for one in document["runs"]]
+    files = {name: (tmp_path / file).read_text() for name, file in written}
+    assert files["x/a.b"].startswith("step,dotb")
+    assert files["x/a/b"].startswith("step,slashb")
+    for pattern in ("*", "x*", "x@1"):
+        with pytest.raises(BadRef):
+            export_run(store, pattern, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_run_restore_by_what_and_into(train, store, name):
