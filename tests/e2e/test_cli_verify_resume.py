@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
 SCRIPT = str(HERE / "train_counter.py")
+OPENS = "import casckpt, os; casckpt.open(os.environ['CASCKPT_STORE']).close()"
 
 
 def script(*words: object) -> list[str]:
@@ -69,6 +73,7 @@ def test_stages_and_children_are_compared_too(new_cli):
         (["true"], 2, "did not use the store"),
         (["false"], 3, "failed by itself: exit code 1"),
         (["no-such-program"], 2, "cannot start"),
+        ([sys.executable, "-c", OPENS], 2, "nothing to compare"),
         (script(1, 0), 0, ""),
     ],
 )
@@ -80,6 +85,28 @@ def test_commands_that_cannot_be_judged(new_cli, words, code, text):
     else:  # too short: a kill may land or not, but never silently prove nothing
         assert answer.code in (0, 3)
         assert "no kill landed" in answer.err or "1 kill landed" in answer.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_asked_to_end_takes_the_command_and_the_folder_along(new_cli, number):
+    temporary = new_cli.folder / "temporary"
+    temporary.mkdir()
+    sleeps = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    process = new_cli.begin(
+        "verify-resume", "--", sys.executable, "-c", sleeps,
+        env={**new_cli.environment, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    noted = new_cli.folder / "pid"
+    while not (noted.exists() and noted.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert len(list(temporary.iterdir())) == 1
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + number, "", "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
+    assert list(temporary.iterdir()) == []
 
 
 def test_nothing_is_left_of_how_scratch_runs_were_started(new_cli):

@@ -133,7 +133,7 @@ def rehearse(
         tell: called with what happens.
 
     Raises:
-        BadRequest: it cannot be started, or does not use the store it is given.
+        BadRequest: it cannot be started, or leaves nothing in the store it is given.
         OperationFailed: it fails when nothing interrupts it, or no kill came in time.
     """
     whole = _run(argv, folder, "whole")
@@ -143,6 +143,12 @@ def rehearse(
             "the command did not use the store it was given",
             f"nothing is at the place that {ENVIRONMENT} named",
             f"open os.environ[{ENVIRONMENT!r}] in it, or pass its path: --checkpoint-dir {{store}}",
+        )
+    if not _is_anything_left(folder / "whole", open_store):
+        raise BadRequest(
+            "nothing to compare",
+            "the command saved no checkpoint and no result of a stage in the store it was given",
+            "train in run.epochs or save with run.save, long enough for one save",
         )
     tell(f"whole: {whole.ran_s:.1f} s")
     dice = random.Random(seed)
@@ -174,6 +180,14 @@ def rehearse(
         repeated = compare(folder / "whole", folder / "again", open_store)
         repeatable = all(one.is_same for one in repeated)
     return Rehearsal(whole, tuple(sessions), runs, repeatable)
+
+
+def _is_anything_left(path: Path, open_store: Opener) -> bool:
+    """Return whether a store holds anything that `compare` looks at."""
+    with open_store(path) as store:
+        return any(
+            info.last is not None or _stage_results(store, info.name) for info in store.runs()
+        )
 
 
 def compare(first: Path, second: Path, open_store: Opener) -> tuple[Comparison, ...]:
