@@ -104,18 +104,25 @@ class Curation(Compacting):
         Raises:
             NotFound: there is nothing of that name.
             BadRequest: one of them is pinned, or the store is read-only. Nothing was moved.
+            Busy: other processes keep removing the same ones.
         """
-        store, doomed = self._named(ref_or_run)
-        pinned = [checkpoint for checkpoint in doomed if checkpoint.pinned]
-        if pinned:
-            raise BadRequest(
-                f"{pinned[0].ref} is pinned",
-                f"{len(pinned)} of {len(doomed)} checkpoints are kept for ever",
-                f"`casckpt unpin {pinned[0].ref}` first",
-            )
-        plan = plan_of(store._repository, doomed, "deleted")
-        store._remove(doomed)
-        return plan
+        wanted: set[tuple[str, int]] = set()
+        for _ in range(_ATTEMPTS):
+            store, found = self._named(ref_or_run)
+            # Once looked at, only less: a training at work replaces its rolling save all the time.
+            doomed = [ck for ck in found if (ck.run, ck.seq) in wanted] or found
+            wanted = {(ck.run, ck.seq) for ck in doomed}
+            _check_unpinned(doomed)
+            plan = plan_of(store._repository, doomed, "deleted")
+            try:
+                store._remove(doomed)
+            except NotFound:
+                continue  # somebody else removed one of them since it was looked at
+            return plan
+        raise Busy(
+            f"{ref_or_run} could not be deleted",
+            "other processes keep removing the same checkpoints",
+        )
 
     def undelete(self, ref: str | Checkpoint) -> Checkpoint:
         """Bring a checkpoint back from the trash; a bare name of a run brings all of it back.
@@ -277,6 +284,17 @@ def parse_glob(text: str) -> tuple[str, int]:
             "write GLOB, GLOB~LINE or GLOB~*, or one REF without *, ? and [",
         )
     return pattern, int(line)
+
+
+def _check_unpinned(doomed: Sequence[Checkpoint]) -> None:
+    """Raise BadRequest if one of these is pinned."""
+    pinned = [checkpoint for checkpoint in doomed if checkpoint.pinned]
+    if pinned:
+        raise BadRequest(
+            f"{pinned[0].ref} is pinned",
+            f"{len(pinned)} of {len(doomed)} checkpoints are kept for ever",
+            f"`casckpt unpin {pinned[0].ref}` first",
+        )
 
 
 def _check_places_free(catalog: Catalog, returning: Sequence[Checkpoint]) -> None:

@@ -85,13 +85,14 @@ def rm(output: Output, names: tuple[str, ...], dry_run: bool, yes: bool) -> None
         entries = [entry for entry in _entries(store) if entry.kind != "files"]
         known = {entry.name for entry in entries}
         for name in names:
-            if name not in known:
+            if known.isdisjoint(cached.shown_as(name)):
                 raise NotFound(
                     f"nothing is cached as {name!r}",
                     "the store keeps nothing of that name for its runs",
                     "see `casckpt cache ls`",
                 )
-        chosen = [entry for entry in entries if entry.name in names]
+        wanted = set().union(*map(cached.shown_as, names))
+        chosen = [entry for entry in entries if entry.name in wanted]
         sizes = [_stored_bytes(store, entry) for entry in chosen]
         if not output.json and not output.quiet:
             output.lines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ from casckpt.ids import ABBREVIATION
 
 if TYPE_CHECKING:
     from casckpt.api import Store
-    from casckpt.checkpoint.plans import GcPlan
+    from casckpt.checkpoint.plans import GcPlan, GcResult
     from casckpt.checkpoint.policies import Policy
     from casckpt.checkpoint.records import Checkpoint
     from casckpt.checkpoint.refs import Mode
@@ -97,7 +98,7 @@ def gc(
         with waiting(output, "collecting"):
             done = store.gc(plan, now=now, force=force)
         left = len(store.checkpoints(trash=True))
-    _report(output, plan, done.freed_bytes, now, left)
+    _report(output, plan, done, now, left)
 
 
 def _with_mode(
@@ -217,21 +218,22 @@ def _reasons(plan: GcPlan, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(plan.reasons.get(checkpoint.ref, ()))
 
 
-def _plan_record(plan: GcPlan) -> dict[str, Any]:
-    """Return the plan as JSON holds it."""
+def _plan_record(plan: GcPlan, drop: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Return the plan as JSON holds it, with what it drops, or has dropped."""
     return {
         "keep": [
             {**views.record(checkpoint), "reasons": list(_reasons(plan, checkpoint))}
             for checkpoint in plan.keep
         ],
-        "drop": [views.record(checkpoint) for checkpoint in plan.drop],
+        "drop": [views.record(checkpoint) for checkpoint in drop],
     }
 
 
 def _dry(output: Output, plan: GcPlan) -> None:
     """Finish a dry run."""
     if output.json:
-        output.document("gc", **_plan_record(plan), freed_bytes=plan.freed_bytes, dry_run=True)
+        document = _plan_record(plan, plan.drop)
+        output.document("gc", **document, freed_bytes=plan.freed_bytes, dry_run=True)
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in plan.drop)
     else:
@@ -246,16 +248,19 @@ def _question(plan: GcPlan, now: bool) -> str:
     return f"Move {drops} to the trash?"
 
 
-def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool, left: int = 0) -> None:
+def _report(output: Output, plan: GcPlan, done: GcResult, now: bool, left: int = 0) -> None:
     """Say what was done, and why it is less than planned; `left` are still in the trash."""
+    freed_bytes = done.freed_bytes
     if output.json:
-        output.document("gc", **_plan_record(plan), freed_bytes=freed_bytes, dry_run=False)
+        # Not the plan: what was pinned, tagged or dropped by others since was left alone.
+        document = _plan_record(plan, done.dropped)
+        output.document("gc", **document, freed_bytes=freed_bytes, dry_run=False)
     elif output.quiet:
-        output.ids(checkpoint.id for checkpoint in plan.drop)
+        output.ids(checkpoint.id for checkpoint in done.dropped)
     else:
-        if plan.drop and not now:
+        if done.dropped and not now:
             output.line(
-                f"moved {formatting.count(len(plan.drop), 'checkpoint')} to the trash; "
+                f"moved {formatting.count(len(done.dropped), 'checkpoint')} to the trash; "
                 f"freed {formatting.size(freed_bytes)}"
             )
             output.note(
@@ -271,7 +276,9 @@ def _report(output: Output, plan: GcPlan, freed_bytes: int, now: bool, left: int
                     "within the hour after the removal; "
                     f"`casckpt gc --now` frees {them} at once."
                 )
-            elif plan.freed_bytes - freed_bytes > max(_NOTED_ABOVE, freed_bytes):
+            elif not done.skipped and plan.freed_bytes - freed_bytes > max(
+                _NOTED_ABOVE, freed_bytes
+            ):
                 output.note(
                     f"That is less than the {formatting.size(plan.freed_bytes)} planned: the rest "
                     "is in packs that also hold what stays, and to rewrite those the disk needs "

@@ -69,7 +69,8 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
             ):
                 output.note("Nothing was changed.")
                 return
-            store.delete(target)
+            # Beside a training it may be less than was shown: rolling saves come and go.
+            chosen = list(store.delete(target).drop)
     if output.json:
         output.document(
             "rm",

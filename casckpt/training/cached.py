@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 PREFIX: Final = b"c\0"
 """FORMAT: rows of `cache` that hold a cached value begin with this; then NAME, 0, its hash."""
+
+_HASHED: Final = b"\x01"
+_HASH: Final = "[0-9a-f]{64}"
+"""How `rows.name_part` begins for a name that is too long for a key, and how the rest is shown."""
 
 _TELL_ABOVE_S: Final = 1.0
 
@@ -98,16 +103,30 @@ def drop(repository: Repository, name: str) -> int:
     """Remove what `cached` and shared stages keep under a name; return how many rows.
 
     The bytes are freed by gc.
+
+    Args:
+        repository: the store.
+        name: as it was given, or as `entries` shows it.
     """
     stage_rows.check_name(name)
-    part = rows.name_part(name) + b"\0"
+    part = rows.name_part(name)
+    prefixes = {PREFIX + part, stage_rows.SHARED + part}
+    if re.fullmatch(_HASH, name):
+        prefixes.add(stage_rows.SHARED + _HASHED + bytes.fromhex(name))
     keys = [
-        key
-        for prefix in (PREFIX, stage_rows.SHARED)
-        for key, _ in repository.rows("cache", prefix + part)
+        key for prefix in sorted(prefixes) for key, _ in repository.rows("cache", prefix + b"\0")
     ]
     _remove(repository, keys)
     return len(keys)
+
+
+def shown_as(name: str) -> set[str]:
+    """Return the names of entries that hold what was kept under a name.
+
+    A shared stage's rows do not say its name if that is too long for a key: its hash stands there.
+    """
+    part = rows.name_part(name)
+    return {name, part[1:].hex()} if part[:1] == _HASHED else {name}
 
 
 def _describe(key: bytes, row: rows.Row) -> tuple[str, str] | None:
@@ -116,7 +135,7 @@ def _describe(key: bytes, row: rows.Row) -> tuple[str, str] | None:
         return "files", ""
     kind = "value" if key.startswith(PREFIX) else "stage"
     head = key[len(PREFIX) :]
-    if head[:1] != b"\x01":
+    if head[:1] != _HASHED:
         name, _, rest = head.partition(b"\0")
         text = name.decode("utf-8", "replace")
     else:

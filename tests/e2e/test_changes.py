@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import casckpt
+from casckpt.checkpoint.curation import Curation
+from casckpt.cli import root
 
 
 def refs(cli, *words):
@@ -190,6 +192,31 @@ def test_gc_moves_to_the_trash_and_now_frees(own_cli):
     assert refs(own_cli, "--trash") == []
     assert own_cli("verify").code == 0
     assert refs(own_cli) == kept
+
+
+@pytest.mark.parametrize("words", [("--json",), ("-q",), ()])
+def test_gc_tells_what_it_did_not_what_it_planned(own_cli, monkeypatch, capsys, words):
+    real = Curation.plan_gc
+
+    def planned_then_pinned(store, *args, **options):
+        plan = real(store, *args, **options)
+        with casckpt.open(own_cli.store) as other:
+            other.pin(plan.drop[0])
+        return plan
+
+    monkeypatch.setattr(Curation, "plan_gc", planned_then_pinned)
+    assert root.run(["gc", "bpm/nn", "--keep-last", "1", "--yes", "--store",
+                     str(own_cli.store), *words]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    with casckpt.open(own_cli.store) as store:
+        moved = [one.id for one in store.checkpoints(trash=True)]
+    assert len(moved) == 3
+    if words == ("--json",):
+        assert [one["id"] for one in json.loads(out)["drop"]] == moved
+    elif words == ("-q",):
+        assert out.split() == [f"id:{one}" for one in moved]
+    else:
+        assert "moved 3 checkpoints to the trash" in out
 
 
 def test_gc_frees_no_trash_of_this_hour_and_says_so(new_cli):

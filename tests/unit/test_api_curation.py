@@ -12,7 +12,7 @@ import pytest
 
 import casckpt
 from casckpt import KeepBest, KeepEvery, KeepLast
-from casckpt.errors import BadRef, BadRequest, NotFound, StepExists
+from casckpt.errors import BadRef, BadRequest, Busy, NotFound, StepExists
 
 np = pytest.importorskip("numpy")
 
@@ -219,6 +219,34 @@ def test_a_removal_between_look_and_deed_is_looked_at_again(five, monkeypatch):
     done = five.gc(plan)
     assert refs(done.dropped) == ["r@0", "r@2"]
     assert refs(done.skipped) == ["r@1"]
+
+
+@pytest.mark.parametrize("named", ["r", "r~0", "*"])
+def test_a_delete_beside_a_training_takes_what_is_left(five, monkeypatch, named):
+    real = five._repository.trash
+    rivals = iter(["r@4"])
+
+    def trash(rows):
+        for rival in rivals:
+            with casckpt.open(five.path) as other:
+                other.delete(rival)
+                other.save("r", {"v": 1}, 9)
+        real(rows)
+
+    monkeypatch.setattr(five._repository, "trash", trash)
+    plan = five.delete(named)
+    assert refs(plan.drop) == ["r@0", "r@1", "r@2", "r@3"]
+    assert set(plan.reasons) == set(refs(plan.drop))
+    assert refs(five.checkpoints()) == ["r@9"]
+
+
+def test_a_delete_that_never_gets_through_says_so(five, monkeypatch):
+    def trash(rows):
+        raise NotFound("gone")
+
+    monkeypatch.setattr(five._repository, "trash", trash)
+    with pytest.raises(Busy, match="could not be deleted"):
+        five.delete("r")
 
 
 def test_what_became_the_newest_since_stays(five):

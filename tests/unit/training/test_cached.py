@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from casckpt.cli import root
 from casckpt.errors import BadLeaf, BadRequest
 from casckpt.store.commits import RowWrite
 from casckpt.training import cached
@@ -105,3 +106,20 @@ def test_the_cache_can_be_listed_and_dropped(store, name, calls):
     with store.run(name) as run:
         run.cached(name, fn, 1, rows=100)
     assert calls == [1, 2, 1]
+
+
+def test_what_has_a_long_name_goes_by_it_and_by_what_stands_for_it(store):
+    long = "ü" * 190
+    (shown,) = cached.shown_as(long) - {long}
+
+    def names():
+        return {one.name for one in cached.entries(store._repository)}
+
+    with store.run("long") as run:
+        for said in (shown, long):
+            run.stage(long, ["a"], shared=True).done("a", 1)
+            assert shown in names()
+            command = ["cache", "rm", said, "--yes", "--store", str(store.path)]
+            assert root.run(command) == 0
+            assert shown not in names()
+            assert root.run(command) == 12
