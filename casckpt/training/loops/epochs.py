@@ -101,6 +101,7 @@ class Loop:
         self.saver.since.steps = extra.loop.get("steps", 0)
         run._loop, run._left = self, None
         run._declare(options.monitor)
+        forecast.declare(run, options)
         self.streams = dict(extra.streams)
         self.row: dict[str, float] = dict(extra.row) if self.middle else {}
         run._row = self.row

@@ -24,6 +24,7 @@ from casckpt.training.loops.monitor import Monitor
 from casckpt.training.loops.saving import LoopSaver
 from casckpt.training.resume import Extra
 from casckpt.training.stops import StopRequest
+from casckpt.training.watching import forecast
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -73,6 +74,7 @@ class ForeignLoop:
         self.saver = LoopSaver(run, self._state, self._options.monitor, keep)
         self.saver.since.steps = self.extra.loop.get("steps", 0)
         run._loop = self  # type: ignore[assignment]
+        forecast.declare(run, self._options)
         self.note()
 
     @property

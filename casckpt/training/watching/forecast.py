@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from casckpt.checkpoint.policies import KeepLast, Policy
+from casckpt.checkpoint.policies import KeepAny, KeepBest, KeepBoth, KeepLast, Policy
 from casckpt.checkpoint.room import Need, free_bytes
 from casckpt.errors import BadLeaf, CasckptError
 from casckpt.logs import logger
+from casckpt.training.lines import Line, read_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
     from casckpt.training.loops.epochs import LoopOptions
     from casckpt.training.run import Run
+
+MOST: Final = "most"
+"""Counter of a loop, in the row of its run: how many checkpoints its policy keeps at most."""
 
 _RECENT: Final = 8
 _PASSING: Final = 2
@@ -80,28 +84,76 @@ def _usual(checkpoints: Sequence[Checkpoint]) -> int | None:
 
 def _kept(options: LoopOptions, done: int) -> int:
     """Return how many checkpoints will be kept; those by time are not counted."""
-    best = 1 if options.monitor.metric else 0
     distance = None if options.every is None else options.every.epochs or options.every.steps
     every = 0 if distance is None else options.total // distance - done // distance
-    return best + max(0, min(every, _limit(options.keep, every)))
+    limit = _limit(options.keep)
+    return _best(options) + max(0, every if limit is None else min(every, limit))
 
 
-def _limit(policy: Policy | None, every: int) -> int:
-    return policy.count if isinstance(policy, KeepLast) else every
+def _best(options: LoopOptions) -> int:
+    return 1 if options.monitor.metric else 0
+
+
+def _limit(policy: Policy | None) -> int | None:
+    """Return how many checkpoints of a line a policy keeps at most; None if there is no end."""
+    match policy:
+        case KeepLast():
+            return policy.count
+        case KeepBest():
+            return policy.n
+        case KeepAny() | KeepBoth():
+            both = _limit(policy.first), _limit(policy.second)
+            known = [one for one in both if one is not None]
+            if isinstance(policy, KeepBoth):
+                return min(known, default=None)
+            return sum(known) if len(known) == len(both) else None
+    return None
+
+
+def declare(run: Run, options: LoopOptions) -> None:
+    """Record how many checkpoints a loop keeps at most, for the alarm while it trains."""
+    limit = _limit(options.keep)
+    most = None if limit is None else limit + _best(options)
+    line = read_record(run.repository, run.name).lines.get(run.line)
+    if line is None or line.loop.get(MOST) == most:
+        return
+
+    def change(line: Line) -> None:
+        line.loop = {name: value for name, value in line.loop.items() if name != MOST}
+        if most is not None:
+            line.loop[MOST] = most
+
+    run._session.edit(change)
 
 
 def alarms(
-    checkpoints: Sequence[Checkpoint], elapsed_s: float, eta_s: float | None, path: Path
+    checkpoints: Sequence[Checkpoint],
+    elapsed_s: float,
+    eta_s: float | None,
+    path: Path,
+    most: object = None,
 ) -> list[str]:
     """Return the alarm of a run at work that will fill its disk before it ends, if it will.
 
-    It is taken to go on growing as it did: what its checkpoints took, over its time.
+    It is taken to go on growing as it did: what its checkpoints took, over its time; but not
+    beyond what its loop keeps.
+
+    Args:
+        checkpoints: those that are kept.
+        elapsed_s: the work they took.
+        eta_s: the work that is left.
+        path: of the store.
+        most: how many the loop keeps at most, as `declare` recorded it.
     """
     if eta_s is None or elapsed_s <= 0 or len(checkpoints) < _PASSING:
         return []
     taken = sum(one.stored_bytes for one in checkpoints)
+    more = taken / elapsed_s * eta_s
+    if isinstance(most, int):
+        left = max(0, most + _PASSING - len(checkpoints))
+        more = min(more, left * taken / len(checkpoints))
     try:
-        need = Need(round(taken / elapsed_s * eta_s), free_bytes(path))
+        need = Need(round(more), free_bytes(path))
     except (CasckptError, OSError):
         return []
     return [f"the disk will be full before it is done: it needs {need}"] if need.is_short else []

@@ -144,7 +144,13 @@ def outlook_of(
                 started_s=moment(line.started),
                 now_s=now_s,
             ),
-            *forecast.alarms(_kept(repository, info), elapsed_s, eta_s, repository.path),
+            *forecast.alarms(
+                _kept(repository, info),
+                elapsed_s,
+                eta_s,
+                repository.path,
+                line.loop.get(forecast.MOST),
+            ),
         )
         if line is not None and info.status == "running"
         else (),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import casckpt
-from casckpt.training.watching import forecast
+from casckpt.training.watching import forecast, outlook
 
 
 def state():
@@ -75,3 +75,31 @@ def test_the_forecast_is_an_alarm_only_if_the_disk_will_be_full(room, tmp_path):
     ]
     assert forecast.alarms(two, 100, None, tmp_path) == []
     assert forecast.alarms(two[:1], 100, 10**6, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "needed"), [(None, 10), (2, 2), (0, 0), (100, 10), ("of a newer casckpt", 10)]
+)
+def test_what_is_kept_grows_no_further_than_the_loop_lets_it(room, tmp_path, most, needed):
+    two = [SimpleNamespace(stored_bytes=1000)] * 2
+    room[0] = needed * 1000
+    assert forecast.alarms(two, 100, 500, tmp_path, most) == []
+    room[0] -= 1
+    assert bool(forecast.alarms(two, 100, 500, tmp_path, most)) or not needed
+
+
+def test_a_run_at_work_that_keeps_few_raises_no_false_alarm(store, name, room):
+    def alarms():
+        info = store.runs(name)[0]
+        return outlook.outlook_of(run.repository, info).alarms
+
+    with store.run(name) as run:
+        for options, is_false in (({"keep": casckpt.KeepLast(2)}, True), ({}, False)):
+            run.note_progress("epochs", 0, 10**9)
+            for epoch in run.epochs(10**9, {"n": 0}, save_every=1, **options):
+                if epoch % 5 == 0:
+                    store.wait()
+                    run._session.flush()
+                    room[0] = 10**6
+                    assert (alarms() == ()) == is_false
+                    break
