@@ -83,7 +83,8 @@ def show(error: BaseException, *, as_json: bool, debug: bool, color: str) -> int
     shown = report(error)
     if as_json:
         document = {"schema": SCHEMA, **asdict(shown)}
-        print(json.dumps(document, ensure_ascii=False), file=sys.stderr)
+        # Not as stdout has it: what stderr's encoding lacks would be escaped as JSON does not.
+        print(json.dumps(document), file=sys.stderr)
         return shown.exit_code
     prefix = "casckpt: "
     if wants_color(color, sys.stderr):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -112,15 +115,37 @@ def run(words: list[str]) -> int:
     except click.exceptions.Exit as leaving:  # --help and --version
         return leaving.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print("casckpt: interrupted", file=sys.stderr)
+        with _told_or_not():
+            print("casckpt: interrupted", file=sys.stderr)
         return errors.INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) left. Nothing may be written when the streams are closed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout, sys.stderr)
         return errors.BROKEN_PIPE
     except Exception as error:
-        return errors.show(error, as_json=settings.json, debug=settings.debug, color=settings.color)
+        with _told_or_not():
+            errors.show(error, as_json=settings.json, debug=settings.debug, color=settings.color)
+        return errors.report(error).exit_code
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _told_or_not() -> Iterator[None]:
+    """Keep the exit code where nobody can be told why: the reader of stderr left, its disk is full.
+
+    An error here would end the program with 1, which means findings.
+    """
+    try:
+        yield
+        sys.stderr.flush()
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(*streams: TextIO) -> None:
+    """Let what is left in streams go nowhere, since Python flushes them at the end."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_streams() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -172,7 +173,8 @@ def _keys() -> Iterator[Any]:
 
     def wait(seconds: float) -> str:
         ready, _, _ = select.select([descriptor], [], [], seconds)
-        return sys.stdin.read(1) if ready else ""
+        # Not sys.stdin: it would take all keys that wait, and select would see none of the others.
+        return os.read(descriptor, 1).decode("latin-1") if ready else ""
 
     try:
         tty.setcbreak(descriptor)

@@ -94,12 +94,14 @@ def test_top_without_a_terminal_prints_lines(cli):
     assert {(line["schema"], line["command"]) for line in lines} == {(1, "top")}
 
 
-def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli):
+@pytest.mark.parametrize("keys", [b"q", b"rrq"])
+def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli, keys):
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     process = cli.begin(
-        "top", stdin=terminal, stdout=terminal, env={**cli.environment, "TERM": "xterm"}
-    )
+        "top", "--interval", "30", stdin=terminal, stdout=terminal,
+        env={**cli.environment, "TERM": "xterm"},
+    )  # fmt: skip
     os.close(terminal)
     seen = b""
     while b"bpm/nn" not in seen:
@@ -107,7 +109,7 @@ def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli):
     assert b"LAST SAVE" in seen, "nothing is squeezed on 80 columns"
     assert b"STORED" not in seen
     before = time.monotonic()
-    os.write(master, b"q")
+    os.write(master, keys)
     with contextlib.suppress(OSError):  # the other end is closed
         while os.read(master, 4096):
             pass

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,17 @@ def test_a_reader_that_leaves_gets_no_complaint(cli):
     _, errors = run.communicate(timeout=60)
     assert errors == b""
     assert run.returncode == 141
+
+
+@pytest.mark.parametrize("words", [("show", "none"), ("show", "none", "--json")])
+def test_an_error_that_nobody_can_read_keeps_its_code(cli, words):
+    words = [sys.executable, "-m", "casckpt", *words, "--store", str(cli.store)]
+    run = subprocess.Popen(words, stderr=subprocess.PIPE)
+    assert run.stderr is not None
+    run.stderr.close()
+    assert run.wait(timeout=60) == 12
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(words, stderr=full, check=False, timeout=60).returncode == 12
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def test_an_error_under_json_is_one_document(capsys):
     assert shown["error"] == "NoStore"
     assert shown["exit_code"] == 10
     assert shown["schema"] == 1
+
+
+def test_an_error_under_json_is_json_in_any_encoding(monkeypatch):
+    file = io.BytesIO()
+    stream = io.TextIOWrapper(file, encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr("sys.stderr", stream)
+    errors.show(library.NotFound("no run 'nö\udcff'"), as_json=True, debug=False, color="never")
+    stream.flush()
+    assert json.loads(file.getvalue())["what"] == "no run 'nö\udcff'"
 
 
 def test_only_debug_shows_the_traceback(capsys):
