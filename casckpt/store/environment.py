@@ -224,6 +224,7 @@ class Environment:
         self.path = path
         self.readonly = readonly
         self._lock = lock
+        self._identity: tuple[int, int] | None = None
         self._handle: lmdb.Environment | None = None
         self._tables: dict[str, lmdb._Database] = {}
         self._open()
@@ -258,6 +259,8 @@ class Environment:
                 readahead=False,
                 lib_version=0,
             )
+            # Opened anew after an error it may be another: then it stays the wrong one.
+            self._identity = self._identity or files.identity(data)
             with gate:
                 self._tables = {
                     name: self._handle.open_db(name.encode(), create=False)
@@ -377,6 +380,19 @@ class Environment:
                     self._handle.reader_check()
             except lmdb.Error as exc:
                 raise translate(exc, "cannot look for readers that died") from exc
+
+    def is_current(self) -> bool:
+        """Tell whether the index that was opened is the one at its path still."""
+        return self._identity == files.identity(self.path / "data.mdb")
+
+    def require_current(self, what: str) -> None:
+        """Raise StoreBusy, saying `what` cannot be done, unless `is_current`."""
+        if not self.is_current():
+            raise StoreBusy(
+                what,
+                "it was removed, or another put in its place, while this process had it open",
+                "close it wherever this process has it open, and open it again; nothing was saved",
+            )
 
     def last_transaction(self) -> int:
         """Return the number of the last committed transaction; 0 once closed."""

@@ -297,6 +297,15 @@ def free_bytes(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file or folder from another of the same name; None if there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 def is_unlinked(descriptor: int) -> bool:
     """Tell whether an open file has been removed; its bytes stay until it is closed."""
     return os.fstat(descriptor).st_nlink == 0

@@ -233,10 +233,10 @@ class IndexWriter:
         return number, seq, tx.changes
 
     def _check_current(self) -> None:
-        """Refuse to write to an index that a rebuild has replaced.
+        """Refuse to write to an index that a rebuild, or a person, has replaced.
 
-        A rebuild holds the store exclusively, so this needs a lost lock; but a commit into the
-        old index would be acknowledged and gone.
+        A rebuild holds the store exclusively, so this needs a lost lock, or a store that was
+        removed and made anew; but a commit into the old index would be acknowledged and gone.
         """
         if opening.current_index(self._store) != self.environment.path:
             raise StoreBusy(
@@ -244,6 +244,7 @@ class IndexWriter:
                 "it was rebuilt while this process had the store open",
                 "close the store and open it again; nothing was committed",
             )
+        self.environment.require_current(f"cannot write the index of {self._store}")
 
     def close(self) -> None:
         """Run what waits, then stop the thread."""

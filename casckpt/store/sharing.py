@@ -243,6 +243,7 @@ class SharedStore:
             and self._lock >= 0
             and files.try_lock(self._lock, exclusive=True)
             and not (self.index / layout.CLEAN_FILE).exists()
+            and self.environment.is_current()
         ):
             # Gone: a person removed the store while it was open.
             with contextlib.suppress(CasckptError, FileNotFoundError):
@@ -260,19 +261,14 @@ class SharedStore:
         self.environment.close()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
-
-
 def acquire(path: Path, *, writable: bool) -> SharedStore:
     """Return the open store of `path`, opening it if nobody in this process has; call `release`."""
     with _registry_lock:
-        key = _identity(path)
+        key = files.identity(path)
         shared = None if key is None else _open.get(key)
+        if shared is not None and not shared.is_copy:
+            # The folder of a store that was made anew may have the number of the old one.
+            shared.environment.require_current(f"cannot open the store at {path}")
         if shared is not None and writable and not shared.writable:
             # Only readers have it: open it again for writing, behind the gate.
             with environment.gate:
@@ -280,7 +276,7 @@ def acquire(path: Path, *, writable: bool) -> SharedStore:
         if shared is None:
             shared = SharedStore(path, writable=writable)
             try:
-                key = _identity(path)
+                key = files.identity(path)
                 assert key is not None
                 _open[key] = shared
             except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -10,9 +11,9 @@ import lmdb
 import pytest
 
 from casckpt.errors import Corrupt, NoSpace, OperationFailed, PermissionRefused, StoreBusy
-from casckpt.store import files, layout, rows
+from casckpt.store import Repository, files, layout, rows
 from casckpt.store.environment import translate
-from tests.unit.store.stores import save
+from tests.unit.store.stores import check, save
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,55 @@ def test_a_closed_environment_has_no_readers(repository):
     environment.close()
     environment.forget_dead_readers()
     environment._open()
+
+
+# ---- an index that was replaced while it was open
+
+
+def replace(path, other) -> None:
+    """Put another store in the place of one; the folder itself stays."""
+    for entry in list(path.iterdir()):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    shutil.copytree(other, path, dirs_exist_ok=True)
+
+
+def test_a_store_that_was_made_anew_is_not_taken_for_the_one_that_is_open(path, make_store):
+    empty = make_store("empty")
+    with Repository.open(path) as old:
+        save(old, [b"x"])
+        replace(path, empty)
+        with pytest.raises(StoreBusy, match="another put in its place") as error:
+            save(old, [b"y"])
+        assert "open it again" in error.value.hint
+        for mode in ("a", "r"):
+            with pytest.raises(StoreBusy, match="cannot open the store"):
+                Repository.open(path, mode)
+        stamp = (path / "index.0" / "clean").read_bytes()
+    assert (path / "index.0" / "clean").read_bytes() == stamp  # it is not ours to say
+    with Repository.open(path) as new:
+        saved = save(new, [b"z"])
+        check(new, saved)
+        assert len(new.checkpoint_rows()) == 1
+
+
+def test_an_old_handle_leaves_no_stamp_on_the_index_of_a_new_store(path, make_store):
+    with Repository.open(path) as old:
+        save(old, [b"x"])
+        replace(path, make_store("empty"))
+        (path / "index.0" / "clean").unlink()
+    assert not (path / "index.0" / "clean").exists()
+
+
+def test_an_index_that_was_replaced_stays_replaced_after_an_error(path, make_store):
+    """After an error LMDB is opened anew: whatever is there then."""
+    with Repository.open(path) as old:
+        save(old, [b"x"])
+        replace(path, make_store("empty"))
+        with pytest.raises(OperationFailed):
+            old._shared().environment.write(fail_in_lmdb)
+        with pytest.raises(StoreBusy, match="another put in its place"):
+            save(old, [b"y"])
+
+
+def fail_in_lmdb(tx):
+    raise lmdb.Error("mdb_txn_commit: Input/output error")
