@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from casckpt.errors import StoreBusy
-from casckpt.store import files, layout, rows, sessions
+from casckpt.store import files, layout, lock_files, rows, sessions
 from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
 
@@ -19,13 +19,13 @@ from casckpt.store.sharing import SharedStore
 @contextlib.contextmanager
 def gc_lock(shared: SharedStore) -> Iterator[None]:
     """Be the only collector of a store for the length of a `with`; StoreBusy if there is one."""
-    descriptor = files.open_file(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    descriptor = lock_files.open_to_lock(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
     try:
         if not files.try_lock(descriptor, exclusive=True):
             raise StoreBusy(f"cannot collect in {shared.path}", "another collector is at work")
         yield
     finally:
-        files.close_file(descriptor)
+        lock_files.close_lock(descriptor)
 
 
 def begin_run(shared: SharedStore) -> bytes:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NoStore, OperationFailed, PermissionRefused
-from casckpt.store import files, layout
+from casckpt.store import files, layout, lock_files
 from casckpt.store.environment import Environment
 
 # LMDB computes its reader table from the file's size: header and 1,024 slots of 64 bytes
@@ -52,15 +52,13 @@ def create_store(path: Path) -> None:
             f"cannot make a store at {path}", "a file of that name is in the way"
         ) from exc
     files.refuse_remote(path)
-    lock = (
-        files.open_file(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT) if _is_ours(path) else -1
-    )
-    if lock < 0:
+    if not _is_ours(path):
         raise NoStore(
             f"cannot make a store at {path}",
             "the folder is not empty",
             "name a new or an empty folder",
         )
+    lock = lock_files.open_to_lock(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT)
     try:
         if (path / layout.FORMAT_FILE).exists():
             raise OperationFailed(
@@ -77,7 +75,7 @@ def create_store(path: Path) -> None:
             )
         _fill(path)
     finally:
-        files.close_file(lock)
+        lock_files.close_lock(lock)
 
 
 def _is_ours(path: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NoStore, StoreBusy
 from casckpt.ids import ABBREVIATION
-from casckpt.store import creation, files, layout, opening, rows
+from casckpt.store import creation, files, layout, lock_files, opening, rows
 from casckpt.store.commits import CommitRequest
 from casckpt.store.environment import Environment, Transaction
 from casckpt.store.facts import Change
@@ -124,7 +124,7 @@ def _describe(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    descriptor = files.open_file(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    descriptor = lock_files.open_to_lock(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT)
     try:
         if not files.try_lock(descriptor, exclusive=True):
             raise StoreBusy(
@@ -134,7 +134,7 @@ def _alone(path: Path) -> Iterator[None]:
             )
         yield
     finally:
-        files.close_file(descriptor)
+        lock_files.close_lock(descriptor)
 
 
 class _Rebuild:

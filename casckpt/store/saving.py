@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace
-from casckpt.store import creation, cutting, files, layout, lists
+from casckpt.store import creation, cutting, files, layout, lists, lock_files
 from casckpt.store.commits import (
     CommitRequest,
     RowWrite,
@@ -303,7 +303,8 @@ def _require_ballast(shared: SharedStore) -> None:
     """Fail as full, before anything is reserved, while the ballast cannot be made again."""
     if (shared.path / layout.BALLAST_FILE).exists():
         return
-    descriptor = files.open_file(shared.path / layout.GC_LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    gc_lock = shared.path / layout.GC_LOCK_FILE
+    descriptor = lock_files.open_to_lock(gc_lock, os.O_RDWR | os.O_CREAT)
     try:
         if files.try_lock(descriptor, exclusive=True) and not creation.make_ballast(shared.path):
             inodes = files.free_inodes(shared.path)
@@ -314,4 +315,4 @@ def _require_ballast(shared: SharedStore) -> None:
                 f"{free} are free, not enough even for the ballast, which removing needs",
             )
     finally:
-        files.close_file(descriptor)
+        lock_files.close_lock(descriptor)

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casckpt import native
-from casckpt.errors import CasckptError
-from casckpt.store import clock, files, layout
+from casckpt.errors import CasckptError, StoreBusy
+from casckpt.store import clock, files, layout, lock_files
 
 _SESSION = struct.Struct("<8s16sQQQ16s64s")
 _MAGIC = b"CASSESS1"
 _FILE_BYTES = 512
 NO_LEASE = 2**64 - 1
+_LOCK_WAIT_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,24 @@ class Session:
         if not self._folder.is_dir():
             files.make_folder(self._folder, exist_ok=True)
         # ORDER: locked before it has its name, so that nobody takes it for a dead session's
-        self._descriptor = files.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._descriptor = lock_files.open_to_lock(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             # A listing locks each file for an instant, to see whether its session is alive.
+            deadline = time.monotonic() + _LOCK_WAIT_S
             while not files.try_lock(self._descriptor, exclusive=True):
+                if time.monotonic() > deadline:
+                    raise StoreBusy(
+                        f"cannot begin a session in {store}",
+                        f"another process holds {temporary.name}, which was made just now",
+                        "end that process (it may be stopped), and try again",
+                    )
                 time.sleep(0.001)
             self._write()
             files.sync_file(self._descriptor, temporary)
             files.rename(temporary, self.path)
             files.sync_folder(self._folder)
         except BaseException:
-            files.close_file(self._descriptor)
+            lock_files.close_lock(self._descriptor)
             with contextlib.suppress(CasckptError):
                 files.unlink(temporary, missing_ok=True)
             raise
@@ -128,11 +136,11 @@ class Session:
         """Remove the session file and give up its lock."""
         with contextlib.suppress(CasckptError):
             files.unlink(self.path, missing_ok=True)
-        files.close_file(self._descriptor)
+        lock_files.close_lock(self._descriptor)
 
     def abandon(self) -> None:
         """Close the descriptor only: in the child of a fork, where the parent lives on."""
-        files.close_file(self._descriptor)
+        lock_files.close_lock(self._descriptor)
 
 
 def list_sessions(store: Path) -> list[SessionInfo]:
@@ -147,14 +155,14 @@ def list_sessions(store: Path) -> list[SessionInfo]:
         name = path.name.removesuffix(".new")
         try:
             uuid = bytes.fromhex(name)
-            descriptor = files.open_file(path, os.O_RDWR)
+            descriptor = lock_files.open_to_lock(path, os.O_RDWR)
         except (FileNotFoundError, ValueError):
             continue
         try:
             data = files.read_at(descriptor, _FILE_BYTES, 0, path)
             alive = not files.try_lock(descriptor, exclusive=True)
         finally:
-            files.close_file(descriptor)
+            lock_files.close_lock(descriptor)
         found.append(_decode(uuid, path, data, alive))
     return found
 

@@ -1,7 +1,8 @@
 """One open store per process and path, shared and counted; and what happens to it at a fork.
 
 Before a fork the gate is taken, so no transaction is open. The child closes every lock descriptor
-without unlocking, then the inherited environment, and forgets the rest; its next use opens anew.
+without unlocking, those held within a call too (`lock_files.py`), and the inherited environment,
+and forgets the rest; its next use opens anew.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from casckpt.errors import CasckptError, NoSpace
-from casckpt.store import aside, creation, environment, files, layout, opening
+from casckpt.store import aside, creation, environment, files, layout, lock_files, opening
 from casckpt.store.environment import Environment
 from casckpt.store.packs import PackFiles
 
@@ -302,9 +303,11 @@ def release(shared: SharedStore) -> None:
 def _before_fork() -> None:
     _registry_lock.acquire()
     environment.gate.acquire()
+    lock_files.guard.acquire()
 
 
 def _after_fork_in_parent() -> None:
+    lock_files.guard.release()
     environment.gate.release()
     _registry_lock.release()
 
@@ -315,6 +318,10 @@ def _after_fork_in_child() -> None:
             shared.abandon()
     _all.clear()
     _open.clear()
+    # What is held in the midst of a call: no thread of that call is here.
+    with contextlib.suppress(Exception):
+        lock_files.let_go()
+    lock_files.guard.release()
     environment.gate.release()
     _registry_lock.release()
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from casckpt.errors import CasckptError, StoreBusy
-from casckpt.store import files, layout
+from casckpt.store import files, layout, lock_files
 
 _log = logging.getLogger("casckpt")
 _dice = random.SystemRandom()  # never the generator that the user's training draws from
@@ -54,7 +54,7 @@ class WriterLock:
 
     def _take(self, what: str, wait_s: float) -> None:
         if self._descriptor < 0:
-            self._descriptor = files.open_file(self._path, os.O_RDWR | os.O_CREAT)
+            self._descriptor = lock_files.open_to_lock(self._path, os.O_RDWR | os.O_CREAT)
         began = time.monotonic()
         reported = False
         while not files.try_lock(self._descriptor, exclusive=True):
@@ -80,5 +80,5 @@ class WriterLock:
     def close(self) -> None:
         """Close the descriptor; in the child of a fork this leaves the parent's lock alone."""
         if self._descriptor >= 0:
-            files.close_file(self._descriptor)
+            lock_files.close_lock(self._descriptor)
             self._descriptor = -1

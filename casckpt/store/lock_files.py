@@ -1,0 +1,58 @@
+"""Descriptors whose locks a child of a fork must not keep.
+
+A lock belongs to the open file, which a child shares: as long as its descriptor is open there, the
+file is locked, whatever the parent does. Locks that are held within a call are found nowhere but
+in frames of a thread, so they are noted here; `sharing.py` has them let go of in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from casckpt.store import files
+
+guard = threading.RLock()
+"""Held while a file is opened or closed, and at a fork, which so finds every descriptor noted.
+
+It is the last lock to be taken: who holds it waits for no other.
+"""
+
+_noted: set[int] = set()
+
+
+def open_to_lock(path: Path, flags: int) -> int:
+    """Open a file that is to be locked; see `files.open_file`. Close it with `close_lock`."""
+    with guard:
+        descriptor = files.open_file(path, flags)
+        try:
+            _noted.add(descriptor)
+        except BaseException:
+            files.close_file(descriptor)
+            raise
+        return descriptor
+
+
+def close_lock(descriptor: int) -> None:
+    """Close a descriptor that `open_to_lock` gave, which ends its lock."""
+    with guard:
+        _noted.discard(descriptor)
+        files.close_file(descriptor)
+
+
+def let_go() -> None:
+    """Give up every lock without unlocking it: in the child of a fork, where the parent lives on.
+
+    Each number stays taken until its owner closes it, so that this never closes anything else.
+    """
+    for descriptor in _noted:
+        try:
+            nothing = os.eventfd(0)
+        except OSError:  # no descriptors are left
+            files.close_file(descriptor)
+            continue
+        with contextlib.suppress(OSError):
+            os.dup2(nothing, descriptor, inheritable=False)
+        files.close_file(nothing)
