@@ -225,6 +225,8 @@ class Environment:
         self.readonly = readonly
         self._lock = lock
         self._identity: tuple[int, int] | None = None
+        self._moving: threading.Event | None = None
+        self._successor: Environment | None = None
         self._handle: lmdb.Environment | None = None
         self._tables: dict[str, lmdb._Database] = {}
         self._open()
@@ -315,6 +317,38 @@ class Environment:
             with gate:
                 handle.close()
 
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        """Close the environment; who reads meanwhile waits for what `move_to` names in the body.
+
+        Another thread may be about to read when the store is opened for writing.
+        """
+        self._moving = threading.Event()
+        self.close()
+        try:
+            yield
+        finally:
+            self._moving.set()
+
+    def move_to(self, successor: Environment) -> None:
+        """Let another environment answer who asks this one from now on; not if it is itself."""
+        self._successor = None if successor is self else successor
+
+    def _has_moved(self) -> bool:
+        if self._handle is not None or self._moving is None:
+            return False
+        return self._successor is not None or not self._moving.is_set()
+
+    def _here(self) -> Environment:
+        """Return the environment that answers: this one, or the one that took its place."""
+        here: Environment = self
+        while here._handle is None and here._moving is not None:
+            here._moving.wait()
+            if here._successor is None:
+                break
+            here = here._successor
+        return here
+
     def _begin(self, write: bool) -> lmdb.Transaction:
         if self._handle is None:
             raise OperationFailed(
@@ -325,12 +359,17 @@ class Environment:
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
         """Give a read transaction; keep it short, everything else in the process waits."""
-        with gate:
-            try:
-                with self._begin(write=False) as handle:
-                    yield Transaction(handle, self._tables)
-            except lmdb.Error as exc:
-                raise translate(exc, "cannot read the index") from exc
+        while True:
+            here = self._here()
+            with gate:
+                if here._has_moved():
+                    continue  # since the line above
+                try:
+                    with here._begin(write=False) as handle:
+                        yield Transaction(handle, here._tables)
+                except lmdb.Error as exc:
+                    raise translate(exc, "cannot read the index") from exc
+                return
 
     def write(self, jobs: Callable[[Transaction], _Result]) -> _Result:
         """Run `jobs` in one durable write transaction; an exception leaves nothing behind.

@@ -22,6 +22,7 @@ from casckpt.errors import (
     CasckptError,
     Corrupt,
     FileSystemRefused,
+    NewerFormat,
     NoSpace,
     NoStore,
     OperationFailed,
@@ -34,6 +35,10 @@ _crash_hook: CrashHook | None = None
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRITE_STEP = 16 * 1024 * 1024
+
+DAMAGE = (Corrupt, NewerFormat, NoStore, FileNotFoundError)
+"""What reading raises where the bytes are not what they should be. Whatever else it raises (no
+permission, no memory, too many open files) says nothing of them: they were not looked at."""
 
 
 def set_crash_hook(hook: CrashHook | None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from casckpt.errors import OperationFailed
 from casckpt.store import Repository, environment, opening, sharing
 from casckpt.store.index_writer import IndexWriter
 from casckpt.store.own_packs import OwnPacks
@@ -100,3 +103,43 @@ def test_the_thread_of_the_index_has_ended_when_its_writer_is_closed_without_mem
     store.close()
     assert len(joins) > 1
     assert not thread.is_alive()
+
+
+def test_who_reads_while_the_store_is_opened_for_writing_goes_on(place):
+    """Between taking the environment and reading, the process gate may be another's for long."""
+    reads, errors = [], []
+    for _ in range(10):
+        reader, stop = Repository.open(place, "r"), threading.Event()
+
+        def look(reader=reader, stop=stop):
+            while not stop.is_set():
+                try:
+                    reads.append(reader.checkpoint_rows())
+                except Exception as exc:
+                    errors.append(exc)
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        with Repository.open(place, "a"):
+            stop.set()
+            for thread in threads:
+                thread.join()
+        reader.close()
+    assert reads
+    assert errors == []
+
+
+def test_where_no_index_opens_again_readers_are_told(place, monkeypatch):
+    with Repository.open(place, "r") as reader:
+        before = reader._shared().environment
+
+        def no_index(*arguments, **named):
+            raise OSError("no index")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sharing, "Environment", no_index)
+            with pytest.raises(OSError, match="no index"):
+                reader._shared().reopen_writable()
+        with pytest.raises(OperationFailed, match="the store is closed"), before.read():
+            pass
