@@ -21,6 +21,7 @@ from typing import cast
 from casckpt.errors import (
     CasckptError,
     Corrupt,
+    Deleted,
     FileSystemRefused,
     NewerFormat,
     NoSpace,
@@ -36,8 +37,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRITE_STEP = 16 * 1024 * 1024
 
-DAMAGE = (Corrupt, NewerFormat, NoStore, FileNotFoundError)
-"""What reading raises where the bytes are not what they should be. Whatever else it raises (no
+DAMAGE = (Corrupt, Deleted, NewerFormat, NoStore, FileNotFoundError)
+"""What reading raises where bytes are gone, or not what they should be. Whatever else it raises (no
 permission, no memory, too many open files) says nothing of them: they were not looked at."""
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from casckpt.checkpoint.placement import Placement
 from casckpt.checkpoint.policies import Policy
@@ -62,8 +62,8 @@ class Run(RunLoops, RunWork):
         Args:
             values: name to anything that takes float(); for names that are no identifiers.
             step: place on the series' own axis; None for the row of this epoch, which the
-                checkpoint's metrics, `monitor` and `keep` read. After the loop: the last row,
-                and the checkpoint whose state the loop has left, the best if it was asked to.
+                checkpoint's metrics, `monitor` and `keep` read. After the loop: the last row
+                and checkpoint, and the best one if the loop has left that behind.
             metrics: more of them by keyword.
 
         Raises:
@@ -78,8 +78,9 @@ class Run(RunLoops, RunWork):
         else:
             if self._row is not None:
                 self._row.update(numbers)
-            elif self._part_done and self._peers.leads and (left := self._left or self._last()):
-                self.store.attach_metrics(left, numbers)
+            elif self._part_done and self._peers.leads:
+                for one in {self._left, self._last()} - {None}:
+                    self.store.attach_metrics(cast("Checkpoint", one), numbers)
             session.log.add_row(self._row_at, numbers)
         session.stir()
 

@@ -242,7 +242,9 @@ def test_a_booster_in_a_state_comes_back_byte_for_byte(store, name, params):
     assert raw(state["model"]) == raw(booster)
 
 
-@pytest.mark.parametrize("params", [{**PLAIN, "eta": 0.01}, {"booster": "gblinear", "alpha": 2}])
+@pytest.mark.parametrize(
+    "params", [{**PLAIN, "eta": 0.01}, {"booster": "gblinear", "updater": "coord_descent"}]
+)
 def test_a_restored_booster_goes_on_with_its_parameters(store, name, params):
     matrix = data()
     booster = xgboost.train({**params, "eval_metric": ["mae", "rmse"]}, matrix, 5)

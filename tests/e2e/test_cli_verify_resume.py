@@ -87,8 +87,16 @@ def test_commands_that_cannot_be_judged(new_cli, words, code, text):
         assert "no kill landed" in answer.err or "1 kill landed" in answer.err
 
 
+@pytest.fixture
+def unignored():
+    """Let programs die of SIGHUP, also where these tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_who_is_asked_to_end_takes_the_command_and_the_folder_along(new_cli, number):
+def test_who_is_asked_to_end_takes_the_command_and_the_folder_along(new_cli, number, unignored):
     temporary = new_cli.folder / "temporary"
     temporary.mkdir()
     sleeps = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"

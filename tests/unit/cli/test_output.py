@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from casckpt.checkpoint.plans import GcPlan
+from casckpt.checkpoint.plans import GcPlan, GcResult
 from casckpt.cli import errors
 from casckpt.cli.gc import _report
 from casckpt.cli.output import Column, Output, Settings, layout, wants_color
@@ -104,13 +104,14 @@ def test_ids_are_refs(capsys):
 
 def test_a_collection_that_freed_far_less_than_planned_says_why(capsys):
     plan = GcPlan(keep=(), drop=(), reasons={}, freed_bytes=12_000_000)
-    _report(Output(Settings()), plan, 4096, now=True)
+    little, most = (GcResult((), (), freed, 0) for freed in (4096, 11_900_000))
+    _report(Output(Settings()), plan, little, now=True)
     captured = capsys.readouterr()
     assert "freed 4.00 KiB" in captured.out
     assert "less than the 11.4 MiB planned" in captured.err
-    _report(Output(Settings()), plan, 11_900_000, now=True)
+    _report(Output(Settings()), plan, most, now=True)
     assert capsys.readouterr().err == ""
-    _report(Output(Settings()), plan, 4096, now=False, left=1)
+    _report(Output(Settings()), plan, little, now=False, left=1)
     captured = capsys.readouterr()
     assert "1 checkpoint in the trash can still come back" in captured.err
     assert "room" not in captured.err
