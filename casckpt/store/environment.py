@@ -225,7 +225,8 @@ class Environment:
         self.readonly = readonly
         self._lock = lock
         self._identity: tuple[int, int] | None = None
-        self._moving: threading.Event | None = None
+        self._settled = threading.Event()
+        self._settled.set()
         self._successor: Environment | None = None
         self._handle: lmdb.Environment | None = None
         self._tables: dict[str, lmdb._Database] = {}
@@ -317,37 +318,31 @@ class Environment:
             with gate:
                 handle.close()
 
-    @contextlib.contextmanager
-    def moving(self) -> Iterator[None]:
-        """Close the environment; who reads meanwhile waits for what `move_to` names in the body.
+    def leave(self) -> None:
+        """Close the environment for another one; who reads meanwhile waits for `hand_over`.
 
         Another thread may be about to read when the store is opened for writing.
         """
-        self._moving = threading.Event()
+        self._settled.clear()
         self.close()
-        try:
-            yield
-        finally:
-            self._moving.set()
 
-    def move_to(self, successor: Environment) -> None:
+    def hand_over(self, successor: Environment) -> None:
         """Let another environment answer who asks this one from now on; not if it is itself."""
         self._successor = None if successor is self else successor
-
-    def _has_moved(self) -> bool:
-        if self._handle is not None or self._moving is None:
-            return False
-        return self._successor is not None or not self._moving.is_set()
+        self._settled.set()
 
     def _here(self) -> Environment:
         """Return the environment that answers: this one, or the one that took its place."""
         here: Environment = self
-        while here._handle is None and here._moving is not None:
-            here._moving.wait()
+        while here._handle is None:
+            here._settled.wait()
             if here._successor is None:
                 break
             here = here._successor
         return here
+
+    def _has_left(self) -> bool:
+        return self._handle is None and not (self._settled.is_set() and self._successor is None)
 
     def _begin(self, write: bool) -> lmdb.Transaction:
         if self._handle is None:
@@ -362,7 +357,7 @@ class Environment:
         while True:
             here = self._here()
             with gate:
-                if here._has_moved():
+                if here._has_left():
                     continue  # since the line above
                 try:
                     with here._begin(write=False) as handle:

@@ -155,21 +155,21 @@ class SharedStore:
         opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
         lock, alone = opening.take_store_lock(self.path, readonly=False)
         before = self.environment
-        with before.moving():
-            files.close_file(self._lock)
-            self._lock, self.writable = lock, True
-            try:
-                self._open_index(alone)
-                self._prepare_to_write()
-            except BaseException:
-                self.writable = False
-                self.environment.close()
-                self.environment = Environment(self.index, readonly=True)
-                if alone:
-                    opening.share_lock(self._lock)
-                raise
-            finally:
-                before.move_to(self.environment)
+        before.leave()
+        files.close_file(self._lock)
+        self._lock, self.writable = lock, True
+        try:
+            self._open_index(alone)
+            self._prepare_to_write()
+        except BaseException:
+            self.writable = False
+            self.environment.close()
+            self.environment = Environment(self.index, readonly=True)
+            if alone:
+                opening.share_lock(self._lock)
+            raise
+        finally:
+            before.hand_over(self.environment)
 
     def collect_if_due(self) -> None:
         """Start a collection in a child process if enough is likely to be dead; never raises."""
