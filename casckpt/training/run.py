@@ -45,7 +45,6 @@ class Run(RunLoops, RunWork):
         grace_s: seconds between SIGTERM and the kill, if the machine's owner has told.
     """
 
-    _leaves_at_save = False
     _left: Checkpoint | None = None
     """What the loop has left behind, if it is not the last checkpoint."""
 
@@ -119,9 +118,10 @@ class Run(RunLoops, RunWork):
             StepExists, BadLeaf, BadRequest, NoSpace: see `Store.save`.
             Stopped, KeyboardInterrupt: it was asked to stop, and the state is saved.
         """
-        by_hand = self._is_entered and (self._leaves_at_save or not self._session.watch.is_on)
-        self._begin(None, watch=by_hand)
-        self._leaves_at_save = by_hand
+        self._begin(None, watch=False)
+        watch = self._session.watch
+        if self._is_entered and not watch.is_on:
+            watch.begin(by_hand=True)
         below = name or (byhand.DEFAULT_NAME if self._loop is not None else None)
         captured = captured_by_all(self._peers, state, None) if below is None else None
         made: list[Checkpoint] = []
@@ -140,7 +140,7 @@ class Run(RunLoops, RunWork):
             return self._peers.name_of(self.store, one)
 
         named = self._peers.lead(lead)
-        if by_hand and self._loop is None:
+        if watch.by_hand:
             self.check_stop()
         return made[0] if made else self.store.get(named)
 

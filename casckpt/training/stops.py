@@ -136,7 +136,11 @@ _signals = _Signals()
 
 
 class StopWatch:
-    """Looks for a request to stop one run: signals, the store, its own `stop` call."""
+    """Looks for a request to stop one run: signals, the store, its own `stop` call.
+
+    Attributes:
+        by_hand: nothing looks but the saves of a program whose loop is its own.
+    """
 
     def __init__(self, repository: Repository, run: str, peers: Peers = ALONE) -> None:
         """Watch for `run` and the runs above it; the first process alone looks at the store.
@@ -158,6 +162,7 @@ class StopWatch:
         self._launcher = os.getppid() if launched else 0
         self._next_look_s = 0.0
         self._installed = self._has_begun = False
+        self.by_hand = False
         self._own: StopRequest | None = None
 
     @property
@@ -165,8 +170,9 @@ class StopWatch:
         """Whether the signals of the process are watched."""
         return self._installed
 
-    def begin(self) -> None:
+    def begin(self, *, by_hand: bool = False) -> None:
         """Watch from now on, or go on."""
+        self.by_hand = by_hand
         if not self._installed:
             self._installed = _signals.install()
         if not self._has_begun:

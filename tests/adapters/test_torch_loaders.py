@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -17,6 +18,12 @@ from casckpt.training.loops.positioned import PositionedLoader  # noqa: E402
 
 class Killed(BaseException):
     """Ends a training as a signal does: nothing is saved any more."""
+
+
+def die_if(is_time: bool, run) -> None:
+    if is_time:
+        run._loop.saver.settle()
+        raise Killed
 
 
 class Stateful:
@@ -67,26 +74,21 @@ def train(place, kind: str, kill: int = 0) -> list:
     check = shuffled(4, other)
     stages = [training, shuffled(12, generator_of(7))]
     seen = []
-    try:
-        with casckpt.open(place) as store, store.run("r") as run:
-            for epoch in run.epochs(5, {"w": 0}):
-                if kind == "seeded":
-                    training = shuffled(8, torch.Generator().manual_seed(epoch))
-                if kind == "reseeded":
-                    own.manual_seed(epoch)
-                if kind == "rewrapped":
-                    training = shuffled(8, own)
-                if kind in SWITCHES:
-                    training = stages[SWITCHES[kind](epoch)]
-                batches = [torch.as_tensor(batch).tolist() for batch in run.batches(training)]
-                if kind != "second" or epoch % 2 == 0:
-                    batches += [batch.tolist() for batch in run.batches(check)]
-                seen.append((epoch, batches))
-                if epoch == kill:
-                    run._loop.saver.settle()
-                    raise Killed
-    except Killed:
-        pass
+    with suppress(Killed), casckpt.open(place) as store, store.run("r") as run:
+        for epoch in run.epochs(5, {"w": 0}):
+            if kind == "seeded":
+                training = shuffled(8, torch.Generator().manual_seed(epoch))
+            if kind == "reseeded":
+                own.manual_seed(epoch)
+            if kind == "rewrapped":
+                training = shuffled(8, own)
+            if kind in SWITCHES:
+                training = stages[SWITCHES[kind](epoch)]
+            batches = [torch.as_tensor(batch).tolist() for batch in run.batches(training)]
+            if kind != "second" or epoch % 2 == 0:
+                batches += [batch.tolist() for batch in run.batches(check)]
+            seen.append((epoch, batches))
+            die_if(epoch == kill, run)
     return seen
 
 
@@ -138,16 +140,12 @@ def test_a_loader_whose_last_state_is_empty_or_cannot_be_kept_begins_as_it_is_ma
 ):
     def session(kill=0):
         seen = []
-        try:
-            with casckpt.open(tmp_path / "store") as store, store.run("r") as run:
-                loader = Resumable(**options)
-                for epoch in run.epochs(4, {"w": 0}):
-                    seen.append((epoch, list(run.batches(loader, save_every_s=None))))
-                    if epoch == kill:
-                        run._loop.saver.settle()
-                        raise Killed
-        except Killed:
-            pass
+        store = casckpt.open(tmp_path / "store")
+        with suppress(Killed), store, store.run("r") as run:
+            loader = Resumable(**options)
+            for epoch in run.epochs(4, {"w": 0}):
+                seen.append((epoch, list(run.batches(loader, save_every_s=None))))
+                die_if(epoch == kill, run)
         return seen
 
     whole = list(range(6))
@@ -160,25 +158,29 @@ def test_a_loader_whose_last_state_is_empty_or_cannot_be_kept_begins_as_it_is_ma
 def test_a_pass_that_is_broken_off_goes_on_as_the_state_says_and_that_is_said(tmp_path, caplog):
     def session(name, kill=0):
         seen = []
-        try:
-            with casckpt.open(tmp_path / "store") as store, store.run(name) as run:
-                loader = Stateful()
-                for epoch in run.epochs(4, {"w": 0}):
-                    for count, batch in enumerate(run.batches(loader, save_every_s=None), 1):
-                        seen.append((epoch, batch))
-                        if count == 2:
-                            break
-                    if epoch == kill:
-                        run._loop.saver.settle()
-                        raise Killed
-        except Killed:
-            pass
+        store = casckpt.open(tmp_path / "store")
+        with suppress(Killed), store, store.run(name) as run:
+            loader = Stateful()
+            for epoch in run.epochs(4, {"w": 0}):
+                for count, batch in enumerate(run.batches(loader, save_every_s=None), 1):
+                    seen.append((epoch, batch))
+                    if count == 2:
+                        break
+                die_if(epoch == kill, run)
         return seen
 
     whole = session("whole")
     session("killed", 2)
     assert caplog.text.count("was left at batch 2 of 3") == 2
     assert session("killed") == [one for one in whole if one[0] > 1]
+
+
+def test_what_is_made_anew_and_holds_nothing_leaves_nothing_in_a_checkpoint(tmp_path):
+    with casckpt.open(tmp_path / "store") as store, store.run("r") as run:
+        for _ in run.epochs(3, {"w": 0}):
+            list(run.batches(list(range(4))))
+            list(run.batches(DataLoader(list(range(4)))))
+        assert run._loop._boundary.capture() == {}
 
 
 def test_loaders_of_one_epoch_that_position_themselves_are_told_apart():

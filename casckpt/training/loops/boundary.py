@@ -46,7 +46,7 @@ class _Seen:
         first: hash of what it held then.
         goes_on: whether a pass began where the one before had ended; None until there were two.
         loader: returns it, or None if it is gone.
-        end: hash of what it held at the end of its last epoch.
+        end: hash of what it held at the end of its last epoch; empty if nothing is to be kept.
         held: that itself.
         generators: numbers (`id`) of the generators in it.
     """
@@ -135,14 +135,15 @@ class Boundary:
             self._look(place, loader, taken)
         found: dict[int, Any] = {}
         for place in sorted({*self._waiting, *self._seen}):
-            kept = [*self._waiting.get(place, ()), *self._seen.get(place, ())]
-            entries = [
-                {"first": one.first, "goes_on": one.goes_on, "held": one.held}
-                for one in kept[-_BY_TURNS:]
-                if one.held or one.goes_on is False
+            kept = [
+                *self._waiting.get(place, ()),
+                *(one for one in self._seen.get(place, ()) if one.end),
             ]
-            if entries:
-                found[place] = entries
+            if kept:
+                found[place] = [
+                    {"first": one.first, "goes_on": one.goes_on, "held": one.held}
+                    for one in kept[-_BY_TURNS:]
+                ]
         return found
 
     def _take_waiting(self, place: int, found: str) -> _Seen | None:
@@ -162,17 +163,17 @@ class Boundary:
         before = frozenset(taken)
         held = _held(loader, taken)
         mine = self._seen[place][-1]
-        mine.end, mine.generators = _digest(held), frozenset(taken) - before
+        mine.end = _digest(held) if held else ""
+        mine.generators = frozenset(taken) - before
         if held and not mine.end:
             self._say(_LEFT_OUT, KEPT_BYTES // 1024)
-            held = {}
         current = self._passes.get(place)
         if "state" in held and current is not None and (left := current.left_at) is not None:
             self._say(_BROKEN_OFF, *left)
         mine.held = {} if mine.goes_on is False else held
         for other in self._seen[place][:-1]:
             if other.generators & taken:
-                other.held = {}  # the generator has gone on with this loader
+                other.end = ""  # the generator has gone on with this loader
 
     def _say(self, text: str, *facts: int) -> None:
         if text not in self._said:

@@ -119,6 +119,20 @@ def test_a_loop_of_ones_own_leaves_when_its_state_is_saved(store, name):
     assert store.restore(name)["count"] == 5
 
 
+def test_a_save_by_hand_leaves_it_to_a_stage_that_looks_itself(store, name):
+    went_on = []
+    with pytest.raises(Stopped), store.run(name) as run:  # noqa: PT012
+        run.save({"count": 0})
+        stage = run.stage("items", [1, 2, 3])
+        for key, item in stage:
+            os.kill(os.getpid(), signal.SIGTERM)
+            run.save({"count": item})
+            went_on.append(item)
+            stage.done(key, item)
+    assert went_on == [1]
+    assert store.run(name).stage("items", [1, 2, 3]).done_count == 1
+
+
 def test_signals_stay_the_programs_own_where_nothing_would_leave_on_them(store, name):
     before = signal.getsignal(signal.SIGTERM)
     with store.run(name) as run:
