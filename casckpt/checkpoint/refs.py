@@ -227,7 +227,11 @@ def check_pattern(pattern: str) -> None:
         return
     ref = parse_ref(name)
     if ref.store is not None or ref.line is not None or not selects_run(ref):
-        raise BadRef(f"{pattern} is no run and no glob over runs", "all lines of a run count")
+        raise BadRef(
+            f"{pattern} is no run and no glob over runs",
+            "all lines of a run count, and each by itself",
+            "name the run alone, such as bpm/nn, or several: 'bpm/*'",
+        )
 
 
 def require_metric(found: Sequence[Checkpoint], metric: str) -> None:
