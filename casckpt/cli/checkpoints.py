@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from casckpt.cli import formatting
+from casckpt.strictjson import plain
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
@@ -24,7 +25,7 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "batch": checkpoint.batch,
         "created": formatting.rfc3339(checkpoint.created),
-        "metrics": formatting.plain(checkpoint.metrics),
+        "metrics": plain(checkpoint.metrics),
         "tags": list(checkpoint.tags),
         "pinned": checkpoint.pinned,
         "reasons": list(checkpoint.reasons),

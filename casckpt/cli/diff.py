@@ -11,6 +11,7 @@ from casckpt.cli import checkpoints as views
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
+from casckpt.strictjson import plain
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.diffs import Change, Diff
@@ -70,8 +71,8 @@ def _record(found: Diff) -> dict[str, Any]:
         "removed": [change(each) for each in found.removed],
         "changed": [change(each) for each in found.changed],
         "equal_count": found.equal_count,
-        "metrics": formatting.plain(found.metrics),
-        "environment": formatting.plain(found.environment),
+        "metrics": plain(found.metrics),
+        "environment": plain(found.environment),
         "shared_bytes": found.shared_bytes,
     }
 

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -151,19 +151,6 @@ def numbers(values: Iterable[float | None]) -> list[str]:
 def metrics_line(metrics: Mapping[str, float]) -> str:
     """Return all metrics in one line: `val_loss 0.183, accuracy 0.97`."""
     return ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: NaN and infinities become strings, tuples lists."""
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return value
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,7 @@ from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output, terminal_columns
 from casckpt.errors import BadRequest, NotFound
+from casckpt.strictjson import plain
 
 Series = Sequence[tuple[int, float]]
 
@@ -48,7 +49,7 @@ def history(output: Output, run: str, metric: str | None, as_csv: bool, as_plot:
             )
         series = {metric: series[metric]}
     if output.json:
-        output.document("history", run=name, history=formatting.plain(series))
+        output.document("history", run=name, history=plain(series))
         return
     steps = sorted({step for points in series.values() for step, _ in points})
     columns = {key: dict(points) for key, points in series.items()}

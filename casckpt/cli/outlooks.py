@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from casckpt.cli import checkpoints as views
 from casckpt.cli import formatting
 from casckpt.errors import NotFound
+from casckpt.strictjson import plain
 
 if TYPE_CHECKING:
     from casckpt.api import Store
@@ -89,7 +90,7 @@ def record(outlook: Outlook, *, now_s: float | None = None) -> dict[str, Any]:
         ],
         "eta_s": outlook.eta_s,
         "elapsed_s": round(outlook.elapsed_s, 3),
-        "metrics": formatting.plain(info.metrics),
+        "metrics": plain(info.metrics),
         "monitor": outlook.monitor or None,
         "last": views.record(info.last) if info.last is not None else None,
         "best": views.record(info.best) if info.best is not None else None,

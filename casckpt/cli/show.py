@@ -11,6 +11,7 @@ from casckpt.cli import checkpoints as views
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
+from casckpt.strictjson import plain
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.codings import Coding
@@ -68,7 +69,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
         "durable_s": checkpoint.durable_s,
         "captured": list(checkpoint.captured),
         "missing": list(checkpoint.missing),
-        "environment": formatting.plain(checkpoint.environment),
+        "environment": plain(checkpoint.environment),
     }
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
 from casckpt.ids import check_run_name
 from casckpt.store import files
+from casckpt.strictjson import plain
 from casckpt.training.watching import status
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def export_run(store: Store, name: str, folder: str | Path) -> list[tuple[str, s
     for info in found:
         _write(target / _history_of(info.name), _csv(store.history(info.name)))
     document = {"schema": SCHEMA, "run": name, "runs": [_run(info) for info in found]}
-    text = json.dumps(_plain(document), indent=2, allow_nan=False)
+    text = json.dumps(plain(document), indent=2, allow_nan=False)
     _write(target / "results.json", text + "\n")
     return [(info.name, _history_of(info.name)) for info in found]
 
@@ -84,17 +83,6 @@ def _checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         "step": checkpoint.step,
         "metrics": checkpoint.metrics,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: NaN and infinities are strings, as everywhere in ours."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _csv(history: dict[str, list[tuple[int, float]]]) -> str:

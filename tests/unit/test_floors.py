@@ -29,6 +29,7 @@ FLOORS = {
     "casckpt.logs": 0,
     "casckpt.programs": 0,
     "casckpt.startup": 0,
+    "casckpt.strictjson": 0,
     "casckpt.supervised": 0,
     "casckpt.native": 1,
     "casckpt.store": 2,

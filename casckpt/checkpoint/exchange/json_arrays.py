@@ -10,8 +10,8 @@ from casckpt.checkpoint import leaves as leaf_module
 from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY, parse_dtype
 from casckpt.checkpoint.leaves import RestoreOptions, axes_of
 from casckpt.checkpoint.manifest import Entry
+from casckpt.strictjson import FLOAT_OF_TEXT, plain
 
-_TEXTS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _TAGS: Final = {"$array": "array", "$tensor": "tensor", "$scalar": "array"}
 _EXTENSION_PREFIXES: Final = ("bfloat16", "float8_")
 
@@ -106,16 +106,8 @@ def _elements(array: Any) -> Any:
         array = array.astype(np.float32)
     values = array.tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return _spelled(values)
+        return plain(values)
     return values
-
-
-def _spelled(value: Any) -> Any:
-    if type(value) is list:
-        return [_spelled(item) for item in value]
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _raw(values: list[Any], dtype: Any) -> bytes:
@@ -126,7 +118,7 @@ def _raw(values: list[Any], dtype: Any) -> bytes:
     )
     if any(type(item) not in allowed for item in values):
         raise ValueError(f"elements that are no {dtype}")
-    numbers = [_TEXTS[item] if type(item) is str else item for item in values]
+    numbers = [FLOAT_OF_TEXT[item] if type(item) is str else item for item in values]
     if dtype.kind == "c":
         part = np.dtype(f"{dtype.str[0]}f{dtype.itemsize // 2}")
         return np.asarray(numbers, part).tobytes()

@@ -38,10 +38,10 @@ from casckpt.checkpoint.scalars import SCALAR_TAGS, Node, encode_float
 from casckpt.checkpoint.tree import flatten
 from casckpt.checkpoint.tree_build import Builder, make_mapping
 from casckpt.checkpoint.tree_classes import make_dataclass, make_namedtuple
+from casckpt.strictjson import FLOAT_OF_TEXT, plain, spelled
 
 VERSION: Final = 1  # FORMAT: of the document
 JSON_MAX_BYTES: Final = 4 << 30
-_FLOAT_TEXTS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _MALFORMED: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _INT_MAX_BITS: Final = 12_000  # Python turns longer ones into text only if told to
 
@@ -99,21 +99,15 @@ def _about(manifest: Manifest | None) -> dict[str, Any]:
         "created": manifest.created,
         "parent": manifest.parent,
         "reasons": list(manifest.reasons),
-        "metrics": {name: _float(value) for name, value in manifest.metrics.items()},
+        "metrics": plain(manifest.metrics),
         "environment": dict(manifest.environment),
         "captured": list(manifest.captured),
         "missing": list(manifest.missing),
     }
 
 
-def _float(value: float) -> Any:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
 def _text(value: str) -> Any:
-    return {"$str": value} if value in _FLOAT_TEXTS else value
+    return {"$str": value} if value in FLOAT_OF_TEXT else value
 
 
 class _Writer:
@@ -149,7 +143,7 @@ class _Writer:
         if tag == "i" and value.bit_length() <= _INT_MAX_BITS:
             return value
         if tag == "f" and (encode_float(float(_plain_nan(value))) == node):
-            return _float(value)
+            return spelled(value)
         if tag in ("b", "B"):
             return _base64(tag == "B", value)
         if tag == "c" and math.isfinite(value.real) and math.isfinite(value.imag):
@@ -225,7 +219,7 @@ class _Reader:
         if type(document) is list:
             return [self.value(item) for item in document]
         if type(document) is str:
-            return _FLOAT_TEXTS.get(document, document)
+            return FLOAT_OF_TEXT.get(document, document)
         if type(document) is not dict:
             return document
         tag = next((key for key in document if key.startswith("$")), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 
 import pytest
@@ -108,13 +107,6 @@ def test_local_time_is_that_of_the_machine(monkeypatch):
     finally:
         monkeypatch.undo()
         time.tzset()
-
-
-def test_json_has_no_nan():
-    value = {"a": [float("nan"), float("inf"), -float("inf"), 1.5], "b": (1, {"c": None})}
-    plain = formatting.plain(value)
-    assert plain == {"a": ["NaN", "Infinity", "-Infinity", 1.5], "b": [1, {"c": None}]}
-    json.dumps(plain, allow_nan=False)
 
 
 def test_a_name_cannot_drive_the_terminal():
