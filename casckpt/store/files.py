@@ -401,6 +401,13 @@ def start_writeback(descriptor: int, offset: int, length: int) -> None:
     _libc_call("sync_file_range")(descriptor, offset, length, write_only)
 
 
+def read_ahead(descriptor: int, offset: int, length: int) -> None:
+    """Ask the kernel to fetch a range that will be read soon; promises nothing, never fails."""
+    # Too large for a place in a file is what a damaged index may say.
+    with contextlib.suppress(OSError, OverflowError):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+
 def _fallocate_keep_size(descriptor: int, offset: int, length: int) -> None:
     import ctypes
 

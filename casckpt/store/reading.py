@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from casckpt.errors import CasckptError, Corrupt, Deleted, NewerFormat
-from casckpt.store import codec, files, layout, lists, packs, records, rows
+from casckpt.store import ahead, codec, files, layout, lists, packs, records, rows
 from casckpt.store.sharing import SharedStore
 
 _ATTEMPTS = 3
 _UNIT_BYTES = 4 * layout.MIB
 _UNIT_PIECES = 256
+# So many units are asked of the disk before the first of them is decoded: enough to keep it busy,
+# few enough that their pages are still there when their turn comes.
+_UNITS_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +175,19 @@ class Reader:
         damaged: dict[bytes, CasckptError] = {}
         lock = threading.Lock()
 
-        def work(unit: list[_Part]) -> None:
-            for part, problem in self._read_parts(unit, verify):
+        def work(unit: list[_Part], chains: list[Chain | None]) -> None:
+            for part, problem in self._read_parts(unit, chains, verify):
                 with lock:
                     damaged.setdefault(part.blob, problem)
 
-        futures = []
+        futures: list[Future[None]] = []
         try:
             for unit in self._units(wishes, damaged):
-                futures.append(self._pool.submit(work, unit))
+                if len(futures) >= _UNITS_AHEAD:
+                    futures[-_UNITS_AHEAD].exception()
+                chains = self._resolve([part.id for part in unit])
+                ahead.fetch(self._shared.packs, chains)
+                futures.append(self._pool.submit(work, unit, chains))
         finally:
             problems = [future.exception() for future in futures]
         error = next((problem for problem in problems if problem is not None), None)
@@ -262,12 +269,16 @@ class Reader:
             row = tx.object(identity)
         return None if row is None else row.kind
 
-    def _read_parts(self, unit: list[_Part], verify: bool) -> Iterator[tuple[_Part, CasckptError]]:
-        """Read a unit; yield the parts that three attempts could not read. Runs on a worker."""
+    def _read_parts(
+        self, unit: list[_Part], chains: list[Chain | None], verify: bool
+    ) -> Iterator[tuple[_Part, CasckptError]]:
+        """Read a unit; yield the parts that three attempts could not read. Runs on a worker.
+
+        `chains` are where its parts were a moment ago.
+        """
         left = unit
         patience = {id(part): _Patience() for part in unit}
-        while left:
-            chains = self._resolve([part.id for part in left])
+        while True:
             again = []
             for part, chain in zip(left, chains, strict=True):
                 patience[id(part)].saw(chain)
@@ -280,7 +291,10 @@ class Reader:
                         yield part, self._as_corrupt(exc, part.id)
                     else:
                         again.append(part)
+            if not again:
+                return
             left = again
+            chains = self._resolve([part.id for part in left])
 
     def _read_part(self, part: _Part, chain: Chain, verify: bool) -> None:
         if part.skip == 0 and len(part.dest) == part.length:
