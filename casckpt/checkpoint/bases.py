@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casckpt.checkpoint.manifest import beside_of
 
@@ -60,6 +60,13 @@ def blob_key(leaves: Sequence[tuple[object, ...]]) -> int:
     return hash(tuple(leaves))
 
 
+class Base(NamedTuple):
+    """The stored blob that a blob takes the place of; not to be coded against if it is `whole`."""
+
+    id: bytes
+    whole: bool = False
+
+
 class Bases:
     """The layouts of the last saves of this handle, and whose turn it is to be stored whole."""
 
@@ -84,16 +91,18 @@ class Bases:
         by_dictionary: Sequence[bool],
         layout: Layout,
         period: int,
-    ) -> list[bytes | None]:
-        """Return the base of each blob; every `period`-th blob in turn has none.
+    ) -> list[Base | None]:
+        """Return the base of each blob; every `period`-th blob in turn is to be stored whole.
 
         Keyframes are staggered over blobs, so that no save is much larger than the others; the
         first blob's comes when its chain is full. After a restart the turn begins anew: the store
         bounds the depth of every chain all the same. Blobs to which a base is a dictionary always
-        have one: at the end of a chain the store finds another, or stores the chunk whole.
+        use it: at the end of a chain the store finds another, or stores the chunk whole.
         """
         turn = self._turns[run, line] = self._turns.get((run, line), 0) + 1
         return [
-            layout.get(key) if always or (turn + index) % period else None
+            Base(layout[key], not always and (turn + index) % period == 0)
+            if key in layout
+            else None
             for index, (key, always) in enumerate(zip(keys, by_dictionary, strict=True))
         ]

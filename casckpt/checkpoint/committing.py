@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from casckpt.checkpoint.bases import BESIDE, layout_of_manifest, layout_of_plan
+from casckpt.checkpoint.bases import BESIDE, Base, layout_of_manifest, layout_of_plan
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import RowFacts, edit_payload, encode_payload, make_ref
 from casckpt.checkpoint.records import Checkpoint
@@ -234,13 +234,13 @@ class Committing(StoreHandle):
 
     def _choose_bases(
         self, request: SaveRequest, place: Place, plan: BlobPlan, layout: Layout
-    ) -> list[bytes | None]:
+    ) -> list[Base | None]:
         """Return what each blob may be coded against: the same leaves of the parent."""
         if not layout:
             return []
         if request.parent is not None:
             # Asked for: a chain begins here, so nothing is due to be stored whole.
-            return [layout.get(key) for key in plan.blob_keys()]
+            return [Base(layout[key]) if key in layout else None for key in plan.blob_keys()]
         period = self._repository.options.max_delta_depth + 1
         return self._bases.choose(
             request.run, place.line, plan.blob_keys(), plan.by_dictionary(), layout, period

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from casckpt.checkpoint.bases import blob_key, leaf_key
+from casckpt.checkpoint.bases import Base, blob_key, leaf_key
 from casckpt.checkpoint.boosters import tree_edges
 from casckpt.checkpoint.leaves import ALIGNMENT, Leaf
 from casckpt.checkpoint.manifest import Entry
@@ -71,11 +71,11 @@ class BlobPlan:
 
         return [blob.opaque or codec.plane_width(blob.item_size) == 1 for blob in self._blobs]
 
-    def sources(self, bases: Sequence[bytes | None] = ()) -> Iterator[BlobSource]:
+    def sources(self, bases: Sequence[Base | None] = ()) -> Iterator[BlobSource]:
         """Yield what the store is to write; copies, where needed, are made one at a time.
 
         Args:
-            bases: for each blob, the id of a stored blob that it may resemble; or nothing.
+            bases: for each blob, the stored blob that it may resemble; or nothing.
         """
         from casckpt.store import BlobSource
 
@@ -87,7 +87,8 @@ class BlobPlan:
                 buffer = self._joined(blob)
             base = bases[index] if bases else None
             edges = tree_edges(buffer) if blob.opaque else ()
-            yield BlobSource([buffer], blob.item_size, blob.opaque, base, edges)
+            identity, whole = base or (None, False)
+            yield BlobSource([buffer], blob.item_size, blob.opaque, identity, edges, whole)
 
     def _joined(self, blob: _Blob) -> bytearray:
         buffer = bytearray(blob.length)

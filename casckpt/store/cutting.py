@@ -39,6 +39,7 @@ class BlobSource:
     are cut by content; at some of `edges`, ascending, if there are any: places between parts that
     stay as they are while parts are added behind them. Arrays are cut on a grid of 1 MiB. `base` is
     the id of a stored blob that these bytes are likely to resemble, item by item if of an array.
+    Where it is their turn to be stored `whole`, they only take its place.
     """
 
     buffers: Sequence[bytes | bytearray | memoryview]
@@ -46,6 +47,7 @@ class BlobSource:
     opaque: bool = False
     base: bytes | None = None
     edges: Sequence[int] = ()
+    whole: bool = False
 
     @property
     def length(self) -> int:

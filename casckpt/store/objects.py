@@ -39,10 +39,12 @@ class SaveAgain(Busy):
 class BaseBlob:
     """The stored blob that a blob of the save resembles: which chunk stands where. Thread safe.
 
-    It is read when a chunk is found missing: an unchanged state asks for none.
+    It is read when a chunk is found missing: an unchanged state asks for none. With `whole`, its
+    chunks are what others take the place of, and none to code against.
     """
 
-    def __init__(self, reader: Reader, identity: bytes, length: int) -> None:
+    def __init__(self, reader: Reader, identity: bytes, length: int, whole: bool = False) -> None:
+        self.whole = whole
         self._reader = reader
         self._id = identity
         self._length = length
@@ -71,6 +73,7 @@ class BaseChunk:
     """A chunk that another may resemble, wherever that stands."""
 
     id: bytes
+    whole = False
 
     def chunk(self, index: int) -> bytes:
         """Return its id."""
@@ -176,9 +179,16 @@ class ObjectWriter:
         return missing
 
     def _base_of(self, piece: Piece | None) -> bytes | None:
-        if piece is None or piece.base is None:
+        """Return what a piece is likely to resemble, unless it is to be stored whole."""
+        if piece is None or piece.base is None or piece.base.whole:
             return None
-        return piece.base.chunk(piece.index) if self._may_have_base(piece) else None
+        return self._before(piece)
+
+    def _before(self, piece: Piece) -> bytes | None:
+        """Return what stood in the place of a piece."""
+        if piece.base is None or not self._may_have_base(piece):
+            return None
+        return piece.base.chunk(piece.index)
 
     def _usable_base(
         self, tx: Transaction, piece: Piece | None, base: bytes, cold: list[bytes]
@@ -200,9 +210,13 @@ class ObjectWriter:
         return base
 
     def _store_chunk(self, identity: bytes, piece: Piece, base: bytes | None) -> records.Record:
-        memory = None if base is None else self._shared.recent.take(base, len(piece.view))
-        old = None if base is None else self._base_bytes(piece, base, memory)
-        is_near = base is not None and base == self._base_of(piece)
+        before = self._before(piece)
+        # Needed no more, whether or not the new chunk rests on it: it would keep that one out.
+        memory = None if before is None else self._shared.recent.take(before, len(piece.view))
+        is_near = base is not None and base == before
+        old = None
+        if base is not None:
+            old = self._base_bytes(piece, base, memory if is_near else None)
         pays = _BASE_BELOW if is_near else _DISTANT_BELOW
         encoded = codec.encode_chunk(piece.view, piece.item_size, self._level, old, pays)
         if is_near:

@@ -192,7 +192,7 @@ class Saver:
     def _base_blob(self, source: BlobSource) -> BaseBlob | None:
         if source.base is None:
             return None
-        return BaseBlob(self._reader, source.base, source.length)
+        return BaseBlob(self._reader, source.base, source.length, source.whole)
 
     def _base_chunks(self, source: BlobSource) -> Chunks:
         """Return the chunks of a source's base, none if it has no base that can be used."""

@@ -95,3 +95,27 @@ def test_a_state_beyond_the_memory_is_saved_all_the_same(tmp_path):
         shared = store._repository._shared()
         assert 0 < shared.recent._held <= 8 << 20
         np.testing.assert_array_equal(store.restore("run")["w"], large + np.uint32(2))
+
+
+def test_chunks_make_room_for_what_takes_their_place(tmp_path, monkeypatch):
+    """With keyframes in turn, a state that just fits needs no base from the disk after it began."""
+    reads = []
+    read_base = Reader.read_base
+    monkeypatch.setattr(
+        Reader, "read_base", lambda self, *a: (reads.append(a), read_base(self, *a))[1]
+    )
+    numbers = np.random.default_rng(1)
+    state = {str(i): numbers.normal(0, 0.02, 250_000).astype("<f4") for i in range(7)}
+    options = casckpt.Options(memory_bytes=16 << 20)
+    depths = []
+    with casckpt.open(tmp_path / "store", options=options) as store:
+        for step in range(9):
+            near = {k: v + np.float32(1e-6 * step) * v for k, v in state.items()}
+            store.save("run", near)
+            shared = store._repository._shared()
+            assert shared.recent._held == sum(v.nbytes for v in near.values())
+            depths.append(max(coding.depth for coding in store.codings("run").values()))
+        assert reads == []
+        assert max(depths) == 3
+        for name, value in near.items():
+            np.testing.assert_array_equal(store.restore("run")[name], value)
