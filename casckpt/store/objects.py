@@ -223,9 +223,9 @@ class ObjectWriter:
             refused = 0 if encoded.uses_base else self._refused.get(piece.blob, 0) + 1
             self._refused[piece.blob] = refused
         if encoded.encoding != layout.ENCODING_RAW:
-            proved = self._prove(identity, encoded, piece.view, old)
-            if self._may_have_base(piece) and codec.plane_width(piece.item_size) > 1:
-                self._shared.recent.put(identity, proved, memory)
+            self._prove(identity, encoded, piece, old)
+        if memory is not None:
+            self._shared.recent.give_back(memory)
         refs = (base,) if base is not None and encoded.uses_base else ()
         return self._append(
             layout.TYPE_CHUNK, encoded.encoding, identity, len(piece.view), refs, encoded.payload
@@ -246,23 +246,25 @@ class ObjectWriter:
             return None
         return old if codec.delta_pays(piece.view, old, piece.item_size) else None
 
-    @staticmethod
     def _prove(
-        identity: bytes, encoded: codec.Encoded, view: memoryview, base: memoryview | None
-    ) -> memoryview:
+        self, identity: bytes, encoded: codec.Encoded, piece: Piece, base: memoryview | None
+    ) -> None:
         """Decode what was encoded and compare: compressors have corrupted data before.
 
-        Returns: the decoded bytes, until this thread proves the next chunk.
+        What was decoded is kept for the next save, if that may be coded against it.
         """
-        decoded = codec.scratch("proof", len(view))
-        codec.decode_chunk(encoded.encoding, encoded.payload, decoded, base)
-        if not native.equal(view, decoded):
+        recent, length = self._shared.recent, len(piece.view)
+        keeps = self._may_have_base(piece) and codec.plane_width(piece.item_size) > 1
+        decoded = recent.room(length) if keeps else codec.scratch("proof", length)
+        codec.decode_chunk(encoded.encoding, encoded.payload, memoryview(decoded), base)
+        if not native.equal(piece.view, decoded):
             raise Corrupt(
                 f"chunk {identity.hex()[:10]} does not decode to what was encoded",
                 "a fault of the machine or a compressor, or the state changed while it was saved",
                 "save again; nothing was committed",
             )
-        return decoded
+        if isinstance(decoded, bytearray):
+            recent.put(identity, decoded)
 
     def _append(
         self,

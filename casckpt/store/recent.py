@@ -10,10 +10,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from casckpt import native
+from casckpt.store import layout
 
 # Chunks that as many saves in a row did not touch belong to a run that ended, or to a failed save.
 _KEPT_SAVES = 4
+# Memory between two chunks: each worker fills some and frees some, and fresh pages cost much.
+_SPARE_BYTES = 16 * layout.MIB
 
 
 class RecentChunks:
@@ -29,6 +31,8 @@ class RecentChunks:
         self._save = 0
         self._lock = threading.Lock()
         self._chunks: OrderedDict[bytes, tuple[bytearray, int]] = OrderedDict()
+        self._spare: dict[int, list[bytearray]] = {}
+        self._spare_bytes = 0
 
     def begin_save(self, limit_bytes: int) -> None:
         """Count a save, and let it fill that much memory."""
@@ -54,21 +58,32 @@ class RecentChunks:
                 self._chunks[identity] = (found[0], self._save)
                 self._chunks.move_to_end(identity)
 
-    def put(self, identity: bytes, data: memoryview, memory: bytearray | None = None) -> None:
-        """Keep a copy of a chunk, if there is room; in `memory` if that has its length."""
+    def room(self, length: int) -> bytearray:
+        """Return memory of `length` bytes for a chunk that is to be put; what is in it is old."""
         with self._lock:
-            self._make_room(len(data))
-            if identity in self._chunks or self._held + len(data) > self._limit:
-                return
-            self._held += len(data)
-        if memory is None or len(memory) != len(data):
-            memory = bytearray(len(data))
-        native.copy(memory, data)
+            if spare := self._spare.get(length):
+                self._spare_bytes -= length
+                return spare.pop()
+        return bytearray(length)
+
+    def give_back(self, memory: bytearray) -> None:
+        """Let memory that was taken or had as room be used again."""
         with self._lock:
-            if identity in self._chunks:
-                self._held -= len(data)
-            else:
+            if self._spare_bytes + len(memory) > _SPARE_BYTES:
+                self._spare.clear()
+                self._spare_bytes = 0
+            self._spare.setdefault(len(memory), []).append(memory)
+            self._spare_bytes += len(memory)
+
+    def put(self, identity: bytes, memory: bytearray) -> None:
+        """Keep a chunk, if there is room; `memory` belongs to this from now on."""
+        with self._lock:
+            self._make_room(len(memory))
+            if identity not in self._chunks and self._held + len(memory) <= self._limit:
                 self._chunks[identity] = (memory, self._save)
+                self._held += len(memory)
+                return
+        self.give_back(memory)
 
     def _make_room(self, length: int) -> None:
         while self._chunks and self._held + length > self._limit:

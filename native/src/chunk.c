@@ -34,7 +34,8 @@ static uint64_t count_part(const uint8_t *plane, size_t len, uint64_t counts[256
     for (size_t s = 0; s < 256; s++) missing += counts[s] == 0;
     if (missing == 0) return total;
     uint8_t seen[256];
-    cas_mark_values(plane, len, seen);
+    for (size_t s = 0; s < 256; s++) seen[s] = counts[s] != 0;
+    cas_kernels()->mark_values(plane, len, seen);
     for (size_t s = 0; s < 256; s++) {
         if (counts[s] == 0 && seen[s]) {
             counts[s] = 1;

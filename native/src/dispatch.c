@@ -15,23 +15,23 @@ static _Atomic int32_t active = UNDECIDED;
  * coder needs lanes that shift and permute on their own, which AVX2 was the first to have. */
 static const cas_kernel_set kernels[CAS_KERNEL_COUNT] = {
     [CAS_KERNEL_PORTABLE] = {cas_b3_many_portable, cas_b3_ragged_portable, cas_gear_scan_portable,
-                             cas_split_portable, cas_join_portable, cas_entropy_push_groups_portable,
-                             cas_entropy_pop_groups_portable},
+                             cas_mark_values_portable, cas_split_portable, cas_join_portable,
+                             cas_entropy_push_groups_portable, cas_entropy_pop_groups_portable},
 #if CAS_X86
     [CAS_KERNEL_SSE41] = {cas_b3_many_sse41, cas_b3_ragged_sse41, cas_gear_scan_portable,
-                          cas_split_portable, cas_join_portable, cas_entropy_push_groups_portable,
-                          cas_entropy_pop_groups_portable},
-    [CAS_KERNEL_AVX2] = {cas_b3_many_avx2, cas_b3_ragged_avx2, cas_gear_scan_avx2,
+                          cas_mark_values_portable, cas_split_portable, cas_join_portable,
+                          cas_entropy_push_groups_portable, cas_entropy_pop_groups_portable},
+    [CAS_KERNEL_AVX2] = {cas_b3_many_avx2, cas_b3_ragged_avx2, cas_gear_scan_avx2, cas_mark_values_avx2,
                          cas_split_avx2, cas_join_avx2, cas_entropy_push_groups_avx2,
                          cas_entropy_pop_groups_avx2},
-    [CAS_KERNEL_AVX512] = {cas_b3_many_avx512, cas_b3_ragged_avx512, cas_gear_scan_avx2,
+    [CAS_KERNEL_AVX512] = {cas_b3_many_avx512, cas_b3_ragged_avx512, cas_gear_scan_avx2, cas_mark_values_avx2,
                            cas_split_avx2, cas_join_avx2, cas_entropy_push_groups_avx2,
                            cas_entropy_pop_groups_avx2},
 #endif
 #if CAS_ARM
     [CAS_KERNEL_NEON] = {cas_b3_many_neon, cas_b3_ragged_neon, cas_gear_scan_portable,
-                         cas_split_portable, cas_join_portable, cas_entropy_push_groups_portable,
-                         cas_entropy_pop_groups_portable},
+                         cas_mark_values_portable, cas_split_portable, cas_join_portable,
+                         cas_entropy_push_groups_portable, cas_entropy_pop_groups_portable},
 #endif
 };
 

@@ -128,8 +128,11 @@ static inline const uint8_t *cas_window_of(const uint8_t *data, size_t len, size
 
 /* Count the bytes of all windows; how many they are (below 2^32). */
 uint64_t cas_count_windows(const uint8_t *data, size_t len, size_t window, size_t windows, uint64_t counts[256]);
-/* seen[v] = 1 for each value v that occurs, else 0. */
-void cas_mark_values(const uint8_t *data, size_t len, uint8_t seen[256]);
+/* Mark the values that occur: seen[v] becomes 1. Those marked already, which are most of what occurs, cost least. */
+typedef void (*cas_mark_values_fn)(const uint8_t *data, size_t len, uint8_t seen[256]);
+
+void cas_mark_values_portable(const uint8_t *data, size_t len, uint8_t seen[256]);
+void cas_mark_values_avx2(const uint8_t *data, size_t len, uint8_t seen[256]);
 
 /* ---- filters ---- */
 
@@ -190,6 +193,7 @@ typedef struct {
     cas_b3_many_fn many;
     cas_b3_ragged_fn ragged;
     cas_gear_scan_fn gear_scan;
+    cas_mark_values_fn mark_values;
     cas_split_fn split;
     cas_join_fn join;
     cas_push_groups_fn push_groups;

@@ -55,8 +55,7 @@ uint64_t cas_count_windows(const uint8_t *data, size_t len, size_t window, size_
     return (uint64_t)window * windows;
 }
 
-void cas_mark_values(const uint8_t *data, size_t len, uint8_t seen[256]) {
-    memset(seen, 0, 256);
+void cas_mark_values_portable(const uint8_t *data, size_t len, uint8_t seen[256]) {
     size_t at = 0;
     for (; len - at >= 8; at += 8) {
         const uint64_t word = cas_load64(data + at);

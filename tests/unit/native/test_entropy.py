@@ -240,6 +240,24 @@ def test_planes_with_hardly_any_entropy_are_left_raw(kernel):
     assert planes[0].method == native.PLANE_ENTROPY
 
 
+def test_values_that_occur_only_where_none_was_counted_are_coded(kernel):
+    """Frequencies are of a part of a long plane: what only the rest has must be found there."""
+    length = (1 << 17) + 13
+    common = bytes(16 + byte % 8 for byte in drawn(length, 1.0))
+    places = random.Random(1)
+    out, scratch = bytearray(2 * length + 2048), bytearray(2 * length)
+    for value in range(256):
+        plane = bytearray(common)
+        for at in (places.randrange(length), length - 1 - value % 40):
+            plane[at] = value
+        chunk, back = bytearray(2 * length), bytearray(2 * length)
+        native.join_planes_from([plane, plane[::-1]], b"", chunk, 2, True)
+        used, planes = native.encode_planes(chunk, None, 2, out, scratch)
+        assert [plane.method for plane in planes] == [native.PLANE_ENTROPY] * 2
+        native.decode_planes(bytes(out[:used]), None, back, scratch)
+        assert back == chunk, value
+
+
 def shannon(data: bytes) -> float:
     return -sum(n / len(data) * math.log2(n / len(data)) for n in Counter(data).values())
 

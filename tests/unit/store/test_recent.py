@@ -12,8 +12,8 @@ from casckpt.store.reading import Reader
 from casckpt.store.recent import RecentChunks
 
 
-def view(fill: int, length: int = 100) -> memoryview:
-    return memoryview(bytes([fill]) * length)
+def chunk(fill: int, length: int = 100) -> bytearray:
+    return bytearray([fill]) * length
 
 
 @pytest.fixture
@@ -24,36 +24,56 @@ def recent():
 
 
 def test_a_chunk_is_handed_over_once_and_only_at_its_length(recent):
-    recent.put(b"a", view(1))
+    recent.put(b"a", chunk(1))
     assert recent.take(b"a", 99) is None
-    assert recent.take(b"a", 100) == view(1)
+    assert recent.take(b"a", 100) == chunk(1)
     assert recent.take(b"a", 100) is None
 
 
 def test_memory_is_used_again(recent):
-    recent.put(b"a", view(1))
+    recent.put(b"a", chunk(1))
     memory = recent.take(b"a", 100)
-    recent.put(b"b", view(2), memory)
+    recent.give_back(memory)
+    assert recent.room(99) is not memory
+    assert recent.room(100) is memory
+    assert recent.room(100) is not memory
+    recent.put(b"b", memory)
     assert recent.take(b"b", 100) is memory
-    assert memory == view(2)
+
+
+def test_what_is_not_kept_is_room_for_others(recent):
+    for name in (b"a", b"b"):
+        recent.put(name, chunk(1))
+    left_out, twice = chunk(2), chunk(3)
+    recent.put(b"c", left_out)
+    recent.put(b"a", twice)
+    assert {id(recent.room(100)), id(recent.room(100))} == {id(left_out), id(twice)}
+
+
+def test_spare_memory_is_bounded(recent, monkeypatch):
+    monkeypatch.setattr("casckpt.store.recent._SPARE_BYTES", 250)
+    for length in (100, 100, 60, 100, 60):
+        recent.give_back(bytearray(length))
+        held = [memory for spare in recent._spare.values() for memory in spare]
+        assert sum(map(len, held)) == recent._spare_bytes <= 250
 
 
 def test_a_full_memory_keeps_what_it_has(recent):
     for name in (b"a", b"b", b"c"):
-        recent.put(name, view(1))
+        recent.put(name, chunk(1))
     assert recent.take(b"c", 100) is None
     assert recent.take(b"a", 100) is not None
-    recent.put(b"c", view(3))  # the room of `a`
-    assert recent.take(b"c", 100) == view(3)
+    recent.put(b"c", chunk(3))  # the room of `a`
+    assert recent.take(b"c", 100) == chunk(3)
 
 
 def test_what_no_save_met_for_long_makes_room(recent):
-    recent.put(b"a", view(1))
-    recent.put(b"b", view(2))
+    recent.put(b"a", chunk(1))
+    recent.put(b"b", chunk(2))
     for _ in range(4):
         recent.begin_save(250)
         recent.keep(b"b")
-    recent.put(b"c", view(3))
+    recent.put(b"c", chunk(3))
     assert recent.take(b"a", 100) is None
     assert recent.take(b"b", 100) is not None
     assert recent.take(b"c", 100) is not None
