@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Document = dict[str, Any]
 
 
-def lines(documents: list[Document], folder: Path) -> list[str]:
+def lines(documents: list[Document], folder: Path, number: Callable[[float], str]) -> list[str]:
     """Return a Markdown table of the goals that were measured on more machines than one.
 
     Args:
         documents: the results of the folder itself.
         folder: its subfolders hold results of other machines, by the name of the question.
+        number: writes a number as the other tables do.
     """
     here = {document["question"]: document for document in documents}
     rows = []
@@ -34,11 +36,11 @@ def lines(documents: list[Document], folder: Path) -> list[str]:
     ]
     for one, mine, other, its in rows:
         sign = "<=" if mine["less_is_better"] else ">="
-        cells = [one["question"], mine["name"], f"{sign} {mine['target']:,} {mine['unit']}"]
+        cells = [one["question"], mine["name"], f"{sign} {number(mine['target'])} {mine['unit']}"]
         for document, goal in ((one, mine), (other, its)):
             machine = document["machine"]
             cells += [
-                f"{goal['measured']:.4g}" + ("" if goal["met"] else " missed"),
+                number(goal["measured"]) + ("" if goal["met"] else " missed"),
                 f"{machine['processor']}, {machine['date']}",
             ]
         table.append("| " + " | ".join(cells) + " |")

@@ -142,7 +142,7 @@ def update_docs(page: Path, folder: Path) -> None:
     sections = "\n".join(as_markdown(document) for document in documents)
     ahead = "\n".join(f"- {line}" for line in behind.lines(documents))
     listed = f"### Where a peer is smaller or faster\n\n{ahead}\n\n"
-    if elsewhere := machines.lines(documents, folder):
+    if elsewhere := machines.lines(documents, folder, _number):
         listed += "### The same goals on another machine\n\n" + "\n".join(elsewhere) + "\n\n"
     page.write_text(f"{before}{START}\n\n{listed}{sections}\n{END}{after}")
 

@@ -1,7 +1,8 @@
 """Asking the disk for records before their turn comes.
 
-A reader that waits for one record after the other decodes nothing meanwhile. Over files that are
-not in memory, restores took 0.65 to 0.85 of the time with this, and over others 1.02.
+A reader that waits for one record after the other decodes nothing meanwhile. Two trajectories of
+130 and 65 MB, in turns with the version before: 0.7 to 0.9 of the time over files that are not in
+memory, 1.02 to 1.05 over those that are.
 """
 
 from __future__ import annotations

@@ -111,14 +111,9 @@ def test_no_more_than_a_few_units_are_asked_for(path, monkeypatch):
     monkeypatch.setattr(ahead, "fetch", counted)
     with Repository.open(path, options=StoreOptions(level="fast", workers=1)) as repository:
         saved = save(repository, [os.urandom(2000) for _ in range(60)])
-        places = [bytearray(2000) for _ in saved.infos]
-        repository.read_blobs(
-            [
-                BlobRead(info.id, 2000, 0, dest)
-                for info, dest in zip(saved.infos, places, strict=True)
-            ]
-        )
-    assert places == saved.data
+        wishes = [BlobRead(info.id, 2000, 0, bytearray(2000)) for info in saved.infos]
+        repository.read_blobs(wishes)
+    assert [wish.dest for wish in wishes] == saved.data
     assert len(begun) == 60
     assert 1 < max(ahead_by) <= reading._UNITS_AHEAD
 

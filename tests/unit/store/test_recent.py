@@ -23,6 +23,20 @@ def recent():
     return chunks
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """Return the bases that are read from the store."""
+    found = []
+    read_base = Reader.read_base
+
+    def noted(self, identity):
+        found.append(identity)
+        return read_base(self, identity)
+
+    monkeypatch.setattr(Reader, "read_base", noted)
+    return found
+
+
 def test_a_chunk_is_handed_over_once_and_only_at_its_length(recent):
     recent.put(b"a", chunk(1))
     assert recent.take(b"a", 99) is None
@@ -79,12 +93,7 @@ def test_what_no_save_met_for_long_makes_room(recent):
     assert recent.take(b"c", 100) is not None
 
 
-def test_a_base_at_hand_is_not_read_and_gives_the_same_bytes(tmp_path, monkeypatch):
-    reads = []
-    read_base = Reader.read_base
-    monkeypatch.setattr(
-        Reader, "read_base", lambda self, *a: (reads.append(a), read_base(self, *a))[1]
-    )
+def test_a_base_at_hand_is_not_read_and_gives_the_same_bytes(tmp_path, monkeypatch, reads):
     numbers = np.random.default_rng(1)
     weights = numbers.normal(0, 0.02, 700_000).astype("<f4")
     states = [weights + np.float32(1e-6 * step) * weights for step in range(7)]
@@ -117,13 +126,8 @@ def test_a_state_beyond_the_memory_is_saved_all_the_same(tmp_path):
         np.testing.assert_array_equal(store.restore("run")["w"], large + np.uint32(2))
 
 
-def test_chunks_make_room_for_what_takes_their_place(tmp_path, monkeypatch):
+def test_chunks_make_room_for_what_takes_their_place(tmp_path, reads):
     """With keyframes in turn, a state that just fits needs no base from the disk after it began."""
-    reads = []
-    read_base = Reader.read_base
-    monkeypatch.setattr(
-        Reader, "read_base", lambda self, *a: (reads.append(a), read_base(self, *a))[1]
-    )
     numbers = np.random.default_rng(1)
     state = {str(i): numbers.normal(0, 0.02, 250_000).astype("<f4") for i in range(7)}
     options = casckpt.Options(memory_bytes=16 << 20)
