@@ -1,8 +1,9 @@
 """All programs that are killed at random moments, 20 times each: `python -m tests.tasks kills`.
 
-Writes bench/results/kills.json: per framework the kills that landed while a program was at work,
-and after which it still made, bit for bit, what it makes when nobody kills it. A program that is
-not run this time keeps the line of the last time, with the commit that it was for.
+Writes bench/results/kills.json: per program the kills that landed while it was at work, how often
+it then came to its end, and how many of these ends were not, bit for bit, what it makes when nobody
+kills it. A test that failed in any way is named. A program that is not run this time keeps the line
+of the last time, with the commit that it was for.
 
     python -m tests.kills [KILLS] [--only EXPRESSION] [--jobs N]
 """
@@ -18,6 +19,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench" / "results" / "kills.json"
@@ -45,7 +47,7 @@ PROGRAMS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the programs, write the result unless one failed, and return pytest's status."""
+    """Run the programs, write the result, and return pytest's status."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("kills", nargs="?", type=int, default=20)
     parser.add_argument("--only", default="", metavar="EXPRESSION", help="pytest's -k")
@@ -61,12 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
         }
         status = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-n", options.jobs, "-k", options.only,
-             "--dist", "worksteal", *PROGRAMS],
+             "--dist", "worksteal", f"--junit-xml={folder}/report.xml", *PROGRAMS],
             cwd=ROOT,
             env=environment,
             check=False,
         ).returncode  # fmt: skip
         lines = journal.read_text().splitlines() if journal.exists() else []
+        failed = _failed(Path(folder) / "report.xml")
     about = {
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,18 +77,27 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds": round(time.monotonic() - began_s),
     }
     programs = [{**json.loads(line), "made": about} for line in lines]
-    if status == 0:
-        every = _with_those_before(programs)
-        document = {
-            "schema": 2,
-            "question": "kills",
-            "landed": _by_framework(every),
-            "programs": every,
-        }
-        RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    every = _with_those_before(programs)
+    document = {
+        "schema": 3,
+        "question": "kills",
+        "landed": _by_framework(every),
+        "failed": failed,
+        "programs": every,
+    }
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
     for framework, kills in _by_framework(programs).items():
         sys.stdout.write(f"{framework}: {kills} kills landed\n")
     return status
+
+
+def _failed(report: Path) -> list[str]:
+    """Return the tests that failed or came to no end, by what pytest has reported."""
+    if not report.exists():
+        return ["pytest came to no end"]
+    cases = ElementTree.parse(report).iter("testcase")
+    bad = (case for case in cases if {part.tag for part in case} & {"failure", "error"})
+    return sorted(f"{case.get('classname')}::{case.get('name')}" for case in bad)
 
 
 def _with_those_before(programs: list[dict[str, object]]) -> list[dict[str, object]]:

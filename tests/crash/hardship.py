@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import pkgutil
 import random
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,15 +93,45 @@ def _waits_for_python(stack: Path) -> bool:
     """Tell from the stacks of a child that hung whether nobody but Python could have gone on.
 
     `Thread.start` does not hear of a thread that had no memory to begin with, nor a future of a
-    worker of Python's pool that had none to take its work, or to say that it is done.
+    worker of Python's pool that had none to take its work, or to say that it is done. And the
+    lock of a condition stays taken where `Condition.__exit__` had none for its arguments.
     """
     parts = re.split(r"(?:Current thread|Thread) 0x", stack.read_text())[1:]
-    threads = [re.findall(r'File ".*/(.+?)", line \d+ in (\S+)', part) for part in parts]
-    frames = {frame for thread in threads for frame in thread}
+    threads = [re.findall(r'File ".*/(.+?)", line (\d+) in (\S+)', part) for part in parts]
+    frames = {(file, function) for thread in threads for file, _, function in thread}
     awaits = {("_base.py", "result"), ("_base.py", "exception")} & frames
-    return ("threading.py", "start") in frames or (
-        bool(awaits) and ("thread.py", "run") not in frames
+    return (
+        ("threading.py", "start") in frames
+        or (bool(awaits) and ("thread.py", "run") not in frames)
+        or _lock_is_nobodys(threads)
     )
+
+
+def _lock_is_nobodys(threads: list[list[tuple[str, str, str]]]) -> bool:
+    """Tell whether a condition's lock is taken, and nobody is where it is held.
+
+    Only methods of the module that has a condition hold its lock, and none while it waits for an
+    event.
+    """
+    stuck = [thread for thread in threads if thread[:1] == [_TAKES_BACK]]
+    for thread in stuck:
+        module = thread[1][0]
+        others = [other for other in threads if other is not thread]
+        inside = [other for other in others if module in {file for file, _, _ in other}]
+        waits = [[function for _, _, function in other[:2]] == ["wait", "wait"] for other in inside]
+        if inside and all(waits):
+            return True
+    return False
+
+
+def _takes_back() -> tuple[str, str, str]:
+    lines, first = inspect.getsourcelines(threading.Condition.wait)
+    at = next(number for number, line in enumerate(lines) if "_acquire_restore(" in line)
+    return "threading.py", str(first + at), "wait"
+
+
+_TAKES_BACK = _takes_back()
+"""Where a thread stands that has been woken, and has not got its condition's lock back."""
 
 
 def _oom(lab: Lab, workload: str, kib: int) -> str:

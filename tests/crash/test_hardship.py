@@ -7,6 +7,8 @@ import pytest
 from tests.crash import hardship
 
 pytestmark = pytest.mark.crash
+_EVENT = "threading.py wait, threading.py wait"
+_WOKEN = f"threading.py wait {hardship._TAKES_BACK[1]}"
 
 
 def test_hardship_loses_nothing_acknowledged(row):
@@ -20,6 +22,12 @@ def test_hardship_loses_nothing_acknowledged(row):
         ("threading.py wait, _base.py result, saving.py put; index_writer.py _loop", True),
         ("threading.py wait, _base.py result, saving.py put; packs.py seal, thread.py run", False),
         ("threading.py wait, index_writer.py run, saving.py put; index_writer.py _loop", False),
+        (
+            f"{_EVENT}, index_writer.py run; {_WOKEN}, index_writer.py _take; thread.py x",
+            True,
+        ),
+        (f"{_EVENT}, index_writer.py run; threading.py wait, index_writer.py _take", False),
+        (f"files.py sync, index_writer.py run; {_WOKEN}, index_writer.py _take", False),
     ],
 )
 def test_a_wait_of_pythons_own_is_told_from_ours(threads, waits, tmp_path):
@@ -28,7 +36,7 @@ def test_a_wait_of_pythons_own_is_told_from_ours(threads, waits, tmp_path):
     for number, frames in enumerate(threads.split("; ")):
         lines.append(f"Thread 0x{number:016x} (most recent call first):")
         for frame in frames.split(", "):
-            file, function = frame.split()
-            lines.append(f'  File "/somewhere/{file}", line 7 in {function}')
+            file, function, *line = frame.split()
+            lines.append(f'  File "/somewhere/{file}", line {[*line, 7][0]} in {function}')
     stack.write_text("\n".join(lines))
     assert hardship._waits_for_python(stack) is waits

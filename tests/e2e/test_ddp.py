@@ -91,7 +91,7 @@ def test_killed_and_run_again_all_processes_end_with_the_same_bits(mode, count, 
     kills = KILLS if JOURNAL or (mode, count) == MODES[0] else 1
     expected, work_s = whole(mode, count)
     dice = random.Random(len(mode))
-    landed = starts = place = 0
+    landed = starts = ends = place = here = 0
     said = ""
     while True:
         store, out = tmp_path / f"store-{place}", tmp_path / f"out-{place}"
@@ -106,20 +106,24 @@ def test_killed_and_run_again_all_processes_end_with_the_same_bits(mode, count, 
             except ProcessLookupError:
                 target = 0
             said += launch.end()
-            landed += bool(target) and launch.process.returncode != 0
             if launch.process.returncode != 0:
+                landed += bool(target)
+                here += bool(target)
                 continue
         else:
             said += launch.end()
         assert launch.process.returncode == 0, said
-        assert equal(expected, states(out, count)) == [], said
-        if landed >= kills:
+        ends += bool(here)
+        different = equal(expected, states(out, count))
+        if different or landed >= kills:
             break
-        place += 1
+        place, here = place + 1, 0
+    kind = "accelerate, processes" if mode == "accelerate" else "torch, DistributedDataParallel"
+    program = f"{mode}, {count} processes"
+    note(kind, program, landed, starts, ends=ends, other=int(bool(different)))
+    assert different == [], said
     if (mode, count) == MODES[0]:
         assert "after batch" in said
-    kind = "accelerate, processes" if mode == "accelerate" else "torch, DistributedDataParallel"
-    note(kind, f"{mode}, {count} processes", landed, starts)
 
 
 def test_all_leave_at_the_same_batch_and_nobody_else_gets_in(whole, tmp_path):
