@@ -1,8 +1,8 @@
 """Counts that accumulate: a JSON file for each row of the campaign, in bench/results/reliability.
 
 A file belongs to the code that its row depends on. When that code changes, what was counted moves
-to `before`, and the row begins anew; other rows keep what they have. Comments and docstrings of
-Python files are no change.
+to `before`, and the row begins anew; other rows keep what they have. Comments and docstrings are
+no change.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable
@@ -29,19 +30,38 @@ def digest_of(patterns: Iterable[str], root: Path = ROOT) -> str:
     for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
         raw = path.read_bytes()
         digest.update(f"{path.relative_to(root)}\0".encode())
-        digest.update(_meaning(raw) if path.suffix == ".py" else raw)
+        digest.update(_MEANINGS.get(path.suffix, bytes)(raw))
     return digest.hexdigest()
 
 
-def _meaning(source: bytes) -> bytes:
+def _meaning_of_python(source: bytes) -> bytes:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body[0] = ast.Expr(ast.Constant(""))
+        if isinstance(body, list):
+            body[:] = [part for part in body if not _is_docstring(part)]
     return ast.dump(tree).encode()
+
+
+def _is_docstring(part: ast.AST) -> bool:
+    return (
+        isinstance(part, ast.Expr)
+        and isinstance(part.value, ast.Constant)
+        and isinstance(part.value.value, str)
+    )
+
+
+# What may hold the marks of a comment comes first, and stays.
+_C_PARTS = re.compile(
+    rb"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?:\s|//[^\n]*|/\*.*?\*/)+""", re.DOTALL
+)
+
+
+def _meaning_of_c(source: bytes) -> bytes:
+    return _C_PARTS.sub(lambda part: part[1] or b" ", source)
+
+
+_MEANINGS = {".py": _meaning_of_python, ".c": _meaning_of_c, ".h": _meaning_of_c}
 
 
 def git(*arguments: str) -> str:
