@@ -120,57 +120,60 @@ def train(
         run.check_stop()
 
     is_left = num_boost_round > state.get("cut_of", 0)  # a callback may have stopped it before
-    while is_left and done < num_boost_round and not (stopping is not None and stopping.is_over):
-        if is_first:
-            run._alone("xgboost")
-            run._begin(None)
-            if cuts_stay(params):
-                cut_again(_segment_params(params, {}, 0, exact), dtrain, obj, done)
-        length = min(segment - done % segment, num_boost_round - done)
-        seeded = _segment_params(params, tuned, done, exact)
-        shifted = [Shifted(one, done, history, is_first) for one in own]
-        inner = None if stopping is None else stopping.segment()
-        booster = xgboost.train(
-            seeded,
-            dtrain,
-            length,
-            evals=evals,
-            obj=obj,
-            verbose_eval=False,
-            xgb_model=None if raw is None else bytearray(raw),
-            callbacks=[
-                Tuned(tuned), Recorder(history), *shifted, *([inner] if inner else []),
-                Watch(watch, done),
-            ],
-            custom_metric=custom_metric,
-        )  # fmt: skip
-        if stopping is not None and inner is not None:
-            stopping.take(inner)
-        before, done, is_first = done, booster.num_boosted_rounds(), False
-        raw = bytes(booster.save_raw("ubj"))
-        rounds_of.log(run, history, before, done)
-        was_cut = done - before < length  # a callback has stopped it
-        by_metric = stopping is not None and stopping.is_over
-        over = was_cut or done >= num_boost_round or by_metric
-        if over or done // every > before // every:
-            run.save(
-                {
-                    "booster": booster,
-                    "rounds": done,
-                    "segment": segment,
-                    "history": history,
-                    "tuned": tuned,
-                    "stopping": None if stopping is None else stopping.state,
-                    "callbacks": [_state_of(one) for one in own],
-                    **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
-                },
-                done,
-                metrics=rounds_of.last(history),
-            )
-        run.note_progress(_PART, done, done if over else num_boost_round)
-        if was_cut:
-            break
-        run.check_stop()
+    with run._watching():
+        while (
+            is_left and done < num_boost_round and not (stopping is not None and stopping.is_over)
+        ):
+            if is_first:
+                run._alone("xgboost")
+                run._begin(None)
+                if cuts_stay(params):
+                    cut_again(_segment_params(params, {}, 0, exact), dtrain, obj, done)
+            length = min(segment - done % segment, num_boost_round - done)
+            seeded = _segment_params(params, tuned, done, exact)
+            shifted = [Shifted(one, done, history, is_first) for one in own]
+            inner = None if stopping is None else stopping.segment()
+            booster = xgboost.train(
+                seeded,
+                dtrain,
+                length,
+                evals=evals,
+                obj=obj,
+                verbose_eval=False,
+                xgb_model=None if raw is None else bytearray(raw),
+                callbacks=[
+                    Tuned(tuned), Recorder(history), *shifted, *([inner] if inner else []),
+                    Watch(watch, done),
+                ],
+                custom_metric=custom_metric,
+            )  # fmt: skip
+            if stopping is not None and inner is not None:
+                stopping.take(inner)
+            before, done, is_first = done, booster.num_boosted_rounds(), False
+            raw = bytes(booster.save_raw("ubj"))
+            rounds_of.log(run, history, before, done)
+            was_cut = done - before < length  # a callback has stopped it
+            by_metric = stopping is not None and stopping.is_over
+            over = was_cut or done >= num_boost_round or by_metric
+            if over or done // every > before // every:
+                run.save(
+                    {
+                        "booster": booster,
+                        "rounds": done,
+                        "segment": segment,
+                        "history": history,
+                        "tuned": tuned,
+                        "stopping": None if stopping is None else stopping.state,
+                        "callbacks": [_state_of(one) for one in own],
+                        **({"cut_of": num_boost_round} if was_cut and not by_metric else {}),
+                    },
+                    done,
+                    metrics=rounds_of.last(history),
+                )
+            run.note_progress(_PART, done, done if over else num_boost_round)
+            if was_cut:
+                break
+            run.check_stop()
     run._part_done = True
     if evals_result is not None:
         evals_result.update(history)
@@ -213,18 +216,25 @@ class Callback(xgboost.callback.TrainingCallback):
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Save when it is time; after a request to stop save and leave."""
-        self._recorder.after_iteration(model, epoch, evals_log)
-        rounds = model.num_boosted_rounds()
-        if rounds % self._every == 0 or self._run.stopping:
-            self._save(model, rounds)
-        self._run.note_progress(_PART, rounds, None)
-        self._run.check_stop()
+        try:
+            self._recorder.after_iteration(model, epoch, evals_log)
+            rounds = model.num_boosted_rounds()
+            if rounds % self._every == 0 or self._run.stopping:
+                self._save(model, rounds)
+            self._run.note_progress(_PART, rounds, None)
+            self._run.check_stop()
+        except BaseException:
+            self._run._unwatch()  # the training is left
+            raise
         return False
 
     def after_training(self, model: Any) -> Any:
         """Save the last round."""
-        self._save(model, model.num_boosted_rounds())
-        self._run._part_done = True
+        try:
+            self._save(model, model.num_boosted_rounds())
+            self._run._part_done = True
+        finally:
+            self._run._unwatch()
         return model
 
     def _save(self, model: Any, rounds: int) -> None:

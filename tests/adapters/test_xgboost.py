@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
+import signal
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -215,6 +218,44 @@ def test_the_callback_saves_for_those_who_call_train(store, name):
         )
     assert [checkpoint.step for checkpoint in store.checkpoints(name)] == [3, 6, 7, 9, 12]
     assert raw(booster) == raw(xgboost.train(PLAIN, data(), 12))
+
+
+@pytest.mark.parametrize("how", ["train", "callback"])
+def test_without_a_with_signals_are_the_programs_own_again_when_it_was_left(store, name, how):
+    mine = signal.getsignal(signal.SIGINT)
+    caught, runs = [], []
+
+    class Interrupt(xgboost.callback.TrainingCallback):
+        def after_iteration(self, model, epoch, evals_log):
+            caught.append(signal.getsignal(signal.SIGINT) is not mine)
+            time.sleep(0.3)  # the watch looks a few times a second
+            os.kill(os.getpid(), signal.SIGINT)
+            return False
+
+    def cell(*callbacks):
+        run = store.run(name)
+        runs.append(run)
+        if how == "train":
+            return casckpt.xgboost.train(
+                run, PLAIN, data(), 9, every=3, callbacks=callbacks, verbose_eval=False
+            )
+        left = 9 - casckpt.xgboost.rounds(run)
+        return xgboost.train(
+            PLAIN,
+            data(),
+            left,
+            xgb_model=casckpt.xgboost.model(run),
+            callbacks=[*callbacks, casckpt.xgboost.Callback(run, every=3)],
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        cell(Interrupt())
+    assert caught == [True]
+    assert signal.getsignal(signal.SIGINT) is mine
+    assert cell().num_boosted_rounds() == 9
+    assert signal.getsignal(signal.SIGINT) is mine
+    for run in runs:
+        run.close()
 
 
 def test_what_a_run_goes_on_from_draws_by_the_seed_of_the_caller(store, name):
