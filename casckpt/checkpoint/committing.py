@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.bases import BESIDE, Base, layout_of_manifest, layout_of_plan
+from casckpt.checkpoint.guards import check_tags_free, check_unmarked, replaceable, tags_free
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import RowFacts, edit_payload, encode_payload, make_ref
 from casckpt.checkpoint.records import Checkpoint
@@ -16,12 +18,15 @@ from casckpt.errors import Corrupt, Deleted, NewerFormat, NoSpace, StepExists
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casckpt.checkpoint.bases import Layout
     from casckpt.checkpoint.encode import BlobPlan
     from casckpt.checkpoint.manifest import Manifest
     from casckpt.checkpoint.placement import Placement
     from casckpt.checkpoint.scalars import Node
     from casckpt.checkpoint.tree import FlatState
+    from casckpt.store import RunView
 
 _AMEND_ABOVE_S: Final = 0.05
 """A save at least this long has its measured time written after its commit: the extra
@@ -210,6 +215,7 @@ class Committing(StoreHandle):
                     payload=encode_payload(facts),
                     expect_head=place.head,
                     replace_seq=None if place.existing is None else place.existing.seq,
+                    guard=_guard(request, place),
                 )
             )
         self._bases.remember(
@@ -331,31 +337,36 @@ class Committing(StoreHandle):
             self._repository.edit_checkpoint(
                 existing.run,
                 existing.seq,
-                lambda payload: edit_payload(
-                    payload, metrics=request.metrics, add_tags=request.tags
-                ),
+                partial(edit_payload, metrics=request.metrics, add_tags=request.tags),
+                tags_free(request.tags, existing.seq),
             )
         return self._catalog.one(existing.run, existing.seq)
 
     def _check_replace(self, request: SaveRequest, existing: Checkpoint) -> None:
         """Raise unless a checkpoint with another content may be replaced."""
-        facts = {"run": request.run, "step": existing.step}
         if not request.replace:
             raise StepExists(
                 f"{existing.ref} is there already, with another content",
                 f"it was saved at {existing.created:%Y-%m-%d %H:%M:%S} UTC",
                 f"save step {existing.step + 1} or above, or pass replace=True",
-                **facts,
+                run=request.run,
+                step=existing.step,
             )
-        current = self._catalog.one(existing.run, existing.seq)
-        if current.pinned or current.tags:
-            held = "pinned" if current.pinned else f"tagged {current.tags[0]}"
-            raise StepExists(
-                f"{existing.ref} cannot be replaced",
-                f"it is {held}",
-                "take the tag or the pin away first, or save a larger step",
-                **facts,
-            )
+        check_unmarked(self._catalog.one(existing.run, existing.seq))
+
+
+def _guard(request: SaveRequest, place: Place) -> Callable[[RunView], None] | None:
+    """Return what a commit looks at inside its transaction: whether the save may still be."""
+    existing = place.existing
+    if existing is None and not request.tags:
+        return None
+
+    def check(view: RunView) -> None:
+        check_tags_free(view.checkpoints, request.tags, None if existing is None else existing.seq)
+        if existing is not None:
+            replaceable(existing)(view)
+
+    return check
 
 
 def _is_after(request: SaveRequest, last: Checkpoint) -> bool:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from casckpt.checkpoint.compacting import Compacting
+from casckpt.checkpoint.guards import (
+    Seen,
+    check_unpinned,
+    returnable,
+    tags_free,
+    unpinned,
+    until_unchanged,
+)
 from casckpt.checkpoint.payloads import edit_payload
 from casckpt.checkpoint.plans import GcPlan, GcResult, make_plan, plan_of, still_droppable
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint, check_metrics
 from casckpt.checkpoint.refs import ALL_LINES, check_pattern, glob_or_name, parse_ref, selects_run
-from casckpt.errors import BadRef, BadRequest, Busy, NotFound, StepExists
+from casckpt.errors import BadRef, Busy, NotFound
 from casckpt.ids import check_tag
 from casckpt.logs import logger
 
+if TYPE_CHECKING:
+    from casckpt.store import RunView
+
 _ATTEMPTS: Final = 10
-"""Each attempt fails only if another process removed a checkpoint of the plan during it."""
+"""Each attempt fails only if another process removed one of the same checkpoints during it."""
 
 
 class Curation(Compacting):
@@ -59,8 +71,7 @@ class Curation(Compacting):
         """
         tags = [check_tag(name) for name in names]
         store, checkpoint = self._find(ref, write=True)
-        store._catalog.check_tags_free(checkpoint.run, tags, checkpoint)
-        return store._edit(checkpoint, add_tags=tags)
+        return store._edit(checkpoint, tags_free(tags, checkpoint.seq), add_tags=tags)
 
     def untag(self, ref: str | Checkpoint, *names: str) -> Checkpoint:
         """Take names away from a checkpoint; not an error if it does not have them.
@@ -112,10 +123,10 @@ class Curation(Compacting):
             # Once looked at, only less: a training at work replaces its rolling save all the time.
             doomed = [ck for ck in found if (ck.run, ck.seq) in wanted] or found
             wanted = {(ck.run, ck.seq) for ck in doomed}
-            _check_unpinned(doomed)
+            check_unpinned(doomed)
             plan = plan_of(store._repository, doomed, "deleted")
             try:
-                store._remove(doomed)
+                store._remove(doomed, unpinned(wanted))
             except NotFound:
                 continue  # somebody else removed one of them since it was looked at
             return plan
@@ -218,42 +229,38 @@ class Curation(Compacting):
         store = self if parsed.store is None else self._other(Path(parsed.store), write=True)
         if selects_run(parsed):
             line = ALL_LINES if parsed.line is None else parsed.line
-            everything = store._catalog.of_line(parsed.run, line, trash=True)
-            # By line, step, batch, then commit: the last at a place is what was there last.
-            returning = list({(ck.line, ck.position): ck for ck in everything}.values())
+            returning = store._catalog.last_trashed(parsed.run, line)
         else:
             returning = [store._catalog.resolve_trash(parsed)]
-        _check_places_free(store._catalog, returning)
-        _check_tags_free(store._catalog, returning)
-        for checkpoint in returning:
-            store._repository.untrash(checkpoint.run, checkpoint.seq)
+        store._repository.untrash([(ck.run, ck.seq) for ck in returning], returnable(returning))
         return [store._catalog.one(checkpoint.run, checkpoint.seq) for checkpoint in returning]
 
     def _drop(self, plan: GcPlan | None) -> tuple[list[Checkpoint], list[Checkpoint]]:
         """Move what a plan drops to the trash; return it, and what had to be left alone."""
         if plan is None:
             return [], []
-        for _ in range(_ATTEMPTS):
+
+        def attempt() -> tuple[list[Checkpoint], list[Checkpoint]]:
+            seen = Seen(self._repository)
             drop, skipped = still_droppable(self._catalog, plan)
-            try:
-                if drop:
-                    self._remove(drop)
-            except NotFound:
-                continue  # somebody else removed one of them since it was looked at
+            if drop:
+                self._remove(drop, seen.allows((ck.run, ck.seq) for ck in drop))
             return drop, skipped
-        raise Busy(
-            "the plan could not be carried out",
-            "other processes keep removing the same checkpoints",
-        )
 
-    def _remove(self, checkpoints: Sequence[Checkpoint]) -> None:
+        return until_unchanged(attempt, "the plan could not be carried out")
+
+    def _remove(self, checkpoints: Sequence[Checkpoint], guard: Callable[[RunView], None]) -> None:
         self._last.clear()
-        self._repository.trash([(ck.run, ck.seq) for ck in checkpoints])
+        self._repository.trash([(ck.run, ck.seq) for ck in checkpoints], guard)
 
-    def _edit(self, checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
-        self._repository.edit_checkpoint(
-            checkpoint.run, checkpoint.seq, lambda payload: edit_payload(payload, **changes)
-        )
+    def _edit(
+        self,
+        checkpoint: Checkpoint,
+        guard: Callable[[RunView], None] | None = None,
+        **changes: Any,
+    ) -> Checkpoint:
+        change = partial(edit_payload, **changes)
+        self._repository.edit_checkpoint(checkpoint.run, checkpoint.seq, change, guard)
         return self._catalog.one(checkpoint.run, checkpoint.seq)
 
 
@@ -284,44 +291,3 @@ def parse_glob(text: str) -> tuple[str, int]:
             "write GLOB, GLOB~LINE or GLOB~*, or one REF without *, ? and [",
         )
     return pattern, int(line)
-
-
-def _check_unpinned(doomed: Sequence[Checkpoint]) -> None:
-    """Raise BadRequest if one of these is pinned."""
-    pinned = [checkpoint for checkpoint in doomed if checkpoint.pinned]
-    if pinned:
-        raise BadRequest(
-            f"{pinned[0].ref} is pinned",
-            f"{len(pinned)} of {len(doomed)} checkpoints are kept for ever",
-            f"`casckpt unpin {pinned[0].ref}` first",
-        )
-
-
-def _check_places_free(catalog: Catalog, returning: Sequence[Checkpoint]) -> None:
-    """Raise StepExists if a live checkpoint is where one of these was."""
-    for checkpoint in returning:
-        at = catalog.around(checkpoint.run, checkpoint.line, checkpoint.step, checkpoint.batch)[1]
-        if at is not None:
-            raise StepExists(
-                f"{checkpoint.ref} cannot come back",
-                f"another checkpoint is at its place since {at.created:%Y-%m-%d %H:%M} UTC",
-                f"delete that one first: `casckpt rm id:{at.id[:10]}`",
-                run=checkpoint.run,
-                step=checkpoint.step,
-            )
-
-
-def _check_tags_free(catalog: Catalog, returning: Sequence[Checkpoint]) -> None:
-    """Raise BadRequest if one of these has a tag of a live checkpoint, or of another of these."""
-    holders: dict[tuple[str, str], Checkpoint] = {}
-    for checkpoint in returning:
-        catalog.check_tags_free(checkpoint.run, checkpoint.tags, None)
-        for tag in checkpoint.tags:
-            other = holders.setdefault((checkpoint.run, tag), checkpoint)
-            if other is not checkpoint:
-                raise BadRequest(
-                    f"{other.ref} and {checkpoint.ref} both have the tag {tag!r}",
-                    "a tag names one checkpoint of a run, so they cannot both come back",
-                    f"bring one of them back: `casckpt undelete {checkpoint.ref}`",
-                    tag=tag,
-                )

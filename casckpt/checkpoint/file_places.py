@@ -19,6 +19,7 @@ from casckpt.checkpoint.curation import Curation
 from casckpt.checkpoint.file_reading import FileTree, StoredFile, file_tree, holds_files
 from casckpt.checkpoint.file_saves import FileSaves
 from casckpt.checkpoint.filetrees import Files
+from casckpt.checkpoint.guards import unpinned
 from casckpt.checkpoint.questions import Questions
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import parse_ref
@@ -137,7 +138,7 @@ class FilePlaces(FileSaves, Questions, Curation):
     def _discard(self, checkpoints: list[Checkpoint]) -> None:
         try:
             if checkpoints:
-                self._remove(checkpoints)
+                self._remove(checkpoints, unpinned([(ck.run, ck.seq) for ck in checkpoints]))
         except NotFound:
             # Another process was first with one of them; then all are still there but that one.
             for checkpoint in checkpoints:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casckpt.checkpoint.lines import PLAIN, LineView, read_view, visible, with_inherited
-from casckpt.checkpoint.payloads import decode_row, payload_tags
-from casckpt.checkpoint.records import Checkpoint, RunInfo
+from casckpt.checkpoint.payloads import decode_row
+from casckpt.checkpoint.records import Checkpoint, RunInfo, trash_order
 from casckpt.checkpoint.refs import (
     ALL_LINES,
     Ref,
@@ -28,7 +28,7 @@ from casckpt.checkpoint.refs import (
     select,
     selects_run,
 )
-from casckpt.errors import Ambiguous, BadRef, BadRequest, NotFound
+from casckpt.errors import Ambiguous, BadRef, NotFound
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Manifest
@@ -139,7 +139,7 @@ class Catalog:
         return select(with_monitor(ref, view), self.of_line(ref.run, ref.line))
 
     def resolve_trash(self, ref: Ref) -> Checkpoint:
-        """Return the checkpoint in the trash that a REF means; of equals the one put last.
+        """Return the checkpoint in the trash that a REF means; of equals the one put there last.
 
         Raises:
             NotFound: if there is none; the message says so if it is live.
@@ -148,7 +148,17 @@ class Catalog:
             return self._by_id(ref, trash=True)
         line = ALL_LINES if ref.line is None else ref.line
         members = self.of_line(ref.run, line, trash=True)
-        return select(ref, sorted(members, key=lambda ck: (ck.step, ck.batch, ck.seq)))
+        return select(ref, sorted(members, key=trash_order))
+
+    def last_trashed(self, run: str, line: int) -> list[Checkpoint]:
+        """Return what a line has in the trash, the newest last; of equals the one put there last.
+
+        Raises:
+            NotFound: if it has none.
+        """
+        found = self.of_line(run, line, trash=True)
+        found.sort(key=lambda ck: (ck.line, *trash_order(ck)))
+        return list({(ck.line, ck.position): ck for ck in found}.values())
 
     def newest(self, run: str, line: int | None = None) -> Checkpoint | None:
         """Return the last checkpoint that a run's name sees, or None."""
@@ -230,19 +240,12 @@ class Catalog:
         return found is not None or bool(self._repository.checkpoint_rows(run))
 
     def check_tags_free(self, run: str, tags: Sequence[str], holder: Checkpoint | None) -> None:
-        """Raise BadRequest if another checkpoint of a run has one of the tags."""
-        if not tags:
-            return
-        for row in self._repository.checkpoint_rows(run):
-            taken = set(payload_tags(row.payload)).intersection(tags)
-            if taken and (holder is None or row.seq != holder.seq):
-                tag, other = min(taken), decode_row(row)
-                raise BadRequest(
-                    f"the tag {tag!r} is taken",
-                    f"it names {other.ref}, and a tag names one checkpoint of a run",
-                    f"`casckpt untag {other.ref} {tag}` first, or choose another name",
-                    tag=tag,
-                )
+        """Raise BadRequest if another checkpoint of a run than `holder` has one of the tags."""
+        if tags:
+            from casckpt.checkpoint.guards import check_tags_free
+
+            rows = self._repository.checkpoint_rows(run)
+            check_tags_free(rows, tags, None if holder is None else holder.seq)
 
     def one(self, run: str, seq: int) -> Checkpoint:
         """Return the live checkpoint of one commit, as it is now.

@@ -176,6 +176,12 @@ class RunInfo:
         return self.stored_bytes
 
 
+def trash_order(checkpoint: Checkpoint) -> tuple[int, int, datetime, int]:
+    """Return what orders checkpoints of the trash: by place, and at one place by when they came."""
+    assert checkpoint.trashed_at is not None
+    return (*checkpoint.position, checkpoint.trashed_at, checkpoint.seq)
+
+
 def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Return metrics as plain floats, in the order given.
 

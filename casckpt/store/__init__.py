@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from casckpt.store.commits import CommitRequest as CommitRequest
     from casckpt.store.commits import RowWrite as RowWrite
+    from casckpt.store.commits import RunView as RunView
     from casckpt.store.objects import SaveAgain as SaveAgain
     from casckpt.store.reading import BlobRead as BlobRead
     from casckpt.store.repository import Repository as Repository
@@ -27,6 +28,7 @@ _HOMES = {
     "CheckpointRow": "rows",
     "CommitRequest": "commits",
     "RowWrite": "commits",
+    "RunView": "commits",
     "Repository": "repository",
     "SaveAgain": "objects",
     "StoreOptions": "repository",

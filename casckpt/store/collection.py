@@ -387,7 +387,7 @@ class _Collector:
                 if tx.get("checkpoints", key) == value:
                     row = rows.decode_checkpoint(key, value)
                     step = rows.step_key(row.run, row.line, row.step, row.batch)
-                    if rows.read_u64(tx.get("steps", step)) == row.seq:
+                    if tx.get("steps", step) == rows.u64(row.seq):
                         tx.delete("steps", step)
                     tx.delete("checkpoints", key)
 

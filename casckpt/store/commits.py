@@ -6,20 +6,54 @@ These run inside a write transaction, so they make LMDB calls only.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
-from casckpt.errors import NotFound, RunMoved
+from casckpt.errors import NotFound, RunMoved, StepExists
 from casckpt.store import clock, rows
 from casckpt.store.environment import Transaction
+
+
+class RunView:
+    """What a transaction finds of a run.
+
+    Attributes:
+        run: its name.
+    """
+
+    def __init__(self, tx: Transaction, run: str) -> None:
+        self._tx = tx
+        self.run = run
+
+    @cached_property
+    def checkpoints(self) -> list[rows.CheckpointRow]:
+        """The live checkpoints of the run, in order of commit."""
+        found = self._tx.scan("checkpoints", rows.run_prefix(self.run))
+        decoded = (rows.decode_checkpoint(*pair) for pair in found)
+        return [row for row in decoded if row.state == "live"]
+
+    @cached_property
+    def records(self) -> dict[str, bytes]:
+        """The payload of the row of every run of the store, by name."""
+        return dict(
+            rows.named(rows.Row.decode(value).payload) for _, value in self._tx.scan("runs")
+        )
+
+
+Guard = Callable[[RunView], None]
+"""Looks at a run inside the transaction that is to change it, and raises what forbids that.
+
+What was looked at before the transaction may have changed until it began.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
     """What a commit makes exist: a manifest at a place in a run, if the line's head is as expected.
 
-    `replace_seq` names a row that goes to trash in the same transaction.
+    `replace_seq` names a row that goes to trash in the same transaction, if `guard` lets it.
     """
 
     run: str
@@ -30,6 +64,7 @@ class CommitRequest:
     payload: bytes
     expect_head: int | None
     replace_seq: int | None = None
+    guard: Guard | None = None
 
 
 class RowWrite(NamedTuple):
@@ -119,15 +154,15 @@ def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
         )
     place = rows.step_key(request.run, request.line, request.step, request.batch)
     taken = tx.get("steps", place)
-    if taken is not None and rows.read_u64(taken) != request.replace_seq:
-        # The head says nothing of this place when a larger step stands in the trash.
-        value = tx.get("checkpoints", rows.checkpoint_key(request.run, rows.read_u64(taken)))
-        if value is not None and rows.Row.decode(value).state == "live":
-            raise RunMoved(
-                f"run {request.run} has moved",
-                f"another writer has saved step {request.step} since it was looked at",
-                run=request.run,
-            )
+    other = None if taken is None or rows.read_u64(taken) == request.replace_seq else taken
+    # The head says nothing of this place when a larger step stands in the trash.
+    if _is_live(tx, request.run, other):
+        raise RunMoved(
+            f"run {request.run} has moved",
+            f"another writer has saved step {request.step} since it was looked at",
+            run=request.run,
+        )
+    ask(request.guard, tx, [request.run])
     # The seq that the writer will give this transaction; jobs that share it share the number, so
     # rows of one transaction are told apart by their run.
     seq = tx.number("seq") + 1
@@ -148,6 +183,22 @@ def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
     return seq
 
 
+def trash_checkpoints(
+    tx: Transaction, checkpoints: Sequence[tuple[str, int]], guard: Guard | None
+) -> None:
+    """Put live checkpoints into the trash, if `guard` lets each of their runs; all or none."""
+    ask(guard, tx, (run for run, _ in checkpoints))
+    for run, seq in checkpoints:
+        trash_checkpoint(tx, run, seq)
+
+
+def ask(guard: Guard | None, tx: Transaction, runs: Iterable[str]) -> None:
+    """Have a guard look at each of some runs, once."""
+    if guard is not None:
+        for run in dict.fromkeys(runs):
+            guard(RunView(tx, run))
+
+
 def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
     """Put a live checkpoint into the trash; NotFound if it is not live."""
     key = rows.checkpoint_key(run, seq)
@@ -161,6 +212,49 @@ def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
     tx.put("checkpoints", key, trashed_now(row).encode())
 
 
+def untrash_checkpoints(
+    tx: Transaction, checkpoints: Sequence[tuple[str, int]], guard: Guard | None
+) -> None:
+    """Bring checkpoints back from the trash, if `guard` lets each of their runs; all or none.
+
+    Raises:
+        NotFound: one of them is not in the trash any more.
+        StepExists: a live checkpoint has the place of one of them.
+    """
+    ask(guard, tx, (run for run, _ in checkpoints))
+    for run, seq in checkpoints:
+        _untrash(tx, run, seq)
+
+
+def _untrash(tx: Transaction, run: str, seq: int) -> None:
+    key = rows.checkpoint_key(run, seq)
+    value = tx.get("checkpoints", key)
+    row = None if value is None else rows.Row.decode(value)
+    if value is None or row is None or row.state != "trash":
+        raise NotFound(f"no checkpoint {run} with commit {seq} in the trash", "its grace is over")
+    found = rows.decode_checkpoint(key, value)
+    place = rows.step_key(run, found.line, found.step, found.batch)
+    # Whoever was saved there later may be in the trash, too, or a tombstone that is forgotten next.
+    if _is_live(tx, run, tx.get("steps", place)):
+        raise StepExists(
+            f"{run} step {found.step} cannot come back",
+            "another checkpoint is at its place",
+            "remove that one first",
+            run=run,
+            step=found.step,
+        )
+    tx.put("checkpoints", key, rows.Row("live", row.roots, row.payload).encode())
+    tx.put("steps", place, rows.u64(seq))
+
+
+def _is_live(tx: Transaction, run: str, taken: bytes | None) -> bool:
+    """Tell whether a row of `steps` names a live checkpoint."""
+    if taken is None:
+        return False
+    value = tx.get("checkpoints", rows.checkpoint_key(run, rows.read_u64(taken)))
+    return value is not None and rows.Row.decode(value).state == "live"
+
+
 def trashed_now(row: rows.Row) -> rows.Row:
     """Return the row of a checkpoint that comes into the trash now."""
     return replace(
@@ -172,22 +266,21 @@ def trashed_now(row: rows.Row) -> rows.Row:
     )
 
 
-def bury_checkpoint(tx: Transaction, run: str, seq: int, payload: bytes) -> bool:
-    """Remove a live checkpoint past the trash if its payload is still this one.
+def bury_checkpoints(
+    tx: Transaction, checkpoints: Sequence[tuple[str, int, bytes]], guard: Guard | None
+) -> None:
+    """Remove live checkpoints past the trash if their payloads are these, and `guard` lets them.
 
-    What a collector does when the grace is over (format.md, 8): the row becomes a tombstone.
-    A payload that has changed means that somebody tagged or pinned it: then nothing happens.
-
-    Returns:
-        Whether it was removed.
+    What a collector does when the grace is over (format.md, section 8): rows become tombstones. A
+    payload that has changed means that somebody tagged or pinned it: that one stays.
     """
-    key = rows.checkpoint_key(run, seq)
-    value = tx.get("checkpoints", key)
-    if value is None:
-        return False
-    row = rows.Row.decode(value)
-    if row.state != "live" or rows.decode_checkpoint(key, value).payload != payload:
-        return False
-    row = rows.with_checkpoint_payload(row, b"")
-    tx.put("checkpoints", key, replace(row, state="tombstone").encode())
-    return True
+    ask(guard, tx, (run for run, _, _ in checkpoints))
+    for run, seq, payload in checkpoints:
+        key = rows.checkpoint_key(run, seq)
+        value = tx.get("checkpoints", key)
+        row = None if value is None else rows.Row.decode(value)
+        if value is None or row is None or row.state != "live":
+            continue
+        if rows.decode_checkpoint(key, value).payload == payload:
+            row = rows.with_checkpoint_payload(row, b"")
+            tx.put("checkpoints", key, replace(row, state="tombstone").encode())

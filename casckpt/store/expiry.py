@@ -24,13 +24,20 @@ def expire(shared: SharedStore, run: bytes, *, now: bool) -> int:
         for key, value in tx.scan("checkpoints"):
             row = rows.Row.decode(value)
             if row.state == "trash":
-                at = row.trashed_at_ns, row.trashed_boot_ns, row.trashed_boot
-                if now or clock.grace_is_over(*at, layout.GRACE_S):
+                if now or _is_over(row):
                     over.append(key)
-                elif clock.is_ahead(*at):
+                elif clock.is_ahead(*_times(row)):
                     ahead.append(key)
     _each(shared, partial(_begin_grace, run=run), ahead)
-    return _each(shared, partial(_bury, run=run), over)
+    return _each(shared, partial(_bury, run=run, now=now), over)
+
+
+def _times(row: rows.Row) -> tuple[int, int, bytes]:
+    return row.trashed_at_ns, row.trashed_boot_ns, row.trashed_boot
+
+
+def _is_over(row: rows.Row) -> bool:
+    return clock.grace_is_over(*_times(row), layout.GRACE_S)
 
 
 def _each(shared: SharedStore, change: Callable[..., int], keys: list[bytes]) -> int:
@@ -57,10 +64,12 @@ def _begin_grace(tx: Transaction, run: bytes, keys: list[bytes]) -> int:
     return len(keys)
 
 
-def _bury(tx: Transaction, run: bytes, keys: list[bytes]) -> int:
+def _bury(tx: Transaction, run: bytes, keys: list[bytes], now: bool) -> int:
     check_run(tx, run)
     count = 0
     for key, row in _trash(tx, keys):
+        if not (now or _is_over(row)):
+            continue  # brought back and removed again since it was looked at
         bare = rows.with_checkpoint_payload(row, b"")
         tx.put("checkpoints", key, replace(bare, state="tombstone").encode())
         count += 1

@@ -90,12 +90,7 @@ class IndexWriter:
         if threading.current_thread() is self._thread:
             self._execute([entry])
         else:
-            with self._wake:
-                if self._closing:
-                    raise OperationFailed("the store is closed", "it was used after close()")
-                self._start()
-                self._jobs.append(entry)
-                self._wake.notify_all()
+            self._hand_over(entry)
             while not entry.is_over:
                 entry.done.wait(_LOOK_AGAIN_S)
         error, entry.error = entry.error, None
@@ -108,10 +103,32 @@ class IndexWriter:
         result: _Result = entry.result
         return result
 
-    def _start(self) -> None:
+    def _hand_over(self, entry: _Job) -> None:
+        """Give a job to the thread, or do it here once the interpreter ends, and begins none."""
+        self._wake.acquire()
+        try:
+            if self._closing:
+                raise OperationFailed("the store is closed", "it was used after close()")
+            if self._start():
+                self._jobs.append(entry)
+                self._wake.notify_all()
+            else:
+                self._execute([entry])
+        finally:
+            # Where memory is short `with` may fail to let go: it calls a function of Python.
+            self._wake.release()
+
+    def _start(self) -> bool:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name="casckpt-index", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._loop, name="casckpt-index", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                if "interpreter shutdown" not in str(exc):
+                    raise
+                return False
+            self._thread = thread
+        return True
 
     def _loop(self) -> None:
         beat_at = time.monotonic() + layout.HEARTBEAT_S
@@ -144,7 +161,8 @@ class IndexWriter:
 
     def _take(self, batch: list[_Job], beat_at: float) -> bool:
         """Wait for jobs and move them to `batch`; return False when closed, and none is left."""
-        with self._wake:
+        self._wake.acquire()
+        try:
             if not self._jobs and not self._closing:
                 timeout = beat_at - time.monotonic()
                 if self._dirty_since is not None:
@@ -158,6 +176,8 @@ class IndexWriter:
                 self._jobs.popleft()  # ORDER: after the list has room for it
                 total += batch[-1].row_count
             return bool(batch) or not self._closing
+        finally:
+            self._wake.release()  # as in `_hand_over`
 
     @staticmethod
     def _quietly(action: Callable[[], None], message: str) -> None:

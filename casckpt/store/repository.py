@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from casckpt.store.codings import ChunkCoding
     from casckpt.store.collection import GcReport, SpacePlan
-    from casckpt.store.commits import CommitRequest, RowWrite
+    from casckpt.store.commits import CommitRequest, Guard, RowWrite
     from casckpt.store.effort import Effort
     from casckpt.store.reading import BlobRead
     from casckpt.store.rebuilding import RebuildReport
@@ -148,12 +149,12 @@ class Repository:
 
     def _workers(self) -> ThreadPoolExecutor:
         # Not at the top: `ls` has no use for it, and is waited for.
-        from concurrent.futures import ThreadPoolExecutor
+        from casckpt.store.workers import Workers
 
         with self._lock:
             if self._pool is None:
                 count = self.options.workers or os.cpu_count() or 1
-                self._pool = ThreadPoolExecutor(count, thread_name_prefix="casckpt-work")
+                self._pool = Workers(count, thread_name_prefix="casckpt-work")
             return self._pool
 
     # ---- saving and reading
@@ -215,11 +216,16 @@ class Repository:
             value = tx.get("steps", rows.step_key(run, line, step, batch))
         return None if value is None else rows.read_u64(value)
 
-    def edit_checkpoint(self, run: str, seq: int, edit: Callable[[bytes], bytes]) -> bytes:
+    def edit_checkpoint(
+        self, run: str, seq: int, edit: Callable[[bytes], bytes], guard: Guard | None = None
+    ) -> bytes:
         """Replace the payload of a checkpoint by `edit` of it; durable when this returns.
 
-        `edit` runs outside the transaction and may run again if another writer was faster.
+        `edit` runs outside the transaction and may run again if another writer was faster;
+        `guard` looks at the run inside, and forbids the change by what it raises.
         """
+        from casckpt.store.commits import ask
+
         key = rows.checkpoint_key(run, seq)
 
         def change(old: bytes | None) -> tuple[bytes, bytes]:
@@ -229,7 +235,7 @@ class Repository:
             payload = edit(rows.decode_checkpoint(key, old).payload)
             return rows.with_checkpoint_payload(row, payload).encode(), payload
 
-        return self._edit("checkpoints", key, change)
+        return self._edit("checkpoints", key, change, partial(ask, guard, runs=[run]))
 
     def edit_run(self, run: str, edit: Callable[[bytes | None], bytes]) -> bytes:
         """Replace the payload of a run's row, None if there is none yet, by `edit` of it."""
@@ -254,7 +260,11 @@ class Repository:
         return self._edit(table, key, change)
 
     def _edit(
-        self, table: str, key: bytes, change: Callable[[bytes | None], tuple[bytes, bytes]]
+        self,
+        table: str,
+        key: bytes,
+        change: Callable[[bytes | None], tuple[bytes, bytes]],
+        before: Callable[[Transaction], None] | None = None,
     ) -> bytes:
         shared = self._shared(write=True)
         while True:
@@ -265,6 +275,8 @@ class Repository:
             def swap(tx: Transaction, old: bytes | None = old, new: bytes = new) -> bool:
                 if tx.get(table, key) != old:
                     return False
+                if before is not None:
+                    before(tx)
                 if new != old:
                     tx.put(table, key, new)
                 return True
@@ -321,45 +333,41 @@ class Repository:
             lambda tx: add_rows(tx, writes), row_count=len(writes)
         )
 
-    def trash(self, checkpoints: Sequence[tuple[str, int]]) -> None:
-        """Put live checkpoints, given as (run, commit seq), into the trash, all or none."""
-        from casckpt.store.commits import trash_checkpoint
+    def trash(self, checkpoints: Sequence[tuple[str, int]], guard: Guard | None = None) -> None:
+        """Put live checkpoints, given as (run, commit seq), into the trash, all or none.
 
-        def move(tx: Transaction) -> None:
-            for run, seq in checkpoints:
-                trash_checkpoint(tx, run, seq)
+        `guard` looks at each run in the transaction, and forbids it all by what it raises.
+        """
+        from casckpt.store.commits import trash_checkpoints
 
         shared = self._shared(write=True)
+        move = partial(trash_checkpoints, checkpoints=checkpoints, guard=guard)
         shared.with_ballast(lambda: shared.writer.run(move, row_count=len(checkpoints)))
 
-    def bury(self, checkpoints: Sequence[tuple[str, int, bytes]]) -> None:
+    def bury(
+        self, checkpoints: Sequence[tuple[str, int, bytes]], guard: Guard | None = None
+    ) -> None:
         """Remove live checkpoints, given as (run, commit seq, payload), past the trash.
 
         One whose payload is not this any more (it was tagged or pinned meanwhile) stays.
         """
-        from casckpt.store.commits import bury_checkpoint
-
-        def remove(tx: Transaction) -> None:
-            for run, seq, payload in checkpoints:
-                bury_checkpoint(tx, run, seq, payload)
+        from casckpt.store.commits import bury_checkpoints
 
         shared = self._shared(write=True)
+        remove = partial(bury_checkpoints, checkpoints=checkpoints, guard=guard)
         shared.with_ballast(lambda: shared.writer.run(remove, row_count=len(checkpoints)))
 
-    def untrash(self, run: str, seq: int) -> None:
-        """Bring a checkpoint back from the trash; NotFound when it is not there any more."""
-        key = rows.checkpoint_key(run, seq)
+    def untrash(self, checkpoints: Sequence[tuple[str, int]], guard: Guard | None = None) -> None:
+        """Bring checkpoints, given as (run, commit seq), back from the trash, all or none.
 
-        def bring_back(tx: Transaction) -> None:
-            value = tx.get("checkpoints", key)
-            row = None if value is None else Row.decode(value)
-            if row is None or row.state != "trash":
-                raise NotFound(
-                    f"no checkpoint {run} with commit {seq} in the trash", "its grace is over"
-                )
-            tx.put("checkpoints", key, Row("live", row.roots, row.payload).encode())
+        Raises:
+            NotFound: one of them is not there any more.
+            StepExists: a live checkpoint has the place of one of them.
+        """
+        from casckpt.store.commits import untrash_checkpoints
 
-        self._shared(write=True).writer.run(bring_back)
+        move = partial(untrash_checkpoints, checkpoints=checkpoints, guard=guard)
+        self._shared(write=True).writer.run(move, row_count=2 * len(checkpoints))
 
     # ---- space and trust
 

@@ -209,11 +209,11 @@ def test_a_removal_between_look_and_deed_is_looked_at_again(five, monkeypatch):
     real = five._repository.trash
     rivals = iter(["r@1"])
 
-    def trash(rows):
+    def trash(rows, guard):
         for rival in rivals:
             with casckpt.open(five.path) as other:
                 other.delete(rival)
-        real(rows)
+        real(rows, guard)
 
     monkeypatch.setattr(five._repository, "trash", trash)
     done = five.gc(plan)
@@ -226,12 +226,12 @@ def test_a_delete_beside_a_training_takes_what_is_left(five, monkeypatch, named)
     real = five._repository.trash
     rivals = iter(["r@4"])
 
-    def trash(rows):
+    def trash(rows, guard):
         for rival in rivals:
             with casckpt.open(five.path) as other:
                 other.delete(rival)
                 other.save("r", {"v": 1}, 9)
-        real(rows)
+        real(rows, guard)
 
     monkeypatch.setattr(five._repository, "trash", trash)
     plan = five.delete(named)
@@ -241,7 +241,7 @@ def test_a_delete_beside_a_training_takes_what_is_left(five, monkeypatch, named)
 
 
 def test_a_delete_that_never_gets_through_says_so(five, monkeypatch):
-    def trash(rows):
+    def trash(rows, guard):
         raise NotFound("gone")
 
     monkeypatch.setattr(five._repository, "trash", trash)

@@ -9,7 +9,16 @@ import pytest
 import casckpt
 from casckpt.checkpoint import handle
 from casckpt.checkpoint.queries import Catalog
-from casckpt.errors import BadRef, BadRequest, Busy, Corrupt, Deleted, NotFound, OperationFailed
+from casckpt.errors import (
+    BadRef,
+    BadRequest,
+    Busy,
+    Corrupt,
+    Deleted,
+    NotFound,
+    OperationFailed,
+    StepExists,
+)
 from casckpt.store import Repository, SaveAgain
 from casckpt.store.saving import Saver
 
@@ -45,12 +54,126 @@ def test_a_plan_that_others_keep_ahead_of_is_given_up(store, monkeypatch):
         store.save("r", {"v": step}, step)
     plan = store.plan_gc(casckpt.KeepLast(1))
 
-    def trash(rows):
+    def trash(rows, guard):
         raise NotFound("one of them is gone")
 
     monkeypatch.setattr(store._repository, "trash", trash)
     with pytest.raises(Busy, match="the plan could not be carried out"):
         store.gc(plan)
+
+
+def at_the_last_moment(monkeypatch, store, call, change):
+    """Have another process make a change between the look and the transaction that goes by it."""
+    writer = store._repository._shared(write=True).writer
+    real, moments = writer.run, iter([change])
+
+    def run(job, **options):
+        named = getattr(job, "func", job).__qualname__
+        for now in moments if call in named else ():
+            now()
+        return real(job, **options)
+
+    monkeypatch.setattr(writer, "run", run)
+
+
+def saved(store, count=4):
+    for step in range(count):
+        store.save("r", {"v": step}, step)
+    return [ck.ref for ck in store.checkpoints("r")]
+
+
+@pytest.mark.parametrize("now", [True, False])
+@pytest.mark.parametrize(
+    ("change", "skipped"),
+    [
+        (lambda store: store.tag("r@1", "champion"), ["r@1"]),
+        (lambda store: store.pin("r@1"), ["r@1"]),
+        (lambda store: store.delete("r@3"), ["r@2"]),
+        (lambda store: store.run("branch", resume="r@1")._begin(None), ["r@1"]),
+    ],
+)
+def test_what_is_marked_at_the_last_moment_outlives_a_gc(store, monkeypatch, now, change, skipped):
+    saved(store)
+    plan = store.plan_gc(casckpt.KeepLast(1))
+    assert [ck.ref for ck in plan.drop] == ["r@0", "r@1", "r@2"]
+    at_the_last_moment(monkeypatch, store, "trash_checkpoints", lambda: change(store))
+    done = store.gc(plan, now=now)
+    assert [ck.ref for ck in done.skipped] == skipped
+    for ref in skipped:
+        assert store.restore(ref) == {"v": int(ref[2:])}
+
+
+def test_a_pin_at_the_last_moment_forbids_a_delete(store, monkeypatch):
+    saved(store)
+    at_the_last_moment(monkeypatch, store, "trash_checkpoints", lambda: store.pin("r@1"))
+    with pytest.raises(BadRequest, match="r@1 is pinned"):
+        store.delete("r")
+    assert len(store.checkpoints("r")) == 4
+
+
+@pytest.mark.parametrize("mark", [lambda s: s.tag("r@3", "x"), lambda s: s.pin("r@3")])
+def test_what_is_marked_at_the_last_moment_is_not_replaced(store, monkeypatch, mark):
+    saved(store)
+    at_the_last_moment(monkeypatch, store, "_publish", lambda: mark(store))
+    with pytest.raises(StepExists, match="cannot be replaced"):
+        store.save("r", {"v": "other"}, 3, replace=True)
+    assert store.restore("r@3") == {"v": 3}
+
+
+@pytest.mark.parametrize(
+    ("job", "call"),
+    [
+        ("swap", lambda store: store.tag("r@1", "champion")),
+        ("_publish", lambda store: store.save("r", {"v": 9}, 9, tags="champion")),
+        ("swap", lambda store: store.save("r", {"v": 3}, 3, tags="champion")),
+    ],
+)
+def test_a_tag_that_another_takes_at_the_last_moment_is_given_to_one_only(
+    store, monkeypatch, job, call
+):
+    saved(store)
+    at_the_last_moment(monkeypatch, store, job, lambda: store.tag("r@0", "champion"))
+    with pytest.raises(BadRequest, match="'champion' is taken"):
+        call(store)
+    assert [ck.ref for ck in store.checkpoints("r") if ck.tags] == ["r@0"]
+
+
+def test_what_takes_the_place_at_the_last_moment_keeps_it(store, monkeypatch):
+    saved(store)
+    store.delete("r@3")
+    at_the_last_moment(
+        monkeypatch, store, "untrash", lambda: store.save("r", {"v": "new"}, 3, tags="t")
+    )
+    with pytest.raises(StepExists, match="r@3 cannot come back"):
+        store.undelete("r@3")
+    assert store.restore("r@3") == {"v": "new"}
+
+
+def test_a_step_brought_back_stays_the_newest_when_what_came_later_there_is_gone(store):
+    saved(store)
+    first = store.get("r@3")
+    store.delete(first)
+    store.delete(store.save("r", {"v": "later"}, 3))
+    assert store.undelete(f"id:{first.id}") == first
+    store.gc(now=True)
+    assert store.latest("r") == first
+    assert store.restore("r") == {"v": 3}
+    with pytest.raises(StepExists):
+        store.save("r", {"v": "fourth"}, 3)
+    assert store.save("r", {"v": 4}).ref == "r@4"
+
+
+def test_of_two_in_the_trash_that_were_at_one_place_the_last_removed_comes_back(store):
+    saved(store)
+    first = store.get("r@3")
+    store.delete(first)
+    store.delete(store.save("r", {"v": "later"}, 3))
+    store.undelete(f"id:{first.id}")
+    store.delete("r@3")
+    assert store.undelete("r@3") == first
+    store.delete("r")
+    assert store.undelete("r") == first
+    assert store.restore("r") == {"v": 3}
 
 
 @pytest.fixture

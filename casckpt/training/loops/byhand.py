@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from casckpt.checkpoint.guards import unpinned
 from casckpt.checkpoint.lines import branch_points
 from casckpt.checkpoint.placement import Placement
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.errors import StepExists
+from casckpt.errors import BadRequest, StepExists
 from casckpt.training.lines import read_record
 
 if TYPE_CHECKING:
@@ -81,7 +82,11 @@ def _make_way(run: Run, below: str, step: int) -> bool:
         return False
     for one in stale:
         run.store.untag(one, *one.tags)
-    run.repository.trash([(one.run, one.seq) for one in stale])
+    places = [(one.run, one.seq) for one in stale]
+    try:
+        run.repository.trash(places, unpinned(places))
+    except BadRequest:
+        return False  # pinned in between
     return bool(stale)
 
 

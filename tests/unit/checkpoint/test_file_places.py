@@ -100,10 +100,10 @@ def test_what_another_process_removed_first_is_no_error(store, put):
     class Beaten(FilePlaces):
         """Another process removes the oldest right before it does."""
 
-        def _remove(self, checkpoints):
+        def _remove(self, checkpoints, guard):
             if checkpoints[0] in store.checkpoints("r"):
                 store.delete(checkpoints[0].ref)
-            return super()._remove(checkpoints)
+            return super()._remove(checkpoints, guard)
 
     tagged = put("one")
     store.tag(tagged, "keep")

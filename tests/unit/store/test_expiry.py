@@ -60,7 +60,7 @@ def test_a_wall_clock_that_jumps_neither_shortens_nor_lengthens_the_grace(
     clocks.wall_ns += jump_ns
     clocks.pass_by(_GRACE_NS - 10**9)
     assert repository.gc().expired == 0
-    repository.untrash("run", saved.seq)
+    repository.untrash([("run", saved.seq)])
     check(repository, saved)
     repository.trash([("run", saved.seq)])
     clocks.wall_ns += jump_ns  # wrong when it is collected
@@ -68,7 +68,7 @@ def test_a_wall_clock_that_jumps_neither_shortens_nor_lengthens_the_grace(
     clocks.pass_by(_GRACE_NS + 10**9)
     assert repository.gc().expired == 1
     with pytest.raises(NotFound):
-        repository.untrash("run", saved.seq)
+        repository.untrash([("run", saved.seq)])
 
 
 def test_trash_of_another_boot_whose_clock_was_ahead_gets_a_grace_from_now_on(repository, clocks):

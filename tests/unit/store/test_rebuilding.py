@@ -58,7 +58,7 @@ def history(path, *, checkpoints: int = 6):
         repository.edit_checkpoint("run0", saved[0].seq, lambda old: old + b" tagged")
         repository.edit_run("run0", lambda _: b"a run")
         repository.trash([("run1", saved[1].seq), ("run1", saved[3].seq)])
-        repository.untrash("run1", saved[3].seq)
+        repository.untrash([("run1", saved[3].seq)])
         row = rows.Row("live", (), b"line")
         repository._shared().writer.run(lambda tx: tx.put("history", b"h", row.encode()))
         repository._shared().writer.run(lambda tx: tx.put("history", b"i", row.encode()))
@@ -376,7 +376,7 @@ def test_nothing_is_collected_until_a_person_accepts(path):
         repository.trash([("gone", gone.seq)])
         repository.gc(now=True)
         assert len(pack_files(path)) >= 1
-        repository.untrash("gone", gone.seq)
+        repository.untrash([("gone", gone.seq)])
         check(repository, gone)
         repository.trash([("gone", gone.seq)])
         repository.accept_rebuild()

@@ -13,6 +13,7 @@ from casckpt.errors import (
     NotFound,
     OperationFailed,
     RunMoved,
+    StepExists,
 )
 from casckpt.store import (
     BlobRead,
@@ -122,10 +123,76 @@ def test_replacing_puts_the_old_row_into_the_trash_at_once(repository):
         seq = saver.commit(request(manifest.id, first.seq, replace_seq=first.seq))
     assert [row.seq for row in repository.checkpoint_rows()] == [seq]
     assert [row.seq for row in repository.checkpoint_rows(states=("trash",))] == [first.seq]
-    repository.untrash("run", first.seq)
+    with pytest.raises(StepExists, match="at its place"):
+        repository.untrash([("run", first.seq)])
+    repository.trash([("run", seq)])
+    repository.untrash([("run", first.seq)])
     check(repository, first)
     with pytest.raises(NotFound):
-        repository.untrash("run", first.seq)
+        repository.untrash([("run", first.seq)])
+
+
+def test_what_comes_back_to_its_step_is_found_there_when_what_came_later_is_forgotten(repository):
+    """The row of `steps` names whoever is live, not whoever was last."""
+    first = save(repository, [b"1"], step=1)
+    with repository.saver() as saver:
+        manifest = saver.put_manifest([], b"again")
+        later = saver.commit(request(manifest.id, first.seq, replace_seq=first.seq))
+    repository.trash([("run", later)])
+    repository.untrash([("run", first.seq)])
+    for _ in range(2):
+        assert repository.head("run", None) == first.seq
+        assert repository.commit_at("run", 0, 1, 0) == first.seq
+        repository.gc(now=True)
+    assert [row.seq for row in repository.checkpoint_rows(states=("live", "trash"))] == [first.seq]
+    with repository.saver() as saver:
+        manifest = saver.put_manifest([], b"third")
+        with pytest.raises(RunMoved):
+            saver.commit(request(manifest.id, None))
+
+
+def test_rows_at_one_step_that_are_all_forgotten_leave_no_row_of_the_step(repository):
+    first = save(repository, [b"1"], step=1)
+    with repository.saver() as saver:
+        manifest = saver.put_manifest([], b"again")
+        later = saver.commit(request(manifest.id, first.seq, replace_seq=first.seq))
+    repository.trash([("run", later)])
+    repository.untrash([("run", first.seq)])
+    repository.trash([("run", first.seq)])
+    repository.gc(now=True)
+    assert repository.head("run", None) is None
+    assert repository.checkpoint_rows(states=("live", "trash", "tombstone")) == []
+
+
+def test_removing_and_bringing_back_is_all_or_none_as_a_guard_in_the_transaction_says(repository):
+    saves = [save(repository, [bytes([step])], run=run, step=step)
+             for run, step in (("a", 1), ("a", 2), ("b", 1))]  # fmt: skip
+    places = [(run, one.seq) for run, one in zip("aab", saves, strict=True)]
+    seen = []
+
+    def guard(view):
+        seen.append((view.run, [row.seq for row in view.checkpoints], view.records))
+        if view.run == "b":
+            raise RunMoved("run b has moved")
+
+    repository.edit_run("b", lambda old: b"record")
+    for call in (
+        lambda: repository.trash(places, guard),
+        lambda: repository.bury([(*place, b"\x01payload") for place in places], guard),
+        lambda: repository.edit_checkpoint(*places[2], lambda old: b"new", guard),
+    ):
+        with pytest.raises(RunMoved):
+            call()
+        assert [(row.run, row.seq) for row in repository.checkpoint_rows()] == places
+    assert seen[0] == ("a", [saves[0].seq, saves[1].seq], {"b": b"record"})
+    repository.trash(places)
+    with pytest.raises(RunMoved):
+        repository.untrash(places, guard)
+    assert repository.checkpoint_rows() == []
+    with repository.saver() as saver:
+        manifest = saver.put_manifest([], b"m")
+        with pytest.raises(RunMoved, match="run b"):
+            saver.commit(CommitRequest("b", 0, 5, 0, manifest.id, b"", places[2][1], guard=guard))
 
 
 def test_a_replaced_row_that_is_gone_fails_the_whole_commit(repository):
