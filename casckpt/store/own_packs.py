@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from casckpt.store.index_writer import IndexWriter
 from casckpt.store.packs import PackFailed, PackWriter, new_uuid
 from casckpt.store.records import Buffer, Record
 from casckpt.store.sessions import Session
+from casckpt.store.workers import Workers
 
 
 class OwnPacks:
@@ -36,7 +37,7 @@ class OwnPacks:
         self._current: PackWriter | None = None
         self._all: dict[int, PackWriter] = {}
         self._sealing: dict[int, Future[int]] = {}
-        self._sealer: ThreadPoolExecutor | None = None
+        self._sealer: Workers | None = None
         self._pending: list[tuple[int, bytes]] = []
 
     # ---- opening and rotating
@@ -86,8 +87,11 @@ class OwnPacks:
     def _seal_later(self, pack: PackWriter) -> None:
         with self._lock:
             if self._sealer is None:
-                self._sealer = ThreadPoolExecutor(1, thread_name_prefix="casckpt-seal")
-            self._sealing[pack.number] = self._sealer.submit(pack.seal)
+                self._sealer = Workers(1, thread_name_prefix="casckpt-seal")
+            sealer = self._sealer
+        sealing = sealer.submit(pack.seal)
+        with self._lock:
+            self._sealing[pack.number] = sealing
 
     def append(
         self,

@@ -245,6 +245,21 @@ class _Rebuild:
                     continue
                 self._put(table, key, value)
         self._flush()
+        self._name_what_is_live()
+
+    def _name_what_is_live(self) -> None:
+        """Have `steps` name the live checkpoint of each place, whatever rows there were."""
+        with self._environment.read() as tx:
+            decoded = (rows.decode_checkpoint(*pair) for pair in tx.scan("checkpoints"))
+            live = {
+                rows.step_key(row.run, row.line, row.step, row.batch): rows.u64(row.seq)
+                for row in decoded
+                if row.state == "live"
+            }
+            wrong = [(key, seq) for key, seq in live.items() if tx.get("steps", key) != seq]
+        for key, seq in wrong:
+            self._put("steps", key, seq)
+        self._flush()
 
     # ---- manifests without a fact
 

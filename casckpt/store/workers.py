@@ -1,4 +1,4 @@
-"""The threads that code and read."""
+"""The threads that code, read and seal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ class Workers(ThreadPoolExecutor):
     So a save, or a restore, in a function that `atexit` calls is slower, and done.
     """
 
+    _is_closed = False
+
     def submit(self, fn: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> Future[_Result]:
         """Have a worker call `fn`; return what will hold its result."""
         try:
             return super().submit(fn, *args, **kwargs)
         except RuntimeError as exc:
-            if "interpreter shutdown" not in str(exc):
+            # Its own threads close a pool when the interpreter ends, and it says no more than that.
+            if self._is_closed or "shutdown" not in str(exc):
                 raise
         done: Future[_Result] = Future()
         try:
@@ -28,3 +31,8 @@ class Workers(ThreadPoolExecutor):
         except BaseException as exc:
             done.set_exception(exc)
         return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work, and wait for what there is; not an error twice."""
+        self._is_closed = True
+        super().shutdown(wait, cancel_futures=cancel_futures)

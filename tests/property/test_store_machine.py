@@ -48,56 +48,70 @@ def _equal(state: object, seed: int) -> bool:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The rules; `live` and `trash` say what the store must hold: (run, step) -> seed."""
+    """The rules; `live` and `trash` say what the store must hold.
+
+    At each (run, step) at most one (id, seed) is live, and several may be in the trash.
+    """
 
     @initialize()
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="casckpt-machine-"))
-        self.live: dict[tuple[str, int], int] = {}
-        self.trash: dict[tuple[str, int], int] = {}
+        self.live: dict[tuple[str, int], tuple[str, int]] = {}
+        self.trash: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self.tags: set[tuple[str, int]] = set()
+        self.tag_count = 0
         self.store = casckpt.open(self.folder / "s")
 
     def _last(self, run: str) -> int:
         return max((step for name, step in self.live if name == run), default=-1)
+
+    def _drop(self, place: tuple[str, int]) -> None:
+        self.trash.setdefault(place, []).append(self.live.pop(place))
+        self.tags.discard(place)
 
     @rule(run=st.sampled_from(RUNS), seed=SEEDS, gap=st.integers(1, 3))
     def save(self, run: str, seed: int, gap: int) -> None:
         step = self._last(run) + gap
         checkpoint = self.store.save(run, _state(seed), step=step, metrics={"m": seed})
         assert checkpoint.step == step
-        self.live[run, step] = seed
+        self.live[run, step] = checkpoint.id, seed
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), seed=SEEDS, replace=st.booleans())
     def save_again(self, data: st.DataObject, seed: int, replace: bool) -> None:
         run, step = data.draw(st.sampled_from(sorted(self.live)))
         place = (run, step)
-        allowed = seed == self.live[place] or (replace and place not in self.tags)
+        same = seed == self.live[place][1]
+        allowed = same or (replace and place not in self.tags)
         try:
-            self.store.save(run, _state(seed), step=step, replace=replace)
+            checkpoint = self.store.save(run, _state(seed), step=step, replace=replace)
         except StepExists:
             assert not allowed
             return
         assert allowed
-        if seed != self.live[place]:
-            self.trash[place] = self.live[place]
-            self.live[place] = seed
+        if not same:
+            self._drop(place)
+            self.live[place] = checkpoint.id, seed
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         place = data.draw(st.sampled_from(sorted(self.live)))
         self.store.delete(f"{place[0]}@{place[1]}")
-        self.trash[place] = self.live.pop(place)
-        self.tags.discard(place)
+        self._drop(place)
 
     @precondition(lambda self: set(self.trash) - set(self.live))
     @rule(data=st.data())
     def undelete(self, data: st.DataObject) -> None:
         place = data.draw(st.sampled_from(sorted(set(self.trash) - set(self.live))))
-        self.store.undelete(f"{place[0]}@{place[1]}")
-        self.live[place] = self.trash.pop(place)
+        found = self.trash[place]
+        which = data.draw(st.integers(0, len(found) - 1))
+        # Of several at one step the name means the one that was removed last.
+        is_last = which == len(found) - 1
+        self.store.undelete(f"{place[0]}@{place[1]}" if is_last else f"id:{found[which][0]}")
+        self.live[place] = found.pop(which)
+        if not found:
+            del self.trash[place]
         # A tag goes into the trash and comes back with its checkpoint.
         if self.store.get(f"{place[0]}@{place[1]}").tags:
             self.tags.add(place)
@@ -107,7 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
     def tag(self, data: st.DataObject) -> None:
         run, step = data.draw(st.sampled_from(sorted(self.live)))
         if (run, step) not in self.tags:
-            self.store.tag(f"{run}@{step}", f"t{step}-{len(self.tags)}-{len(self.trash)}")
+            self.tag_count += 1
+            self.store.tag(f"{run}@{step}", f"t{self.tag_count}")
             self.tags.add((run, step))
 
     @rule(now=st.booleans())
@@ -141,7 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert kept == expected
         self.store.gc(plan)
         for step in set(steps) - kept:
-            self.trash[run, step] = self.live.pop((run, step))
+            self._drop((run, step))
 
     @rule()
     def reopen(self) -> None:
@@ -160,8 +175,12 @@ class StoreMachine(RuleBasedStateMachine):
     def agrees(self) -> None:
         listed = {(checkpoint.run, checkpoint.step) for checkpoint in self.store.checkpoints()}
         assert listed == set(self.live)
-        for (run, step), seed in self.live.items():
+        for (run, step), (_, seed) in self.live.items():
             assert _equal(self.store.restore(f"{run}@{step}"), seed)
+        for run in {run for run, _ in self.live}:
+            newest = self.live[run, self._last(run)]
+            assert self.store.latest(run).id == newest[0]
+            assert _equal(self.store.restore(run), newest[1])
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

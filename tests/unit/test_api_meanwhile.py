@@ -92,15 +92,18 @@ def saved(store, count=4):
         (lambda store: store.run("branch", resume="r@1")._begin(None), ["r@1"]),
     ],
 )
-def test_what_is_marked_at_the_last_moment_outlives_a_gc(store, monkeypatch, now, change, skipped):
-    saved(store)
-    plan = store.plan_gc(casckpt.KeepLast(1))
-    assert [ck.ref for ck in plan.drop] == ["r@0", "r@1", "r@2"]
-    at_the_last_moment(monkeypatch, store, "trash_checkpoints", lambda: change(store))
-    done = store.gc(plan, now=now)
-    assert [ck.ref for ck in done.skipped] == skipped
-    for ref in skipped:
-        assert store.restore(ref) == {"v": int(ref[2:])}
+def test_what_is_marked_at_the_last_moment_outlives_a_gc(
+    tmp_path, monkeypatch, now, change, skipped
+):
+    with casckpt.open(tmp_path / "s") as store:
+        saved(store)
+        plan = store.plan_gc(casckpt.KeepLast(1))
+        assert [ck.ref for ck in plan.drop] == ["r@0", "r@1", "r@2"]
+        at_the_last_moment(monkeypatch, store, "trash_checkpoints", lambda: change(store))
+        done = store.gc(plan, now=now)
+        assert [ck.ref for ck in done.skipped] == skipped
+        for ref in skipped:
+            assert store.restore(ref) == {"v": int(ref[2:])}
 
 
 def test_a_pin_at_the_last_moment_forbids_a_delete(store, monkeypatch):

@@ -328,3 +328,41 @@ def test_who_waits_sees_that_a_job_is_over_though_nobody_says_so(writer, monkeyp
     monkeypatch.setattr(threading.Event, "set", fail)
     writer.run(put(b"a"))
     assert keys(writer) == [b"a"]
+
+
+def test_once_the_interpreter_begins_no_thread_the_caller_writes(path, sink, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    environment = Environment(path / "index.0", readonly=False)
+    writer = IndexWriter(environment, path, sink)
+    row = rows.PackRow(bytes(16), bytes(16), size=80).encode()
+    writer.run(lambda tx: tx.put("packs", rows.pack_key(1), row), facts=False)
+    with pytest.raises(NotFound):
+        writer.run(_missing)
+    writer.run(lambda tx: tx.put("history", b"h", rows.Row("live", (), b"x").encode()))
+    with environment.read() as tx:
+        assert rows.Row.decode(tx.get("history", b"h")).payload == b"x"
+    writer.close()
+    environment.close()
+
+
+def test_a_limit_of_threads_is_told_and_the_next_write_tries_again(path, sink, monkeypatch):
+    environment = Environment(path / "index.0", readonly=False)
+    writer = IndexWriter(environment, path, sink)
+    with monkeypatch.context() as patched:
+
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start"):
+            writer.run(lambda tx: None)
+    assert writer.run(lambda tx: 5, facts=False) == 5
+    writer.close()
+    environment.close()
+
+
+def _missing(tx):
+    raise NotFound("nothing there")

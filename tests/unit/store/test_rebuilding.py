@@ -84,6 +84,18 @@ def test_packs_alone_give_everything_back(path):
         check(repository, save(repository, [b"goes on"], run="run0", step=99))
 
 
+def test_a_step_whose_row_was_forgotten_is_found_again(path):
+    with Repository.open(path) as repository:
+        saved = [save(repository, [bytes([step])], step=step) for step in range(3)]
+        place = rows.step_key("run", 0, 2, 0)
+        repository._shared().writer.run(lambda tx: tx.delete("steps", place))
+        assert repository.head("run", None) == saved[1].seq
+    lose_index(path)
+    Repository.rebuild_index(path)
+    with Repository.open(path) as repository:
+        assert repository.head("run", None) == saved[2].seq
+
+
 def test_the_old_index_stays_beside_the_new_one(path):
     history(path, checkpoints=4)
     data = (path / "index.0" / "data.mdb").read_bytes()

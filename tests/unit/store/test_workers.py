@@ -1,0 +1,57 @@
+"""Work goes on in the caller's thread when the interpreter begins no thread any more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from casckpt.store.workers import Workers
+
+AT_EXIT = """
+import atexit, sys
+import numpy as np
+import casckpt
+
+store = casckpt.open(sys.argv[1])
+store.save("r", {"w": np.zeros(10)}, 0)
+state = {"w": np.random.default_rng(1).standard_normal(3_000_000)}
+
+def last():
+    store.save("r", state, 1)
+    assert (store.restore("r@1")["w"] == state["w"]).all()
+    store.close()
+    print("saved")
+
+atexit.register(last)
+"""
+
+
+def test_a_pool_works_in_threads_of_its_own():
+    with Workers(2) as pool:
+        assert pool.submit(threading.current_thread).result() is not threading.current_thread()
+        assert list(pool.map(abs, [-1, 2])) == [1, 2]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(abs, 1)
+
+
+@pytest.mark.parametrize("by", ["interpreter", "its threads"])
+def test_at_the_interpreters_end_the_caller_works(monkeypatch, by):
+    pool = Workers(2)
+    if by == "interpreter":
+        monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
+    else:
+        monkeypatch.setattr(pool, "_shutdown", True)
+    assert pool.submit(threading.current_thread).result() is threading.current_thread()
+    assert isinstance(pool.submit(int, "x").exception(), ValueError)
+    pool.shutdown()
+
+
+def test_a_save_and_a_restore_at_exit_are_done(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tmp_path / "s")],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
