@@ -73,15 +73,18 @@ def plan(shared: SharedStore, drop: Collection[tuple[str, int]]) -> SpacePlan:
     with shared.environment.read() as tx:
         registered = {rows.read_u64(k): rows.PackRow.decode(v) for k, v in tx.scan("packs")}
     busy = open_packs(shared, registered, but=shared)
+    # A new snapshot needs none of the facts there are.
+    is_due = snapshots.facts_outweigh(shared)
+    held = {} if is_due else compaction.held_bytes(shared, registered, mark)
     freed = dead = 0
     for number, row in registered.items():
-        live = mark.live_bytes.get(number, 0)
-        if live == 0 and number not in busy:
+        needed = mark.live_bytes.get(number, 0) + held.get(number, 0)
+        if number in busy or not compaction.is_worn(row.size, needed):
+            dead += max(row.size - needed, 0)
+        elif needed == 0:
             freed += files.allocated_bytes(pack_path(shared.path, row.uuid))
-        elif number not in busy and compaction.worth_rewriting(row.size, live):
-            freed += row.size - live
         else:
-            dead += max(row.size - live, 0)
+            freed += row.size - needed
     return SpacePlan(freed, dead, mark.total_bytes)
 
 
@@ -146,6 +149,8 @@ class _Collector:
         self._expired = 0
         self._moved_bytes = 0
         self._dead_sessions: frozenset[bytes] = frozenset()
+        self._held: dict[int, int] = {}
+        self._copied: dict[int, int] = {}
 
     def run(self) -> GcReport:
         self._run = begin_run(self._shared)
@@ -164,6 +169,7 @@ class _Collector:
                 self.unfinished = self._recode(self._run, mark)
                 # What was only a base is needed no more, and the new records are in new packs.
                 mark = self._mark()
+            self._snapshot_if_due()
             self._compact(mark)
             self._condemn(mark)
         self._sweep()
@@ -217,7 +223,8 @@ class _Collector:
         dead_share = compaction.DEAD_SHARE
         if self._recode is not None:
             dead_share = compaction.THOROUGH_DEAD_SHARE
-        chosen = compaction.choose(candidates, mark, dead_share)
+        self._held = compaction.held_bytes(self._shared, candidates, mark, dead_share)
+        chosen = compaction.choose(candidates, mark, self._held, dead_share)
         chosen = compaction.fitting(chosen, mark, compaction.room(self._shared.path))
         if chosen:
             self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
@@ -234,6 +241,7 @@ class _Collector:
             and number in mark.known
             and number not in busy
             and mark.live_bytes.get(number, 0) <= 0
+            and compaction.is_worn(row.size, self._held.get(number, 0))
         }
         self._keep_facts(dead)
         for attempt in range(3):
@@ -285,18 +293,22 @@ class _Collector:
         tx.set_number("removed_roots", max(tx.number("removed_roots") - self._removed, 0))
         return True
 
-    def _keep_facts(self, dead: set[int]) -> None:
-        """Make sure that no fact is in a pack that goes: copies, or a new snapshot."""
-        self._copied: dict[int, int] = {}
-        registered = self._registered()
-        with self._shared.environment.read() as tx:
-            floor, keep = tx.number("snapshot_seq"), snapshots.snapshot_packs(tx)
-        holding = {number for number in dead if registered[number].highest_fact > floor}
+    def _snapshot_if_due(self) -> None:
+        """Write a snapshot before anything is weighed: what older facts take is dead after it."""
         self._dead_sessions = frozenset(
             info.uuid for info in sessions.list_sessions(self._shared.path) if not info.alive
         )
         # A session that died may have committed without leaving the fact of it.
-        if self._dead_sessions or dead & keep or snapshots.facts_outweigh(self._shared):
+        if self._dead_sessions or snapshots.facts_outweigh(self._shared):
+            snapshots.write_snapshot(self._shared)
+
+    def _keep_facts(self, dead: set[int]) -> None:
+        """Make sure that no fact is in a pack that goes: copies, or a new snapshot."""
+        registered = self._registered()
+        with self._shared.environment.read() as tx:
+            floor, keep = tx.number("snapshot_seq"), snapshots.snapshot_packs(tx)
+        holding = {number for number in dead if registered[number].highest_fact > floor}
+        if dead & keep:
             snapshots.write_snapshot(self._shared)
         elif holding:
             try:

@@ -5,13 +5,13 @@ Also how a row comes to name another record of its object, whoever wrote that: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from casckpt.errors import Corrupt
-from casckpt.store import files, layout, packs, records, rows
+from casckpt.store import files, layout, packs, records, rows, snapshots
 from casckpt.store.collectors import check_run
 from casckpt.store.commits import keep_usable, set_live
 from casckpt.store.environment import Transaction
@@ -38,25 +38,48 @@ class Move:
     record: records.Record
 
 
-def worth_rewriting(size: int, live: int, dead_share: float = DEAD_SHARE) -> bool:
-    """Tell whether a pack that something still needs is dead enough to be rewritten."""
-    return live > 0 and size - live >= dead_share * size
+def is_worn(size: int, live: int, dead_share: float = DEAD_SHARE) -> bool:
+    """Tell whether a pack of which `live` bytes are needed is dead enough, perhaps all of it."""
+    return size - live >= dead_share * size
+
+
+def held_bytes(
+    shared: SharedStore,
+    registered: Mapping[int, rows.PackRow],
+    mark: Mark,
+    dead_share: float = DEAD_SHARE,
+) -> dict[int, int]:
+    """Return what facts and snapshots need of the packs that are worn but for these.
+
+    They would be copied when the pack goes. A pack of nothing else is not dead: it would be written
+    anew at every collection, for nothing.
+    """
+    worn = [
+        number
+        for number, row in registered.items()
+        if is_worn(row.size, mark.live_bytes.get(number, 0), dead_share)
+    ]
+    return snapshots.needed_bytes(shared, worn)
 
 
 def choose(
-    candidates: dict[int, rows.PackRow], mark: Mark, dead_share: float = DEAD_SHARE
+    candidates: dict[int, rows.PackRow],
+    mark: Mark,
+    held: Mapping[int, int],
+    dead_share: float = DEAD_SHARE,
 ) -> set[int]:
-    """Return the numbers of the packs to rewrite, of those that nobody appends to."""
-    chosen = {
-        number
-        for number, row in candidates.items()
-        if worth_rewriting(row.size, mark.live_bytes.get(number, 0), dead_share)
-    }
-    small = {
-        number
-        for number, row in candidates.items()
-        if row.size < SMALL_BYTES and mark.live_bytes.get(number, 0) > 0
-    }
+    """Return the numbers of the packs to rewrite, of those that nobody appends to.
+
+    `held` says what is needed of a pack besides objects; see `held_bytes`.
+    """
+    chosen = set()
+    small = set()
+    for number, row in candidates.items():
+        live = mark.live_bytes.get(number, 0)
+        if live > 0 and is_worn(row.size, live + held.get(number, 0), dead_share):
+            chosen.add(number)
+        if live > 0 and row.size < SMALL_BYTES:
+            small.add(number)
     return chosen | (small if len(small) >= SMALL_COUNT else set())
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
+from casckpt.errors import Corrupt
 from casckpt.store import codec, facts, layout, packs, records, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.packs import PackWriter
+from casckpt.store.records import Buffer
 from casckpt.store.sharing import SharedStore
 
 _PACK_NUMBER_BYTES = 8
@@ -21,6 +24,40 @@ def snapshot_packs(tx: Transaction) -> frozenset[int]:
         rows.read_u64(value[at : at + _PACK_NUMBER_BYTES])
         for at in range(0, len(value), _PACK_NUMBER_BYTES)
     )
+
+
+def needed_bytes(shared: SharedStore, numbers: Collection[int]) -> dict[int, int]:
+    """Return what of some packs would have to be copied, besides objects, before they may go.
+
+    That is their part of the newest snapshot, and facts above it; a pack without any is left out.
+    """
+    with shared.environment.read() as tx:
+        floor, keep = tx.number("snapshot_seq"), snapshot_packs(tx)
+        sources = [(number, row) for number in numbers if (row := tx.pack(number)) is not None]
+    found: dict[int, int] = {}
+    for number, row in sources:
+        if number in keep or row.highest_fact > floor:
+            # Damaged, or never made: then nothing of it can be copied.
+            with contextlib.suppress(Corrupt, FileNotFoundError):
+                size = sum(record.total_bytes for record, _, _ in _needed(shared, row.uuid, floor))
+                if size:
+                    found[number] = size
+    return found
+
+
+def _needed(
+    shared: SharedStore, uuid: bytes, floor: int
+) -> Iterator[tuple[records.Record, Buffer, int]]:
+    """Yield (record, payload, seq) of the parts of the snapshot of `floor` and the facts above."""
+    with shared.packs.borrow(uuid) as file:
+        for record in packs.scan_pack(file.descriptor, file.path, uuid):
+            if record.kind in (layout.TYPE_FACT, layout.TYPE_SNAPSHOT):
+                payload = packs.read_payload(file.descriptor, file.path, record)
+                body = codec.decode_body(record.encoding, payload, record.logical)
+                is_fact = record.kind == layout.TYPE_FACT
+                seq = facts.decode_fact(body).seq if is_fact else facts.decode_snapshot(body).seq
+                if seq > floor or (seq == floor and not is_fact):
+                    yield record, payload, seq
 
 
 def facts_outweigh(shared: SharedStore) -> bool:
@@ -72,20 +109,13 @@ def copy_facts(shared: SharedStore, numbers: Collection[int]) -> None:
     for source in sources:
         if source.highest_fact <= floor:
             continue
-        with shared.packs.borrow(source.uuid) as file:
-            for record in packs.scan_pack(file.descriptor, file.path, source.uuid):
-                if record.kind != layout.TYPE_FACT:
-                    continue
-                payload = packs.read_payload(file.descriptor, file.path, record)
-                seq = facts.decode_fact(
-                    codec.decode_body(record.encoding, payload, record.logical)
-                ).seq
-                if seq > floor:
-                    pack, _ = shared.own.append(
-                        layout.TYPE_FACT, record.encoding, record.id, record.logical, (), payload
-                    )
-                    written[pack.number] = pack
-                    highest = max(highest, seq)
+        for record, payload, seq in _needed(shared, source.uuid, floor):
+            if record.kind == layout.TYPE_FACT:
+                pack, _ = shared.own.append(
+                    layout.TYPE_FACT, record.encoding, record.id, record.logical, (), payload
+                )
+                written[pack.number] = pack
+                highest = max(highest, seq)
     if not written:
         return
     shared.own.sync(written.values())

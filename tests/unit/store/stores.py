@@ -73,6 +73,13 @@ def save(
     return Saved(manifest.id, seq, infos, list(data))
 
 
+def lose_index(path: Path) -> None:
+    """Leave only the packs of a store."""
+    for folder in path.glob("index.*"):
+        shutil.rmtree(folder)
+    (path / "CURRENT").unlink(missing_ok=True)
+
+
 def read(
     repository: Repository, info: BlobInfo, offset: int = 0, length: int | None = None
 ) -> bytes:

@@ -11,7 +11,7 @@ from casckpt.errors import Corrupt, StoreBusy
 from casckpt.store import BlobSource, Repository, layout, marking, rows
 from casckpt.store.commits import RowWrite
 from casckpt.store.index_writer import IndexWriter
-from tests.unit.store.stores import MIB, check, save
+from tests.unit.store.stores import MIB, check, lose_index, pack_files, save
 
 
 def test_saves_that_come_faster_than_marks_keep_what_they_need(path, repository, monkeypatch):
@@ -171,3 +171,42 @@ def test_packs_with_facts_that_no_snapshot_has_are_kept_until_one_has(path, repo
     with Repository.open(path) as after:
         assert [row.step for row in after.checkpoint_rows()] == [3]
         check(after, saved)
+
+
+def test_a_pack_of_facts_that_are_needed_is_not_written_anew(path):
+    """It was at every collection, and its bytes were said to be freed each time."""
+    with Repository.open(path) as repository:
+        save(repository, [os.urandom(MIB)])
+        for number in range(40):
+            key, payload = b"%04d" % number, os.urandom(500)
+            repository.write_rows([RowWrite("history", key, payload)])
+    with Repository.open(path) as repository:
+        repository.trash([(row.run, row.seq) for row in repository.checkpoint_rows()])
+        first = repository.gc(now=True)
+        assert first.freed_bytes > MIB
+    packs = {pack.name: pack.stat().st_size for pack in pack_files(path)}
+    for _ in range(3):
+        with Repository.open(path) as repository:
+            assert repository.plan_gc(()).freed_bytes == 0
+            assert repository.gc(now=True).freed_bytes == 0
+            assert len(repository.rows("history")) == 40
+        now = {pack.name: pack.stat().st_size for pack in pack_files(path)}
+        assert packs.keys() <= now.keys()
+    lose_index(path)
+    Repository.rebuild_index(path)
+    with Repository.open(path) as repository:
+        assert len(repository.rows("history")) == 40
+
+
+def test_facts_that_a_snapshot_stands_for_keep_no_pack(path):
+    with Repository.open(path) as repository:
+        save(repository, [b"kept"])
+        for number in range(1100):
+            repository.write_rows([RowWrite("history", b"key", b"%04d" % number)])
+    with Repository.open(path) as repository:
+        plan = repository.plan_gc(())
+        report = repository.gc()
+        assert report.freed_bytes > 0
+        assert report.freed_bytes == pytest.approx(plan.freed_bytes, rel=0.2)
+        assert repository.gc().freed_bytes == 0
+        assert repository.row("history", b"key").payload == b"1099"

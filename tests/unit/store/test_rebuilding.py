@@ -21,15 +21,9 @@ from casckpt.store import (
 )
 from casckpt.store.environment import Environment
 from casckpt.store.marking import check_roots
-from tests.unit.store.stores import MIB, check, find, flip, pack_files, save
+from tests.unit.store.stores import MIB, check, find, flip, lose_index, pack_files, save
 
 ALL_STATES = ("live", "trash", "tombstone")
-
-
-def lose_index(path) -> None:
-    for folder in path.glob("index.*"):
-        shutil.rmtree(folder)
-    (path / "CURRENT").unlink(missing_ok=True)
 
 
 def open_rebuilt(path) -> Repository:
