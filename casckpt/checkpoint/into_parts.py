@@ -97,7 +97,9 @@ def child_kind(target: Any) -> str | None:
         return "dict"
     if tree_classes.is_record(target):
         return "fields"
-    return "items" if isinstance(target, list | tuple) and not is_array(target) else None
+    # What a library has derived from list or tuple is one value, saved whole, as torch.Size is.
+    own = isinstance(target, list | tuple) and leaf_module.root_of(target) is None
+    return "items" if own else None
 
 
 def items_of(target: Any) -> list[tuple[Any, Any]]:

@@ -347,6 +347,33 @@ def test_into_tensors_get_values_without_casts():
     assert array.sum() == 15
 
 
+@pytest.mark.parametrize("size", [torch.Size([2, 3]), torch.Size([])])
+def test_a_size_takes_the_place_of_a_size(size):
+    saved = Saved({"s": size, "l": [size], "w": torch.ones(2)})
+    into = {"s": torch.Size([4, 5, 6]), "l": [torch.Size([1])], "w": torch.zeros(2)}
+    back = saved.restore(into=into)
+    assert back is into
+    assert type(back["s"]) is type(back["l"][0]) is torch.Size
+    assert back["s"] == back["l"][0] == size
+    assert saved.restore(into=back)["s"] == size
+
+
+@pytest.mark.parametrize(
+    ("saved", "target", "why"),
+    [
+        ((2, 3), torch.Size([2, 4]), "a tuple in the checkpoint, torch.Size in into"),
+        (torch.Size([2, 3]), [2, 4], "a plain value in the checkpoint, list in into"),
+        (torch.Size([2]), torch.zeros(2), "a plain value in the checkpoint, torch.Tensor in into"),
+    ],
+)
+def test_a_size_and_another_sequence_are_of_two_kinds(saved, target, why):
+    weights = torch.zeros(2)
+    with pytest.raises(TreeMismatch) as caught:
+        Saved({"s": saved, "w": torch.ones(2)}).restore(into={"s": target, "w": weights})
+    assert caught.value.wrong == [f"s: {why}"]
+    assert weights.tolist() == [0, 0]
+
+
 def test_an_array_restores_into_a_tensor_of_the_same_bytes():
     tensor = torch.zeros(3)
     Saved({"a": np.arange(3, dtype=np.float32)}).restore(into={"a": tensor})
