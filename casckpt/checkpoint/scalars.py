@@ -38,7 +38,13 @@ KEY_DEPTH_MAX: Final = 16
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})*\Z")
 _SIGNED_HEX = re.compile(r"-?[1-9a-f][0-9a-f]*\Z")
-_BIG_INT_MAX_DIGITS: Final = 1 << 20
+_BIG_INT_MAX_CHARS: Final = 1 << 20
+
+INT_MAX_BITS: Final = 4 * (_BIG_INT_MAX_CHARS - 1)
+"""Longest integer that is saved: its hex and a sign are what a reader takes."""
+
+KEY_INT_MAX_BITS: Final = 2048
+"""Longest integer in a dict key: below 640 digits, which every Python writes into a path."""
 
 _PATH_KINDS: Final[dict[str, type[pathlib.PurePath]]] = {
     "posix": pathlib.PosixPath,
@@ -55,7 +61,7 @@ def malformed(what: str) -> Corrupt:
 
 
 def encode_int(value: int) -> Node:
-    """Return the node of an integer of any size."""
+    """Return the node of an integer; above `INT_MAX_BITS` no reader takes it."""
     if -JSON_INT_MAX <= value <= JSON_INT_MAX:
         return value
     return {"i": f"{value:x}"}
@@ -163,7 +169,7 @@ def from_hex(body: Node, what: str, length: int | None = None) -> bytes:
 
 
 def _decode_int(body: Node) -> int:
-    if type(body) is not str or len(body) > _BIG_INT_MAX_DIGITS or not _SIGNED_HEX.match(body):
+    if type(body) is not str or len(body) > _BIG_INT_MAX_CHARS or not _SIGNED_HEX.match(body):
         raise malformed("a big integer that is not signed hex")
     value = int(body, 16)
     if -JSON_INT_MAX <= value <= JSON_INT_MAX:

@@ -23,7 +23,15 @@ from casckpt.checkpoint import leaves as leaf_module
 from casckpt.checkpoint import tree_classes
 from casckpt.checkpoint.leaves import BytesSource, Leaf, Pickled, refused
 from casckpt.checkpoint.manifest import without_collector
-from casckpt.checkpoint.scalars import JSON_INT_MAX, TEXT_MAX_BYTES, Node, encode_key, encode_scalar
+from casckpt.checkpoint.scalars import (
+    INT_MAX_BITS,
+    JSON_INT_MAX,
+    KEY_INT_MAX_BITS,
+    TEXT_MAX_BYTES,
+    Node,
+    encode_key,
+    encode_scalar,
+)
 from casckpt.checkpoint.tree_paths import PATH_MAX, join
 from casckpt.errors import BadLeaf
 
@@ -129,6 +137,8 @@ class _Walker:
             return parts if cls is list else {"t": parts}
         if cls in _TEXTS:
             return self._text(value, path)
+        if cls is int:
+            raise refused(value, path, _too_long(value, INT_MAX_BITS))
         return self._special(value, path)
 
     def _items(self, values: Sequence[Any], path: str) -> list[Node]:
@@ -262,6 +272,12 @@ def _key_node(key: Any, path: str) -> Node:
             "keys are str, int, float, bool, bytes, None and tuples of them",
             "turn the key into one of these",
         ) from None
+    if (number := _long_int(key)) is not None:
+        raise BadLeaf(
+            f"a long integer in a dict key at {path or 'the root'}",
+            _too_long(number, KEY_INT_MAX_BITS),
+            "use a shorter key",
+        )
     if isinstance(key, str | bytes) and len(key) > KEY_MAX:
         raise BadLeaf(
             f"a dict key of {len(key)} characters at {path or 'the root'}",
@@ -271,12 +287,25 @@ def _key_node(key: Any, path: str) -> Node:
     return node
 
 
+def _long_int(key: Any) -> int | None:
+    """Return an integer of a key that is too long for one."""
+    if type(key) is tuple:
+        return next((found for part in key if (found := _long_int(part)) is not None), None)
+    return key if type(key) is int and key.bit_length() > KEY_INT_MAX_BITS else None
+
+
+def _too_long(value: int, limit: int) -> str:
+    return f"it has {value.bit_length()} bits, and the limit is {limit}"
+
+
 _TEXTS: Final = frozenset({str, bytes, bytearray})
 
 
 def _plain(value: object) -> tuple[bool, Node]:
-    """Return (True, node) for a scalar that lives in the tree: long strings do not."""
+    """Return (True, node) for a scalar that lives in the tree: what is too long does not."""
     if type(value) in _TEXTS and len(value) * 4 > TEXT_MAX_BYTES and _is_long(value):  # type: ignore[arg-type]
+        return False, None
+    if type(value) is int and value.bit_length() > INT_MAX_BITS:
         return False, None
     return encode_scalar(value)
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from casckpt.checkpoint.leaves import RestoreOptions
-from casckpt.checkpoint.scalars import KEY_DEPTH_MAX
+from casckpt.checkpoint.scalars import INT_MAX_BITS, KEY_DEPTH_MAX, KEY_INT_MAX_BITS
 from casckpt.checkpoint.tree import flatten
 from casckpt.checkpoint.tree_build import Builder
 from casckpt.errors import BadLeaf, Corrupt
@@ -47,6 +47,39 @@ def build(node):
 def test_a_scalar_that_no_save_writes_is_corrupt(node, why):
     with pytest.raises(Corrupt, match=re.escape(why)):
         build(node)
+
+
+LONGEST = (1 << INT_MAX_BITS) - 1
+LONGEST_KEY = (1 << KEY_INT_MAX_BITS) - 1
+
+
+def test_the_longest_integers_come_back():
+    state = {"n": -LONGEST, "l": [LONGEST], LONGEST_KEY: [1], (1, (-LONGEST_KEY,)): [2]}
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(640)
+    try:
+        saved = Saved(state)
+        assert saved.restore() == state
+        assert saved.restore(only=["n", "l"]) == {"n": -LONGEST, "l": [LONGEST]}
+    finally:
+        sys.set_int_max_str_digits(digits)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("put", "longest", "path"),
+    [
+        (lambda n: {"s": {"n": n}}, LONGEST, "s.n"),
+        (lambda n: {"s": [1, n]}, LONGEST, "s.1"),
+        (lambda n: {"s": {n: [1]}}, LONGEST_KEY, "s"),
+        (lambda n: {"s": {("k", (1, n)): [1]}}, LONGEST_KEY, "s"),
+    ],
+    ids=["value", "item", "key", "in a key"],
+)
+def test_an_integer_that_no_restore_takes_is_refused_by_path(put, longest, path, sign):
+    with pytest.raises(BadLeaf, match=rf"\b{re.escape(path)}\b") as caught:
+        flatten(put(sign * (longest + 1)))
+    assert f"the limit is {longest.bit_length()}" in caught.value.why
 
 
 def nested_key(depth):
