@@ -73,6 +73,7 @@ def restore_tree(
     Raises:
         NotFound: if a glob matches nothing.
         TreeMismatch: if `into` does not fit; nothing was touched.
+        BadRequest: if an object of `into` takes tensors, with as_numpy; nothing was touched.
         PickleRefused: if what is asked for holds pickles; nothing was read.
         MissingExtra: if a library is needed that is not installed.
         Corrupt: naming the paths, if bytes are damaged or the manifest contradicts itself.
@@ -163,8 +164,8 @@ class _Restore:
         """Read entries into the memory of `into` where it can be, else copy them there."""
         kept = {self.memory_of(index) for index in plan.fresh}
         aliased = {
-            self.memory_of(index)
-            for index in plan.targets
+            self.memory_of(index): bound.handler
+            for index, bound in plan.targets.items()
             if self._entries[index].alias is not None
         }
         jobs = []
@@ -173,21 +174,35 @@ class _Restore:
                 keep = index in kept or index in aliased
                 direct = None if index in kept else plan.direct_memory(index)
                 jobs.append(self._into_job(index, bound, direct, keep))
-        jobs += [self._new_job(index) for index in sorted((kept | aliased) - plan.targets.keys())]
+        for index in sorted((kept | aliased.keys()) - plan.targets.keys()):
+            jobs.append(self._new_job(index, None if index in kept else aliased[index]))
         self._run(jobs)
         for index, bound in plan.targets.items():
             if self._entries[index].alias is not None:
-                bound.target.assign(self.leaf(index))
+                bound.target.assign(self._leaf_of(bound.handler, index))
 
-    def _new_job(self, index: int) -> Job:
+    def _leaf_of(self, handler: leaf_module.Handler, index: int) -> Any:
+        """Return an alias as a leaf of a handler: other aliases may be of another library."""
+        slot = self._slots[self.memory_of(index)]
+        if not len(slot.dest):  # it is empty, or has left for a device
+            return self.leaf(index)
         entry = self._entries[index]
-        options = self._options
+        while entry.alias is not None and entry.stride is None:
+            entry = self._entries[entry.alias]
+        base = self._entries[self.memory_of(index)]
+        slot = handler.allocate(base, RestoreOptions(), slot.dest)
+        return slot.value() if entry.alias is None else slot.view(entry)
+
+    def _new_job(self, index: int, handler: leaf_module.Handler | None = None) -> Job:
+        """Return the job of an entry in new memory: for a handler's array, or as was asked for."""
+        entry = self._entries[index]
+        options = self._options if handler is None else RestoreOptions()
 
         def open_slot() -> Slot:
             if entry.kind in VALUE_KINDS:
                 return ValueSlot.of(entry)
             root = "torch" if entry.kind != "array" and not options.as_numpy else "numpy"
-            return leaf_module.handler(root).allocate(entry, options, None)
+            return (handler or leaf_module.handler(root)).allocate(entry, options, None)
 
         def done(slot: Slot) -> None:
             self._slots[index] = slot

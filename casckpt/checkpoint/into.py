@@ -38,7 +38,7 @@ from casckpt.checkpoint.tree_build import (
     tag_of,
 )
 from casckpt.checkpoint.tree_paths import Selection, join
-from casckpt.errors import TreeMismatch
+from casckpt.errors import BadRequest, TreeMismatch
 
 _log = logging.getLogger("casckpt")
 
@@ -213,6 +213,7 @@ class IntoPlan:
         if tag == "e":
             self.targets[index] = Bound(bound, handler)
             return _keep(target)
+        self._refuse_arrays(node, target, path)
         made = self._new(node, path)
 
         def finish(leaf: LeafOf) -> Any:
@@ -302,6 +303,7 @@ class IntoPlan:
             for problem in problems:
                 self._wrong(path, problem, target)
             return _keep(target)
+        self._refuse_arrays(node, target, path)
         made = self._new(node, path)
         self._fills_objects = True
 
@@ -310,6 +312,18 @@ class IntoPlan:
             return target
 
         return finish
+
+    def _refuse_arrays(self, node: Node, target: Any, path: str) -> None:
+        """Raise BadRequest if what saved tensors would be given arrays, and fail half-way."""
+        if not self._options.as_numpy:
+            return
+        found = selected_entries(node, len(self._entries), None)
+        if any(self._described(index).kind in ("tensor", "storage") for index in found):
+            raise BadRequest(
+                f"{path or 'the root'}: as_numpy=True gives no tensors to {type_text(target)}",
+                "it takes the state that was saved, which has tensors; nothing was touched",
+                "leave as_numpy out, or restore this part without `into`",
+            )
 
     def _parts(self, node: Node, target: Any, path: str, whole: bool) -> Finish:
         """Plan for named parts: plain values are set anew, and may be added by the checkpoint."""

@@ -394,6 +394,66 @@ def test_tied_saved_into_untied_and_back():
     assert into["b"].data_ptr() == shared.data_ptr()
 
 
+@pytest.mark.parametrize("as_numpy", [False, True])
+@pytest.mark.parametrize("taken", ["grad", "bfloat16", "conj"])
+@pytest.mark.parametrize("base", [None, torch.Tensor, np.ndarray])
+def test_what_is_tied_is_taken_by_arrays_and_tensors_alike(base, taken, as_numpy):
+    pytest.importorskip("ml_dtypes")
+    memory = {
+        "grad": torch.arange(6.0).requires_grad_(),
+        "bfloat16": torch.arange(6).bfloat16(),
+        "conj": (torch.arange(6) * 1j).conj(),
+    }[taken]
+    state = {"a": memory, "same": memory, "part": memory.detach()[2:]}
+    values = Saved({"v": memory.detach()}).restore(as_numpy=True)["v"]
+
+    def empty(kind, count):
+        zeros = torch.zeros(count, dtype=memory.dtype)
+        return kind and (zeros if kind is torch.Tensor else np.zeros(count, values.dtype))
+
+    for kind in (torch.Tensor, np.ndarray):
+        into = {"a": empty(base, 6), "same": empty(kind, 6), "part": empty(kind, 4)}
+        same, part = into["same"], into["part"]
+        back = Saved(state).restore(into=into, as_numpy=as_numpy)
+        assert back["same"] is same
+        assert back["part"] is part
+        assert isinstance(back["a"], base or (np.ndarray if as_numpy else torch.Tensor))
+        for name, wanted in (("a", values), ("same", values), ("part", values[2:])):
+            assert Saved([back[name]]).restore(as_numpy=True)[0].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("name", ["optimizer", "coo", "csr"])
+def test_what_takes_tensors_is_refused_arrays_before_anything_is_touched(name):
+    dense = torch.eye(3)
+    fresh = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    saved, target = {
+        "optimizer": (trained()["optimizer"], torch.optim.Adam(fresh.parameters())),
+        "coo": (dense.to_sparse(), torch.zeros(3, 3).to_sparse()),
+        "csr": (dense.to_sparse_csr(), (dense * 2).to_sparse_csr()),
+    }[name]
+    weights = torch.zeros(2)
+    into = {"w": weights, name: target}
+    both = Saved({"w": torch.ones(2), name: saved})
+    with pytest.raises(BadRequest, match=rf"^{name}: as_numpy=True") as caught:
+        both.restore(into=into, as_numpy=True)
+    assert "as_numpy" in caught.value.hint
+    assert weights.tolist() == [0, 0]
+    both.restore(into=into)
+    assert weights.tolist() == [1, 1]
+
+
+def test_as_numpy_asks_nothing_of_objects_without_tensors_and_of_modules():
+    state = trained()
+    saved = Saved({"model": state["model"], "scheduler": state["scheduler"]})
+    other = trained()
+    into = {"model": other["model"], "scheduler": other["scheduler"]}
+    with torch.no_grad():
+        other["model"][0].weight.zero_()
+    saved.restore(into=into, as_numpy=True)
+    assert torch.equal(other["model"][0].weight, state["model"][0].weight)
+
+
 def test_staged_tensors_do_not_see_later_changes():
     tensor = torch.zeros(4)
     staged = StagingPool().stage(flatten({"a": tensor, "b": tensor[::2]}))
