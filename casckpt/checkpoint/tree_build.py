@@ -232,12 +232,14 @@ def selected_entries(tree: Node, entry_count: int, selection: Selection | None) 
     """
     found: list[int] = []
 
-    def visit(node: Node, path: str, whole: bool, depth: int) -> None:
+    def visit(node: Node, path: str, whole: bool, depth: int) -> bool:
+        """Return whether there will be anything of the node."""
         if depth > DEPTH_MAX + 1:
             raise malformed("a tree that is nested too deeply")
         # Asked even where all is wanted already: every glob has to match something.
         if selection is not None and selection.matches(path):
             whole = True
+        there = whole
         tag = tag_of(node)
         if tag == "e":
             if whole:
@@ -249,13 +251,15 @@ def selected_entries(tree: Node, entry_count: int, selection: Selection | None) 
         else:
             for key, child in children(node, tag):
                 if selection is not None:
-                    visit(child, join(path, key), whole, depth + 1)
+                    there = visit(child, join(path, key), whole, depth + 1) or there
                 elif type(child) is list or (
                     type(child) is dict and not (len(child) == 1 and "f" in child)
                 ):
                     visit(child, "", whole, depth + 1)
-            if tag == "d" and "m" in node and whole:
+            # A dict of which parts are left out keeps it: what is left is loaded by it.
+            if tag == "d" and "m" in node and there:
                 visit(node["m"], join(path, "_metadata"), True, depth + 1)
+        return there
 
     visit(tree, "", selection is None, 0)
     return found

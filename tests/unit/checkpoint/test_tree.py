@@ -368,6 +368,31 @@ def test_only_reads_what_matches_and_prunes():
     assert saved.restore(only="*.1*") == {"l": {1: [2, 3]}}
 
 
+@pytest.mark.parametrize("only", ["m.a", "m.sub.b", ["m.a", "m.sub"], "m", "m.*"])
+def test_a_pruned_dict_keeps_its_metadata_whatever_that_holds(only):
+    state = {"m": OrderedDict(a=1, sub=OrderedDict(b=np.ones(2))), "n": np.zeros(3)}
+    long = {"text": "y" * 3000, "array": np.arange(3)}
+    state["m"]._metadata = long
+    state["m"]["sub"]._metadata = {"text": "z" * 3000}
+    saved = Saved(state)
+    back = saved.restore(only=only)
+    assert list(back) == ["m"]
+    assert back["m"]._metadata["text"] == long["text"]
+    assert np.array_equal(back["m"]._metadata["array"], long["array"])
+    if "sub" in back["m"]:
+        assert back["m"]["sub"]._metadata == {"text": "z" * 3000}
+    assert list(saved.restore(only="n")) == ["n"]
+
+
+def test_metadata_of_what_is_not_selected_is_not_read():
+    state = OrderedDict(m=OrderedDict(a=1), n=np.zeros(3))
+    state["m"]._metadata = {"pickle": Pickled({1})}
+    saved = Saved(state)
+    assert list(saved.restore(only="n")) == ["n"]
+    with pytest.raises(PickleRefused):
+        saved.restore(only="m.a")
+
+
 def test_a_glob_that_matches_nothing_is_an_error():
     with pytest.raises(NotFound, match="nope"):
         Saved({"a": 1}).restore(only=["a", "nope.*"])
