@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from casckpt.adapters.torch_sparse import LAYOUTS, SparseTarget, build_sparse, flatten_sparse
+from casckpt.adapters.torch_sparse import LAYOUTS, build_sparse, flatten_sparse
+from casckpt.adapters.torch_targets import SparseTarget, TensorTarget, bits_of
 from casckpt.checkpoint.arrays import check_view
 from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY
 from casckpt.checkpoint.into_parts import optimizer_problems
@@ -49,14 +50,6 @@ _DTYPES: Final[dict[str, torch.dtype]] = {
 }
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _NUMPY_TO_TORCH: Final = {text: name for name, text in TORCH_TO_NUMPY.items()}
-# Same-width integers: every operation that moves bits knows them, not so float4 or complex32.
-_BITS: Final = {
-    1: torch.uint8,
-    2: torch.int16,
-    4: torch.int32,
-    8: torch.int64,
-    16: torch.complex128,
-}
 _PLAIN_CLASSES: Final = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -68,11 +61,11 @@ class TensorSource:
 
     def view(self) -> memoryview:
         """Return the tensor's own memory, or a copy if it is elsewhere or not dense."""
-        return _memory_of(_bits(self.tensor).cpu().contiguous())
+        return _memory_of(bits_of(self.tensor).cpu().contiguous())
 
     def copy_to(self, dest: memoryview) -> None:
         """Copy with one pass; from a GPU it ends when the bytes are there."""
-        bits = _bits(self.tensor)
+        bits = bits_of(self.tensor)
         if bits.device.type == "cpu" and bits.is_contiguous():
             # A plain memcpy: torch's threads wait for each other when cores are busy.
             np.copyto(np.frombuffer(dest, np.uint8), np.frombuffer(_memory_of(bits), np.uint8))
@@ -84,7 +77,7 @@ class TensorSource:
         """Queue the copy from a CUDA device on a stream beside the one that computes."""
         if not self.tensor.is_cuda or not self.tensor.numel():
             return None
-        bits = _bits(self.tensor)
+        bits = bits_of(self.tensor)
         stream = _copy_stream(bits.device)
         stream.wait_stream(torch.cuda.current_stream(bits.device))
         with torch.cuda.stream(stream):
@@ -152,24 +145,6 @@ class TensorSlot:
             return tensor.requires_grad_() if "requires_grad" in entry.flags else tensor
         except RuntimeError as exc:
             raise malformed(f"{entry.path}: {entry.dtype} with a gradient") from exc
-
-
-@dataclass(frozen=True, slots=True)
-class TensorTarget:
-    """A tensor of `into`."""
-
-    tensor: torch.Tensor
-    direct: memoryview | None
-
-    def assign(self, value: Any) -> None:
-        """Copy values of the same dtype and shape, from any device."""
-        with torch.no_grad():
-            mine = self.tensor.detach()
-            if mine.is_conj() or mine.is_neg() or value.is_conj() or value.is_neg():
-                mine.copy_(value)
-            else:
-                bits = _BITS[mine.element_size()]
-                mine.view(bits).copy_(value.detach().view(bits))
 
 
 class TorchHandler:
@@ -261,7 +236,7 @@ class TorchHandler:
         if axes is None or lazy or raw.device.type != "cpu" or not raw.numel():
             return TensorTarget(target, None)
         raw = raw.permute(axes)
-        return TensorTarget(target, _memory_of(_bits(raw)) if raw.is_contiguous() else None)
+        return TensorTarget(target, _memory_of(bits_of(raw)) if raw.is_contiguous() else None)
 
     def bind_built(self, target: Any, kind: str, attributes: Node) -> Target | str:
         """Check a sparse tensor of `into` against a node."""
@@ -353,10 +328,6 @@ def _leaf(tensor: torch.Tensor, path: str) -> Leaf:
         TensorSource(shown),
         value=tensor,
     )
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(_BITS[tensor.element_size()])
 
 
 def _memory_of(tensor: torch.Tensor) -> memoryview:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -20,24 +19,6 @@ LAYOUTS: Final = {
     torch.sparse_bsc: "bsc",
 }
 _LAYOUT_OF: Final = {name: layout for layout, name in LAYOUTS.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class SparseTarget:
-    """A sparse tensor of `into`; COO parts are replaced, since their sizes may differ."""
-
-    tensor: torch.Tensor
-    direct: None = None
-
-    def assign(self, value: Any) -> None:
-        """Let the tensor hold the restored parts."""
-        if self.tensor.layout is torch.sparse_coo:
-            self.tensor.data = value.detach().to(self.tensor.device)
-            return
-        with torch.no_grad():
-            mine, theirs = compressed_parts(self.tensor), compressed_parts(value)
-            for part, restored in zip(mine, theirs, strict=True):
-                part.copy_(restored)
 
 
 def flatten_sparse(tensor: torch.Tensor, path: str, walker: Walker) -> Node:

@@ -119,6 +119,9 @@ class ArrayTarget:
     array: Array
     direct: memoryview | None
 
+    def overwrite(self) -> None:
+        """Do nothing: numpy keeps no book of changes."""
+
     def assign(self, value: Any) -> None:
         """Copy values, of the same dtype and shape."""
         np.copyto(self.array, value, casting="no")

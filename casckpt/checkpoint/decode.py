@@ -216,6 +216,8 @@ class _Restore:
 
         def open_slot() -> Slot:
             slot: Slot = bound.handler.allocate(entry, here, direct)
+            if direct is not None:
+                bound.target.overwrite()
             return slot
 
         def done(slot: Slot) -> None:

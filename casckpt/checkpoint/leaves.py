@@ -175,6 +175,9 @@ class Target(Protocol):
     def direct(self) -> memoryview | None:
         """Its own memory, if the entry's bytes can be read straight into it."""
 
+    def overwrite(self) -> None:
+        """Tell its library that `direct` is about to be written to."""
+
     def assign(self, value: Any) -> None:
         """Copy a leaf made by the same handler into it."""
 

@@ -394,6 +394,30 @@ def test_tied_saved_into_untied_and_back():
     assert into["b"].data_ptr() == shared.data_ptr()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("kind", ["direct", "copied", "tied", "part", "coo", "csr"])
+def test_a_backward_through_values_that_a_restore_replaced_fails(kind):
+    make = {
+        "copied": lambda values: values.repeat(1, 2)[:, ::2],
+        "coo": torch.Tensor.to_sparse,
+        "csr": torch.Tensor.to_sparse_csr,
+    }.get(kind, torch.Tensor.clone)
+    saved, weight = make(torch.eye(3) * 5), make(torch.eye(3)).requires_grad_()
+    loss = (weight @ torch.eye(3, requires_grad=True)).sum()  # backward needs the weight
+    state = {"first": saved if kind == "tied" else torch.ones(3), "w": saved}
+    first = torch.zeros_like(state["first"])
+    Saved(state).restore(into={"first": first, "w": weight[0:] if kind == "part" else weight})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_tensor_of_inference_mode_is_filled():
+    with torch.inference_mode():
+        target = torch.zeros(3)
+        Saved({"w": torch.ones(3)}).restore(into={"w": target})
+    assert target.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("as_numpy", [False, True])
 @pytest.mark.parametrize("taken", ["grad", "bfloat16", "conj"])
 @pytest.mark.parametrize("base", [None, torch.Tensor, np.ndarray])
