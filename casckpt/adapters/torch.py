@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from casckpt.adapters import torch_optimizers
 from casckpt.adapters.torch_sparse import LAYOUTS, build_sparse, flatten_sparse
 from casckpt.adapters.torch_targets import SparseTarget, TensorTarget, bits_of
 from casckpt.checkpoint.arrays import check_view
 from casckpt.checkpoint.arrays_dtypes import TORCH_TO_NUMPY
-from casckpt.checkpoint.into_parts import optimizer_problems
 from casckpt.checkpoint.leaves import (
     ALIGNMENT,
     Leaf,
@@ -259,10 +259,15 @@ class TorchHandler:
         if isinstance(target, torch.nn.Module):
             return None
         if isinstance(target, torch.optim.Optimizer):
-            groups = target.param_groups
-            shapes = [[tuple(item.shape) for item in group["params"]] for group in groups]
-            return list(optimizer_problems(shapes, plain))
+            return torch_optimizers.state_problems(target, plain)
         return []
+
+    def load_state(self, target: Any, plain: Any) -> None:
+        """Have an object take its state; of optimizers without a cast."""
+        if isinstance(target, torch.optim.Optimizer):
+            torch_optimizers.load_optimizer(target, plain)
+        else:
+            target.load_state_dict(plain)
 
 
 @lru_cache(maxsize=16)

@@ -236,6 +236,10 @@ class NumpyHandler:
         """Return nothing: numpy has no such objects."""
         return []
 
+    def load_state(self, target: Any, plain: Any) -> None:
+        """Have an object that derives from one of numpy's take its state."""
+        target.load_state_dict(plain)
+
 
 def _clear_padding(data: bytearray) -> None:
     """Zero what x87 extended numbers leave unset, so that equal scalars have equal nodes."""

@@ -308,7 +308,10 @@ class IntoPlan:
         self._fills_objects = True
 
         def finish(leaf: LeafOf) -> Any:
-            target.load_state_dict(made(leaf))
+            if handler is not None:
+                handler.load_state(target, made(leaf))
+            else:
+                target.load_state_dict(made(leaf))
             return target
 
         return finish

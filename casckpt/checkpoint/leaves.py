@@ -227,7 +227,10 @@ class Handler(Protocol):
         """Do the same as `bind` for an extension node."""
 
     def state_problems(self, target: Any, plain: Any) -> list[str] | None:
-        """Say why `target.load_state_dict(plain)` would fail; None: match its state_dict()."""
+        """Say why `load_state(target, plain)` would fail; None: match its state_dict()."""
+
+    def load_state(self, target: Any, plain: Any) -> None:
+        """Have an object take the state that was saved of it, to the last bit."""
 
 
 _lazy: dict[str, str] = {

@@ -47,3 +47,7 @@ class OpaqueHandler:
     def state_problems(self, target: Any, plain: Any) -> list[str] | None:
         """Return none."""
         return []
+
+    def load_state(self, target: Any, plain: Any) -> None:
+        """Have an object with a `load_state_dict` take its state."""
+        target.load_state_dict(plain)

@@ -331,6 +331,63 @@ def test_an_optimizer_of_other_parameters_is_refused_before_the_model_is_touched
     assert torch.equal(fresh[0].weight, before)
 
 
+class Counting(torch.optim.SGD):
+    """Keeps state of many dtypes beside each parameter."""
+
+    def fill(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": torch.tensor(3),
+                    "seen": torch.tensor(2**24 + 1),
+                    "mask": torch.ones(2, dtype=torch.bool),
+                    "master": parameter.detach().double() / 3,
+                    "momentum_buffer": parameter.detach() / 3,
+                    "past": [(torch.tensor(2**24 + 1),), {"factor": torch.rand(2).double()}],
+                }
+        return self
+
+
+class Casting(Counting):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_of_an_optimizer_is_not_cast_to_the_dtype_of_its_parameters(dtype):
+    def make():
+        return Counting([torch.nn.Parameter(torch.ones(2, dtype=dtype)) for _ in range(2)], lr=0.1)
+
+    saved, fresh = make().fill(), make()
+    Saved({"o": saved}).restore(into={"o": fresh})
+    assert repr(fresh.state_dict()) == repr(saved.state_dict())
+    moments = fresh.state_dict()["state"][1]
+    assert moments["seen"] == moments["past"][0][0] == 2**24 + 1
+    assert moments["master"].dtype == moments["past"][1]["factor"].dtype == torch.float64
+    assert torch.equal(moments["master"], saved.state_dict()["state"][1]["master"])
+
+
+def test_a_model_made_narrower_after_its_optimizer_goes_on_with_the_same_moments():
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(1, 3)).sum().backward()
+    optimizer.step()
+    model.bfloat16()
+    fresh = torch.nn.Linear(3, 2).bfloat16()
+    other = torch.optim.Adam(fresh.parameters())
+    Saved({"m": model, "o": optimizer}).restore(into={"m": fresh, "o": other})
+    mine = other.state[fresh.weight]["exp_avg"]
+    assert mine.dtype == torch.float32
+    assert torch.equal(mine, optimizer.state[model.weight]["exp_avg"])
+
+
+def test_an_optimizer_that_loads_its_state_itself_is_left_to_do_so():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    saved, fresh = (Casting([parameter], lr=0.1) for _ in range(2))
+    Saved({"o": saved.fill()}).restore(into={"o": fresh})
+    assert fresh.state[parameter]["master"].dtype == torch.float32
+
+
 def test_into_tensors_get_values_without_casts():
     saved = Saved({"a": torch.arange(6.0).reshape(2, 3)})
     with pytest.raises(TreeMismatch, match="dtype"):
