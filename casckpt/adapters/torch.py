@@ -2,7 +2,8 @@
 
 A tensor saves what it shows. Tensors that share memory stay tied: the bytes are stored once, and
 on restore they view one memory again. Sparse tensors are stored by their parts. Bits that torch
-sets lazily (conjugate, negative) are kept as flags, so nothing is computed.
+sets lazily (conjugate, negative) are kept as flags, so nothing is computed. Attributes are neither
+kept nor refused: frameworks mark parameters with them, and mark them anew.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 _PLAIN_CLASSES = (np.ndarray, np.memmap)
+_WITHOUT_RECORDS = (
+    "store its fields: numpy.asarray(value).view(numpy.dtype((numpy.void, value.dtype)))"
+)
 
 
 def as_bytes(array: Array) -> memoryview:
@@ -137,7 +140,8 @@ class NumpyHandler:
         if not isinstance(value, np.ndarray):
             return None
         if type(value) not in _PLAIN_CLASSES:
-            raise refused(value, path, "only plain arrays are stored, not subclasses")
+            hint = _WITHOUT_RECORDS if isinstance(value, np.recarray) else ""
+            raise refused(value, path, "only plain arrays are stored, not subclasses", hint)
         return walker.add(_leaf(value, path, ()))
 
     def _scalar(self, value: np.generic, path: str, walker: Walker) -> Node:
@@ -149,7 +153,7 @@ class NumpyHandler:
         array = np.asarray(value)
         text = dtype_text(array.dtype)
         if text is None:
-            raise refused(value, path, f"its dtype is {array.dtype}")
+            raise _refused_dtype(value, array.dtype, path)
         if array.nbytes > TEXT_MAX_BYTES:
             return walker.add(_leaf(array, path, ("scalar",)))
         data = bytearray(as_bytes(np.ascontiguousarray(array)))
@@ -311,10 +315,16 @@ def sparse_part_names(layout: Any) -> tuple[str, ...]:
     }.get(layout if type(layout) is str else "", ())
 
 
+def _refused_dtype(value: object, dtype: np.dtype[Any], path: str) -> BadLeaf:
+    is_record = dtype.names is not None and dtype.type is np.record
+    hint = _WITHOUT_RECORDS if is_record else ""
+    return refused(value, path, f"its dtype is {dtype}", hint)
+
+
 def _leaf(array: Array, path: str, flags: tuple[str, ...]) -> Leaf:
     text = dtype_text(array.dtype)
     if text is None:
-        raise refused(array, path, f"its dtype is {array.dtype}")
+        raise _refused_dtype(array, array.dtype, path)
     item = array.dtype.itemsize
     order = None
     if array.flags.c_contiguous:

@@ -70,6 +70,9 @@ def _document(dtype: np.dtype[Any], depth: int) -> Any:
         inner = _document(base, depth + 1)
         return None if inner is None else {"base": inner, "shape": list(shape)}
     if dtype.names is not None and dtype.fields is not None:
+        if dtype.type is not np.void:
+            # As numpy.record, whose items have attributes: what would come back has none.
+            return None
         fields = []
         for name in dtype.names:
             described: tuple[Any, ...] = dtype.fields[name]

@@ -306,7 +306,7 @@ def handler_of(value: object) -> Handler | None:
     return None if root is None else handler(root)
 
 
-def refused(value: object, path: str, why: str = "") -> BadLeaf:
+def refused(value: object, path: str, why: str = "", hint: str = "") -> BadLeaf:
     """Return the error for a value that cannot be stored."""
     cls = value if isinstance(value, type) else type(value)
     name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
@@ -314,6 +314,7 @@ def refused(value: object, path: str, why: str = "") -> BadLeaf:
     return BadLeaf(
         f"{path or 'the root'}: {article} {name} cannot be stored",
         why or _why(value),
+        hint,
         path=path,
         type_name=name,
     )

@@ -201,12 +201,12 @@ class _Walker:
 
     def _special_mapping(self, value: dict[Any, Any], path: str) -> Node:
         cls = type(value)
+        extra = dict(getattr(value, "__dict__", {}))
+        metadata = extra.pop("_metadata", None) if cls is collections.OrderedDict else None
+        if extra and cls in (collections.OrderedDict, collections.Counter):
+            raise refused(value, path, f"it has attributes: {', '.join(extra)}")
         if cls is collections.OrderedDict:
             node = self._mapping(value, path) | {"k": "ordered"}
-            extra = dict(getattr(value, "__dict__", {}))
-            metadata = extra.pop("_metadata", None)
-            if extra:
-                raise refused(value, path, f"it has attributes: {', '.join(extra)}")
             if metadata is not None:
                 node["m"] = self.walk(metadata, join(path, "_metadata"))
             return node

@@ -130,6 +130,27 @@ def test_what_numpy_has_and_a_checkpoint_has_not_is_refused_by_path(value):
     assert caught.value.path == "m.0"
 
 
+RECORDS = np.rec.array([(1, 2.0), (3, 4.0)], dtype=[("x", "<i4"), ("y", "<f8")])
+
+
+@pytest.mark.parametrize("value", [RECORDS, np.asarray(RECORDS), RECORDS[0]])
+def test_records_whose_fields_are_attributes_are_refused_and_their_hint_holds(value):
+    with pytest.raises(BadLeaf) as caught:
+        flatten({"m": [value]})
+    assert caught.value.path == "m.0"
+    code = caught.value.hint.partition(": ")[2]
+    plain = eval(code, {"numpy": np, "value": value})
+    back = Saved({"m": [plain]}).restore()["m"][0]
+    assert back.dtype.type is np.void
+    assert back.tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_a_field_whose_items_have_attributes_is_refused(shape):
+    with pytest.raises(BadLeaf, match=r"^m: .*\n.*numpy\.record"):
+        flatten({"m": np.zeros(2, [("a", RECORDS.dtype, shape)])})
+
+
 @pytest.mark.parametrize("stage", [False, True])
 def test_of_an_array_that_is_not_dense_its_items_are_stored_and_nothing_between(stage):
     fields = np.dtype([("a", "i1"), ("b", "f8")], align=True)

@@ -89,6 +89,19 @@ def test_parameters_and_requires_grad_are_kept():
     assert back[0].grad.tolist() == [3, 3]
 
 
+def test_what_frameworks_mark_parameters_with_is_no_reason_to_refuse_and_does_not_come_back():
+    marked = torch.nn.Parameter(torch.ones(2))
+    marked._is_hf_initialized = marked.tensor_model_parallel = True
+    marked.register_hook(lambda grad: grad)
+    buffers = [torch.ones(2)]
+    if hasattr(torch.nn, "Buffer"):  # from torch 2.5
+        buffers.append(torch.nn.Buffer(torch.ones(2)))
+    back = Saved({"w": marked, "b": buffers}).restore()
+    assert type(back["w"]) is torch.nn.Parameter
+    assert not any(vars(tensor) for tensor in (back["w"], *back["b"]))
+    assert torch.equal(back["b"][-1], torch.ones(2))
+
+
 def test_lazy_bits_are_kept():
     base = torch.randn(4, dtype=torch.complex64)
     back = Saved(

@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections import OrderedDict, namedtuple
+from collections import Counter, OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -99,6 +99,7 @@ def with_another(record):
         (Wider(1).fill(), "s: .*Wider cannot.*\n.*not its fields: _Wider__second"),
         (unset(), "its field second is not set"),
         (with_attributes(), "it has attributes: note"),
+        (with_another(Counter(a=1)), "s: .*Counter cannot.*\n.*it has attributes: note"),
         (Mine(a=1), "it is a dict of a class of its own"),
         ({"k" * (KEY_MAX + 1): 1}, f"a dict key of {KEY_MAX + 1} characters at s"),
         ({b"k" * (KEY_MAX + 1): 1}, f"a dict key of {KEY_MAX + 1} characters at s"),
