@@ -17,6 +17,7 @@ from casckpt.training.loops import position
 
 try:
     from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
     from accelerate.utils import DistributedType
 except ModuleNotFoundError as exc:
     raise missing_extra("accelerate") from exc
@@ -77,6 +78,10 @@ class State(TorchState):
         found["loaders"] = _Loaders(accelerator)
         found["accelerator"] = _Steps(accelerator)
         super().__init__(**found, **parts)
+
+    def _shown(self, part: Any) -> Any:
+        # The wrapper hands its state on, and of torch's own no dtype is cast.
+        return super()._shown(part.optimizer if isinstance(part, AcceleratedOptimizer) else part)
 
 
 class _Loaders:

@@ -127,6 +127,28 @@ def test_a_checkpoint_has_the_names_of_the_bare_module(store):
     assert {"model", "optimizer", "scheduler", "object", "loaders", "accelerator"} <= state.keys()
 
 
+def test_the_state_of_a_prepared_optimizer_is_not_cast(store):
+    def prepared():
+        one = accelerate.Accelerator(cpu=True)
+        one.free_memory()
+        model = torch.nn.Linear(3, 2)
+        model, optimizer = one.prepare(model, torch.optim.Adam(model.parameters()))
+        return model, optimizer, casckpt.accelerate.State(one)
+
+    model, optimizer, state = prepared()
+    model(torch.rand(1, 3)).sum().backward()
+    optimizer.step()
+    model.bfloat16()
+    store.save("r", state)
+    other, fresh, into = prepared()
+    other.bfloat16()
+    store.restore("r", into=into)
+    assert into.optimizer is fresh
+    mine, theirs = fresh.state[other.weight], optimizer.state[model.weight]
+    assert mine["exp_avg"].dtype == torch.float32
+    assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+
+
 def test_an_accelerator_without_a_model_is_refused():
     one = accelerate.Accelerator(cpu=True)
     one.free_memory()
