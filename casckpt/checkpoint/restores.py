@@ -10,7 +10,17 @@ from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.manifest import beside_of
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import ALL_LINES
-from casckpt.errors import BadRequest, CasckptError, Corrupt, Deleted
+from casckpt.errors import (
+    BadRequest,
+    CasckptError,
+    Corrupt,
+    Deleted,
+    MissingExtra,
+    NewerFormat,
+    NotFound,
+    PickleRefused,
+    TreeMismatch,
+)
 from casckpt.logs import logger
 
 MiB: Final = 1024 * 1024
@@ -19,6 +29,9 @@ _PIECE_BYTES: Final = 16 * MiB
 """How much of a blob is read at once to see whether it is whole: 16 chunks, for all workers."""
 
 _NAMES_SHOWN: Final = 5
+
+_MISFITS: Final = (NotFound, TreeMismatch, PickleRefused, MissingExtra, NewerFormat)
+"""What a whole checkpoint may raise that cannot stand in for what was asked of another."""
 
 
 class Restores(StoreHandle):
@@ -49,7 +62,8 @@ class Restores(StoreHandle):
             strict: with `into`: refuse unless both have the same leaves. False takes what both
                 have, and logs the rest.
             fallback: if the checkpoint is damaged, take the next older whole one of its line, or
-                where there is none the newest whole one of the run, and say so.
+                where there is none the newest whole one of the run, and say so. One that does not
+                fit `into` or `only`, or may not be read, is passed over, and that is said too.
             verify: False trusts the disk and saves the hashing.
             device: where tensors go; None is the CPU.
             as_numpy: numpy arrays in place of tensors; needs no torch.
@@ -99,17 +113,22 @@ class Restores(StoreHandle):
 
     def _fall_back(self, damaged: Checkpoint, error: Corrupt | Deleted, attempt: Any) -> Any:
         """Return the state of the first whole checkpoint that may stand in, saying which."""
+        misfits = []
         for candidate in self._stand_ins(damaged):
             try:
                 state = attempt(candidate)
             except (Corrupt, Deleted):
                 logger.warning("%s is damaged too", candidate.ref)
                 continue
+            except _MISFITS as exc:
+                logger.warning("%s cannot stand in: %s", candidate.ref, exc.what)
+                misfits.append(candidate.ref)
+                continue
             logger.warning(
                 "%s is damaged (%s); restored %s instead", damaged.ref, error.what, candidate.ref
             )
             return state
-        raise self._explained(damaged, error) from error.__cause__
+        raise self._explained(damaged, error, misfits) from error.__cause__
 
     def _stand_ins(self, damaged: Checkpoint) -> Iterator[Checkpoint]:
         """Yield what comes before a checkpoint on its line, then the rest; newest first."""
@@ -122,8 +141,16 @@ class Restores(StoreHandle):
         of_run = self._catalog.of_line(run, ALL_LINES)
         return sorted(of_run, key=lambda ck: (ck.line, ck.position), reverse=True)
 
-    def _explained(self, damaged: Checkpoint, error: Corrupt | Deleted) -> CasckptError:
-        """Return the error with who shares the damage and where a whole checkpoint is."""
+    def _explained(
+        self, damaged: Checkpoint, error: Corrupt | Deleted, misfits: Sequence[str] = ()
+    ) -> CasckptError:
+        """Return the error with who shares the damage and where a whole checkpoint is.
+
+        Args:
+            damaged: the checkpoint.
+            error: what its bytes raised.
+            misfits: REFs of those that were tried instead and do not fit what was asked.
+        """
         if isinstance(error, Deleted):
             return error
         blob_ids = set(getattr(error, "blob_ids", ()))
@@ -140,6 +167,8 @@ class Restores(StoreHandle):
         )
         if whole is None or stand_in is None:
             hint = "no other checkpoint of the run is whole; `casckpt verify` shows what is"
+        elif misfits:
+            hint = f"the newest whole one is {whole.ref}; not fit for this: {_names(misfits)}"
         elif whole == stand_in:
             hint = f"take {whole.ref}, the newest whole checkpoint, or pass fallback=True"
         else:

@@ -182,6 +182,31 @@ def test_fallback_takes_the_next_older_whole_one_and_says_so(store, caplog):
     assert "restored r@1 instead" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "asked", [{"only": "w"}, {"into": {"w": np.zeros(300_000, np.float32)}}], ids=["only", "into"]
+)
+def test_fallback_passes_over_what_does_not_fit(store, caplog, asked):
+    store.save("r", {"w": weights(1)}, 1)
+    store.save("r", {"other": weights(2)}, 2)
+    store.save("r", {"w": weights(3)}, 3)
+    damage(store, store.get("r@3"), "w")
+    with caplog.at_level(logging.WARNING, logger="casckpt"):
+        back = store.restore("r", fallback=True, **asked)
+    assert np.array_equal(back["w"], weights(1))
+    assert "r@2 cannot stand in" in caplog.text
+    assert "restored r@1 instead" in caplog.text
+
+
+def test_where_nothing_whole_fits_fallback_tells_of_the_damage(store):
+    store.save("r", {"other": weights(2)}, 2)
+    store.save("r", {"w": weights(3)}, 3)
+    damage(store, store.get("r@3"), "w")
+    with pytest.raises(Corrupt, match="r@3 is damaged: w") as caught:
+        store.restore("r", fallback=True, only="w")
+    assert caught.value.hint == "the newest whole one is r@2; not fit for this: r@2"
+    assert caught.value.newest_whole == "r@2"
+
+
 def test_without_an_older_whole_one_fallback_is_an_error(store):
     store.save("r", {"w": weights(1)}, 1)
     damage(store, store.get("r@1"), "w")
