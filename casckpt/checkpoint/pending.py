@@ -9,6 +9,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import OperationFailed
@@ -16,6 +17,22 @@ from casckpt.logs import logger
 
 _everyone: weakref.WeakSet[BackgroundSaves] = weakref.WeakSet()
 _exit_registered = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Failure:
+    """What is said at exit of a save that failed, where nobody was told before.
+
+    Not the error itself: its frames hold the store, which may have been dropped unclosed.
+    """
+
+    pid: int
+    run: str
+    text: str
+
+
+_failures: set[_Failure] = set()
+"""Those that nobody was told of."""
 
 
 class PendingSave:
@@ -33,6 +50,7 @@ class PendingSave:
         self._checkpoint: Checkpoint | None = None
         self._error: BaseException | None = None
         self._told = False
+        self._failure: _Failure | None = None
 
     def done(self) -> bool:
         """Return whether the save has ended, well or not."""
@@ -49,7 +67,7 @@ class PendingSave:
             CasckptError: what the save failed with; it counts as told then.
         """
         self._await(timeout_s)
-        self._told = True
+        self._count_as_told()
         if self._error is not None:
             raise self._error
         assert self._checkpoint is not None
@@ -78,6 +96,8 @@ class PendingSave:
             # then its frames must not hold the staged copy, nor views in a cycle (gh-77894).
             traceback.clear_frames(exc.__traceback__)
             self._error = exc
+            self._failure = _Failure(self._pid, self.run, str(exc))
+            _failures.add(self._failure)
         finally:
             self._finished.set()
 
@@ -85,8 +105,13 @@ class PendingSave:
         """Return the error if nobody has seen it, and count it as seen."""
         if not self.done() or self._told or self._error is None:
             return None
-        self._told = True
+        self._count_as_told()
         return self._error
+
+    def _count_as_told(self) -> None:
+        self._told = True
+        if self._failure is not None:
+            _failures.discard(self._failure)
 
 
 class BackgroundSaves:
@@ -213,7 +238,7 @@ class BackgroundSaves:
         self._pending: dict[str, PendingSave] = {}
 
 
-def _log_error(run: str, error: BaseException) -> None:
+def _log_error(run: str, error: BaseException | str) -> None:
     logger.error("the background save of %s failed and nobody was told: %s", run, error)
 
 
@@ -221,6 +246,11 @@ def _finish_at_exit() -> None:
     for saves in list(_everyone):
         if saves._pid == os.getpid():
             saves.log_errors()
+    # What is left was of stores that are gone by now.
+    for failure in list(_failures):
+        _failures.discard(failure)
+        if failure.pid == os.getpid():
+            _log_error(failure.run, failure.text)
 
 
 def _register_exit() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -7,6 +8,7 @@ import weakref
 
 import pytest
 
+import casckpt
 from casckpt.checkpoint.pending import BackgroundSaves, _finish_at_exit
 from casckpt.errors import NoSpace, OperationFailed
 
@@ -146,6 +148,40 @@ def test_a_failed_save_lets_go_of_its_copy_before_anybody_is_told():
         pending.result()
     assert seen[0]() is None
     assert [entry.name for entry in caught.traceback][-1] == "fail"  # where it failed is kept
+
+
+def test_a_failed_save_is_told_at_exit_though_its_store_is_gone(caplog):
+    saves = BackgroundSaves()
+    start(saves, "run", fail)._finished.wait(10)
+    start(saves, "told", fail)._finished.wait(10)
+    with pytest.raises(NoSpace):
+        saves.tell("told")
+    dropped = weakref.ref(saves)
+    del saves
+    gc.collect()
+    assert dropped() is None
+    assert _hear_exit(caplog) == ["the background save of run failed and nobody was told"]
+    assert _hear_exit(caplog) == []
+
+
+def _hear_exit(caplog):
+    caplog.clear()
+    _finish_at_exit()
+    return [record.getMessage().partition(":")[0] for record in caplog.records]
+
+
+def test_a_dropped_store_is_let_go_of_though_its_save_failed(tmp_path, caplog):
+    store = casckpt.open(tmp_path / "store")
+    store.save("r", {"v": 1}, 5)
+    store.save_async("r", {"v": 2}, 5)._finished.wait(60)
+    dropped = weakref.ref(store)
+    del store
+    for thread in threading.enumerate():
+        if thread.name == "casckpt-save-r":
+            thread.join(60)
+    gc.collect()
+    assert dropped() is None
+    assert _hear_exit(caplog) == ["the background save of r failed and nobody was told"]
 
 
 @pytest.mark.parametrize("ask", ["tell", "wait"])
