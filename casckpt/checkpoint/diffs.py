@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casckpt.checkpoint import leaves, tree_build
@@ -19,7 +19,7 @@ from casckpt.checkpoint.manifest import Entry, Manifest
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.scalars import SCALAR_TAGS
-from casckpt.checkpoint.tree_paths import join
+from casckpt.checkpoint.tree_paths import join, told_apart
 from casckpt.errors import Corrupt, NewerFormat
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Diff:
         b: the second.
         added: paths that only `b` has.
         removed: paths that only `a` has.
-        changed: paths with other values, or with arrays of other bytes, shape or dtype.
+        changed: paths with other values, or with arrays of other bytes, shape or dtype, or that
+            share their memory with another path in one of both only.
         equal_count: paths that are the same in both.
         metrics: name to (value in a, value in b) where they differ; None where missing.
         environment: the same for what was recorded of the machine.
@@ -164,12 +165,40 @@ def _values(manifest: Manifest, refs: list[bytes]) -> dict[str, _Value]:
             counts[entry.blob] = counts.get(entry.blob, 0) + 1
     lengths = blob_lengths(manifest, len(refs))
     values: dict[str, _Value] = {}
-    for path, node in _leaves(manifest.tree, ""):
-        # Keys 1 and "1" have one path; the second of a pair gets a mark of its own.
-        while path in values:
-            path += "'"
-        values[path] = _value(node, manifest, refs, counts, lengths)
+    found = list(_leaves(manifest.tree, ""))
+    names = told_apart(path for path, _ in found)
+    nodes = {name: node for name, (_, node) in zip(names, found, strict=True)}
+    shared = _shared(nodes, manifest)
+    for path, node in nodes.items():
+        value = _value(node, manifest, refs, counts, lengths)
+        if path in shared:
+            value = replace(value, text=f"{value.text} shared with {shared[path]}")
+        values[path] = value
     return values
+
+
+def _shared(nodes: Mapping[str, Any], manifest: Manifest) -> dict[str, str]:
+    """Return which paths show memory that another shows too, with the first of its paths.
+
+    The first in the order of letters: a dict with its keys in another order shares the same.
+    """
+    first: dict[int, str] = {}
+    others: dict[str, str] = {}
+    for path in sorted(nodes):
+        node = nodes[path]
+        if tree_build.tag_of(node) == "e":
+            index = tree_build.entry_index(node, len(manifest.entries))
+            one = first.setdefault(_root(manifest, index), path)
+            if one != path:
+                others[path] = one
+    return others
+
+
+def _root(manifest: Manifest, index: int) -> int:
+    """Return the entry whose memory an entry shows: itself, unless it is an alias."""
+    while (alias := manifest.entries[index].alias) is not None:
+        index = alias
+    return index
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -178,7 +207,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     if tag == "x":
         parts = list(enumerate(tree_build.extension_parts(node)[3]))
     else:
-        parts = list(tree_build.children(node, tag))
+        parts = _children(node, tag)
     for key, child in parts:
         yield from _leaves(child, join(path, key))
     if not parts:
@@ -193,11 +222,17 @@ def _containers(node: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, f"{root} {kind} {json.dumps(attributes, sort_keys=True)}"
         children = list(enumerate(parts))
     else:
-        children = list(tree_build.children(node, tag))
+        children = _children(node, tag)
         if type(node) is list or tag in ("t", "d", "n", "D"):
             yield path, _container_text(node, tag)
     for key, child in children:
         yield from _containers(child, join(path, key))
+
+
+def _children(node: Any, tag: str | None) -> list[tuple[Any, Any]]:
+    """Return the children of a container, the metadata of a module's state dict with them."""
+    parts = list(tree_build.children(node, tag))
+    return [*parts, ("_metadata", node["m"])] if tag == "d" and "m" in node else parts
 
 
 def _container_text(node: Any, tag: str | None) -> str:
@@ -240,19 +275,20 @@ def _value(
 ) -> _Value:
     if tree_build.tag_of(node) != "e":
         return _Value(json.dumps(node, sort_keys=True))
-    entry = manifest.entries[tree_build.entry_index(node, len(manifest.entries))]
-    place = entry
-    while place.alias is not None:
-        place = manifest.entries[place.alias]
-    described = entry if entry.dtype or entry.alias is None else place
+    index = tree_build.entry_index(node, len(manifest.entries))
+    entry = manifest.entries[index]
+    place = manifest.entries[_root(manifest, index)]
+    described = entry
+    while described.alias is not None and described.stride is None:
+        described = manifest.entries[described.alias]
     shape = ", ".join(map(str, described.shape))
     text = f"{described.dtype or described.kind} [{shape}]" if described.dtype else described.kind
     if described.flags:
         text += f" {' '.join(described.flags)}"
     if described.order not in ("", "C"):
         text += f" order {described.order}"
-    if entry.stride is not None:
-        text += f" stride {list(entry.stride)} at {entry.offset}"
+    if described.stride is not None:
+        text += f" stride {list(described.stride)} at {described.offset}"
     if place.blob is None:
         return _Value(text, place)
     grouped = counts[place.blob] > 1 or place.offset > 0

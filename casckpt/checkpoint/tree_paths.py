@@ -21,6 +21,19 @@ def join(path: str, key: object) -> str:
     return f"{path}.{text}" if path else text
 
 
+def told_apart(paths: Iterable[str]) -> list[str]:
+    """Return paths, those that read alike each with a mark of its own.
+
+    Keys 1 and "1" have one path, and so have `a.b` and `b` below `a`.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        while path in found:
+            path += "'"
+        found[path] = None
+    return list(found)
+
+
 @dataclass(frozen=True)
 class Selection:
     """What `only` selects; a glob that matches a container selects all of it.

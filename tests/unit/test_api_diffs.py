@@ -94,13 +94,60 @@ def test_keys_that_read_alike_are_two_paths(store):
     assert changes(store, {1: "a", "1": "b"}, {1: "a", "1": "c"}) == {"1'": ('"b"', '"c"', 0)}
 
 
-def test_sharing_memory_is_no_difference_but_what_it_shows_is(store):
+@pytest.mark.parametrize("large", [False, True])
+def test_memory_that_is_shared_no_more_is_a_difference(store, large):
+    torch = pytest.importorskip("torch")
+    base = torch.arange(40_000.0 if large else 12.0).reshape(2, -1)
+    size = list(base.shape)
+    tied = {"a": base, "b": base, "rows": base[1:], "other": base.clone()}
+    found = changes(store, tied, {**tied, "b": base.clone()})
+    assert found == {"b": (f"float32 {size} shared with a", f"float32 {size}", 0)}
+    store.save("tied", tied)
+    found = store.diff("r@1", "tied")
+    assert [change.path for change in found.changed] == ["b"]
+    assert not found.same_state
+    # Views, too, of another memory with the same in it; and one of a view.
+    moved = {**tied, "rows": tied["other"][1:]}
+    assert [one.path for one in _changed(store, "views", tied, moved)] == ["rows"]
+    rows = base[1:]
+    twice = {"a": base, "rows": rows, "same": rows}
+    (one,) = _changed(store, "twice", twice, {**twice, "same": rows.clone()})
+    assert one.before.startswith(f"float32 [1, {size[1]}] stride")
+    # The order of keys says nothing of what is shared.
+    shuffled = _changed(store, "order", tied, dict(reversed(tied.items())))
+    assert [one.path for one in shuffled] == [""]
+
+
+def test_arrays_of_numpy_that_are_one_are_told_from_two(store):
+    found = changes(store, {"a": ROWS, "b": ROWS}, {"a": ROWS, "b": ROWS.copy()})
+    assert found == {"b": ("<f8 [2, 3] shared with a", "<f8 [2, 3]", 0)}
+
+
+def test_the_metadata_of_a_state_dict_is_compared(store):
+    torch = pytest.importorskip("torch")
+    state = torch.nn.BatchNorm1d(4).state_dict()
+    store.save("with", {"m": state})
+    store.save("without", {"m": OrderedDict(state)})
+    found = store.diff("with", "without")
+    assert [(one.path, one.before) for one in found.removed] == [("m._metadata..version", "2")]
+    assert not found.same_state
+    other = torch.nn.BatchNorm1d(4).state_dict()
+    other.update(state)
+    other._metadata[""]["version"] = 1
+    store.save("other", {"m": other})
+    assert [one.path for one in store.diff("with", "other").changed] == ["m._metadata..version"]
+
+
+def _changed(store, run, before, after):
+    store.save(run, before)
+    store.save(run, after)
+    return store.diff(f"{run}@0", f"{run}@1").changed
+
+
+def test_what_a_tensor_shows_of_its_memory_is_compared(store):
     torch = pytest.importorskip("torch")
     base = torch.arange(12.0).reshape(3, 4)
     state = {"w": base, "same": base, "rows": base[1:], "flag": base.clone()}
-    store.save("tied", state)
-    store.save("loose", {**state, "same": base.clone()})
-    assert store.diff("tied", "loose").same_state
     found = changes(
         store, state, {**state, "rows": base[:, 1:][1:], "flag": torch.nn.Parameter(base.clone())}
     )
