@@ -66,8 +66,7 @@ class Output:
         document = {"schema": SCHEMA, "command": command, **fields}
         # Indentation takes the slow encoder: only for eyes.
         indent = 2 if self.is_terminal else None
-        text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(_as_json(document, indent) + "\n")
 
     def ids(self, identifiers: Iterable[str]) -> None:
         """Write checkpoints as REFs, one a line: `id:` and the whole hexadecimal id."""
@@ -115,8 +114,21 @@ class Output:
 def json_line(command: str, **fields: Any) -> None:
     """Write one of the JSON lines of a long command, at once; `fields` hold plain values only."""
     document = {"schema": SCHEMA, "command": command, **fields}
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(_as_json(document) + "\n")
     sys.stdout.flush()
+
+
+def _as_json(document: dict[str, Any], indent: int | None = None) -> str:
+    """Return a document as JSON in characters that stdout has: what it lacks is escaped.
+
+    Left to the stream it would become a question mark, and two names one.
+    """
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(document, indent=indent, allow_nan=False)
+    return text
 
 
 def wants_color(choice: str, stream: Any) -> bool:

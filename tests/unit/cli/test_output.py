@@ -10,7 +10,7 @@ import pytest
 from casckpt.checkpoint.plans import GcPlan, GcResult
 from casckpt.cli import errors
 from casckpt.cli.gc import _report
-from casckpt.cli.output import Column, Output, Settings, layout, wants_color
+from casckpt.cli.output import Column, Output, Settings, json_line, layout, wants_color
 from casckpt.errors import NotFound
 
 COLUMNS = [Column("NAME"), Column("SIZE", right=True, rank=2), Column("NOTES", color="cyan")]
@@ -87,6 +87,19 @@ def test_a_document_is_one_line_with_a_schema_number(capsys):
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
     assert json.loads(captured.out) == {"schema": 1, "command": "ls", "checkpoints": []}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("write", [Output(Settings(json=True)).document, json_line])
+def test_a_document_is_json_in_any_encoding(monkeypatch, encoding, write):
+    raw = io.BytesIO()
+    stdout = io.TextIOWrapper(raw, encoding=encoding, errors="replace")
+    monkeypatch.setattr("sys.stdout", stdout)
+    # Half of a pair of surrogates is what no encoding has.
+    history = {"précision ✓": 1.5, "précision ✗": 0.5, "\ud800": 2.0}
+    write("history", history=history)
+    stdout.flush()
+    assert json.loads(raw.getvalue().decode(encoding))["history"] == history
 
 
 def test_notes_go_to_stderr_and_not_at_all_with_quiet(capsys):
