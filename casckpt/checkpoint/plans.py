@@ -76,7 +76,9 @@ def make_plan(
         catalog: its rows.
         policy: what to keep; None keeps all.
         run: a run or a glob over runs; policies count per line of each.
-        max_bytes: drop the oldest of what is not protected until the store is at most so big.
+        max_bytes: drop the oldest of what else stays until the store is at most so big, but none
+            of the best that the policy names. Where that cannot be reached, it drops no more than
+            it takes to free all that can be freed.
         now: the time ages are counted from; the clock's by default.
 
     Raises:
@@ -146,7 +148,10 @@ def still_droppable(catalog: Catalog, plan: GcPlan) -> tuple[list[Checkpoint], l
 
 
 def _over(repository: Repository, decision: retention.Decision, max_bytes: int) -> list[Checkpoint]:
-    """Return the fewest of the oldest checkpoints whose going brings the store under a size."""
+    """Return the fewest of the oldest checkpoints whose going brings the store under a size.
+
+    Where nothing does, the fewest that bring it as near as it gets.
+    """
     if max_bytes < 0:
         raise BadRequest(f"max_bytes={max_bytes}", "a size is a number of bytes from 0 on")
     candidates = retention.oldest_first(decision)
@@ -157,15 +162,18 @@ def _over(repository: Repository, decision: retention.Decision, max_bytes: int) 
 
     # What is freed only grows with what is dropped, so the smallest number is found by halves.
     low, high = 0, len(candidates)
-    if stored_after(high) > max_bytes:
+    least = stored_after(high)
+    if least > max_bytes:
         _log.warning(
-            "the store cannot get under %s bytes: newest, tagged and pinned checkpoints stay",
+            "the store cannot get under %s bytes: it takes %s with what has to stay, the newest, "
+            "the best, tagged and pinned checkpoints",
             f"{max_bytes:,}",
+            f"{least:,}",
         )
-        return candidates
+    reachable = max(least, max_bytes)
     while low < high:
         middle = (low + high) // 2
-        if stored_after(middle) <= max_bytes:
+        if stored_after(middle) <= reachable:
             high = middle
         else:
             low = middle + 1

@@ -37,6 +37,15 @@ class Policy(ABC):
             ages_s: age of each in seconds, never negative.
         """
 
+    def keep_at_any_size(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> set[int]:
+        """Return which of what it keeps no limit of bytes may drop; none, unless overridden.
+
+        Args:
+            line: checkpoints of one line, oldest first.
+            ages_s: age of each in seconds, never negative.
+        """
+        return set()
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that it goes by."""
@@ -94,6 +103,10 @@ class KeepBest(Policy):
         where = {id(checkpoint): at for at, checkpoint in enumerate(line)}
         best = rank(line, self.metric, check_mode(self.mode))[: self.n]
         return {where[id(checkpoint)]: (str(self),) for _, checkpoint in best}
+
+    def keep_at_any_size(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> set[int]:
+        """Return all of them: what is best says nothing of how old it is."""
+        return set(self.keep(line, ages_s))
 
     def __str__(self) -> str:
         """Return the policy as people read it."""
@@ -166,6 +179,12 @@ class KeepAny(Policy):
             kept[at] = _joined(kept.get(at, ()), reasons)
         return kept
 
+    def keep_at_any_size(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> set[int]:
+        """Return what either keeps at any size."""
+        return self.first.keep_at_any_size(line, ages_s) | self.second.keep_at_any_size(
+            line, ages_s
+        )
+
     def __str__(self) -> str:
         """Return the policy as people read it."""
         return f"{self.first} or {self.second}"
@@ -188,6 +207,12 @@ class KeepBoth(Policy):
         kept = self.first.keep(line, ages_s)
         also = self.second.keep(line, ages_s)
         return {at: _joined(kept[at], also[at]) for at in kept if at in also}
+
+    def keep_at_any_size(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> set[int]:
+        """Return what both keep, and one of them at any size."""
+        either = self.first.keep_at_any_size(line, ages_s)
+        either |= self.second.keep_at_any_size(line, ages_s)
+        return either & self.keep(line, ages_s).keys()
 
     def __str__(self) -> str:
         """Return the policy as people read it."""

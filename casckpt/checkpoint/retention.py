@@ -25,7 +25,8 @@ class Decision:
         keep: what stays, in the order given.
         drop: what may go, in the order given.
         reasons: for every one of both, why; keyed by the checkpoint.
-        protected: those that no policy may drop.
+        protected: those that a limit of bytes may not drop either: what no policy may drop, and
+            the best that this one names.
     """
 
     keep: tuple[Checkpoint, ...]
@@ -56,8 +57,12 @@ def decide(
     ages_s = _ages_s(checkpoints, now)
     reasons: dict[Checkpoint, tuple[str, ...]] = {}
     kept: set[Checkpoint] = set()
+    firm = set(protected)
     for line in by_line(checkpoints).values():
-        chosen = policy.keep(line, [ages_s[ck] for ck in line]) if policy is not None else {}
+        ages = [ages_s[ck] for ck in line]
+        chosen = policy.keep(line, ages) if policy is not None else {}
+        if policy is not None:
+            firm.update(line[at] for at in policy.keep_at_any_size(line, ages))
         for at, checkpoint in enumerate(line):
             why = chosen.get(at, ()) + protected.get(checkpoint, ())
             if why or policy is None:
@@ -69,7 +74,7 @@ def decide(
         keep=tuple(ck for ck in checkpoints if ck in kept),
         drop=tuple(ck for ck in checkpoints if ck not in kept),
         reasons=reasons,
-        protected=frozenset(protected),
+        protected=frozenset(firm),
     )
 
 

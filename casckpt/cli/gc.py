@@ -53,7 +53,10 @@ _NOTED_ABOVE = 1024 * 1024
 @click.option("--keep-every", callback=quantities.count, metavar="N", help="Steps divisible by N.")
 @click.option("--keep-newer-than", metavar="AGE", help="Saved within: 12h, 7d, 2w.")
 @click.option(
-    "--max-bytes", callback=quantities.size, metavar="SIZE", help="Drop the oldest above: 50G."
+    "--max-bytes",
+    callback=quantities.size,
+    metavar="SIZE",
+    help="Drop the oldest above, but none of --keep-best: 50G.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

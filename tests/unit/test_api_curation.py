@@ -286,6 +286,29 @@ def test_a_limit_that_cannot_be_met_says_so(five, caplog):
         five.plan_gc(max_bytes=-1)
 
 
+def test_a_limit_of_bytes_leaves_the_best_that_a_policy_names(five):
+    best = KeepBest("loss", "min")
+    for policy in (best, best | KeepLast(5), KeepEvery(1) & best, (KeepLast(5) & best) | best):
+        plan = five.plan_gc(policy, max_bytes=0)
+        assert refs(plan.keep) == ["r@1", "r@4"]
+        assert "best loss" in plan.reasons["r@1"]
+    for policy in (KeepLast(5), KeepLast(1) & best | KeepEvery(1)):
+        plan = five.plan_gc(policy, max_bytes=0)
+        assert refs(plan.keep) == ["r@4"]
+        assert plan.reasons["r@1"] == ("oldest above 0 bytes",)
+
+
+def test_a_limit_that_cannot_be_met_costs_no_checkpoint_for_nothing(tmp_path, caplog):
+    with casckpt.open(tmp_path / "s") as store:
+        # All in one pack, which is not rewritten for the little that each has of its own.
+        for step in range(4):
+            store.save("r", {"w": weights(1), "step": step}, step)
+        plan = store.plan_gc(max_bytes=0)
+        assert (plan.drop, plan.freed_bytes) == ((), 0)
+        assert plan.reasons["r@0"] == ("no policy",)
+        assert "cannot get under 0 bytes" in caplog.text
+
+
 @pytest.mark.parametrize("policy", [3, "last", {"keep_last": 3}])
 def test_what_is_no_policy_is_refused(store, policy):
     with pytest.raises(BadRequest, match="is no policy"):
