@@ -122,13 +122,16 @@ class Questions(StoreHandle):
 
         NaN and infinities are in it as they were given.
 
+        Args:
+            run: name of the run, with `~LINE` or `STORE::` if wanted.
+
         Raises:
             NotFound: there is no such run.
+            BadRef: `run` names a checkpoint.
         """
         from casckpt.checkpoint.history import history_of
 
-        self._ready()
-        store, ref = self._locate(run)
+        store, ref = self._run_of(run)
         return history_of(store._catalog.of_line(ref.run, ref.line))
 
     def diff(self, a: str | Checkpoint, b: str | Checkpoint) -> Diff:
@@ -196,8 +199,8 @@ class Questions(StoreHandle):
         if not selects_run(ref):
             raise BadRef(
                 f"{run} names a checkpoint",
-                "the newest and the best are of a run, or a line of it",
-                f"`get({run!r})` returns it alone",
+                "newest, best and history are of a run, or a line of it",
+                f"`casckpt show {run}`, or get({run!r}), is for one checkpoint",
             )
         return store, ref
 

@@ -98,11 +98,11 @@ class Runs(Curation):
 
         Raises:
             NotFound: there is no such run.
+            BadRef: `run` names a checkpoint.
         """
         from casckpt.training.watching.status import history_of_run
 
-        self._ready()
-        store, ref = self._locate(run)
+        store, ref = cast("Store", self)._run_of(run)
         return history_of_run(store._repository, store._catalog, ref)
 
     def delete(self, ref_or_run: str | Checkpoint, *, stage: str | None = None) -> GcPlan:

@@ -39,11 +39,14 @@ def test_a_run_may_be_of_another_store_and_is_never_a_checkpoint(store, tmp_path
     there = f"{tmp_path / 'other'}::r"
     assert store.latest(there).step == 2
     assert store.best(there, "loss", "min").step == 0
+    assert store.history(there) == {"loss": [(0, 0.0), (1, 1.0), (2, 2.0)]}
     assert store.stats(there).checkpoint_count == 3
     assert store.stats("r~*").checkpoint_count == 1
     for asked in (
         lambda: store.latest("r@7"),
         lambda: store.best("r@7", "loss", "min"),
+        lambda: store.history("r@7"),
+        lambda: store.history(f"id:{store.get('r@7').id}"),
         lambda: store.stats("r~0"),
         lambda: store.plan_gc(casckpt.KeepLast(1), "r~0"),
         lambda: store.plan_gc(casckpt.KeepLast(1), there),

@@ -138,7 +138,6 @@ def test_what_is_logged_while_the_disk_is_full_is_written_later(store, name, dis
         "loss": [(epoch, epoch) for epoch in range(1, 7)],
         "lr": [(epoch * 10, 1) for epoch in range(1, 7)],
     }
-    assert store.history(f"{name}@6") == store.history(name)
 
 
 def test_what_a_save_by_hand_could_not_write_is_not_lost(store, name, disk):
