@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import OperationFailed
@@ -92,7 +93,7 @@ class PendingSave:
         try:
             self._checkpoint = work()
         except BaseException as exc:
-            # Told on the next call on the run, by result(), wait(), close(), or at exit. Until
+            # Told by the next call on the run, by result(), wait(), close(), or at exit. Until
             # then its frames must not hold the staged copy, nor views in a cycle (gh-77894).
             traceback.clear_frames(exc.__traceback__)
             self._error = exc
@@ -186,6 +187,14 @@ class BackgroundSaves:
                 raise error
         finally:
             del error
+
+    def tell_matching(self, pattern: str) -> None:
+        """Raise what a save failed with of a run that a glob matches, if nobody has been told."""
+        self._own_process()
+        with self._guard:
+            runs = [run for run in self._pending if fnmatchcase(run, pattern)]
+        for run in runs:
+            self.tell(run)
 
     def wait(self) -> None:
         """Wait for everything in flight.

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 
 class Questions(StoreHandle):
-    """The calls that ask. Each sees what is committed at that moment. Thread safe."""
+    """The calls that ask. Each sees what is committed at that moment. Thread safe.
+
+    `get`, `latest`, `best`, `history` and `checkpoints` raise what a background save of the run has
+    failed with, if nobody has been told: what they return would be older than the script believes.
+    """
 
     def get(self, ref: str | Checkpoint) -> Checkpoint:
         """Return the checkpoint that a REF means.
@@ -41,7 +45,9 @@ class Questions(StoreHandle):
             NotFound: there is no such checkpoint.
             Ambiguous: it fits more than one.
         """
-        return self._find(ref)[1]
+        store, checkpoint = self._find(ref)
+        store._background.tell(checkpoint.run)
+        return checkpoint
 
     def latest(self, run: str) -> Checkpoint | None:
         """Return the checkpoint at the largest step of a run, or None if it has none.
@@ -107,6 +113,7 @@ class Questions(StoreHandle):
         self._ready()
         path, pattern = split_store(run)
         store = self if path is None else self._other(Path(path))
+        store._background.tell_matching(pattern.partition("~")[0])
         try:
             return store._catalog.checkpoints(pattern, trash=trash)
         except NotFound:
@@ -193,6 +200,7 @@ class Questions(StoreHandle):
 
         Raises:
             BadRef: it names a checkpoint.
+            CasckptError: what a background save of it failed with, if nobody has been told.
         """
         self._ready()
         store, ref = self._locate(run)
@@ -202,6 +210,7 @@ class Questions(StoreHandle):
                 "newest, best and history are of a run, or a line of it",
                 f"`casckpt show {run}`, or get({run!r}), is for one checkpoint",
             )
+        store._background.tell(ref.run)
         return store, ref
 
     def verify(

@@ -85,8 +85,9 @@ class Saves(Committing):
 
         The state may change as soon as this returns. One save per run is in flight; a second
         waits for it. The interpreter waits for all of them before it exits. An error is raised
-        once: by the next call on the run, by `result()`, `wait()` or `close()`; failing these it
-        is logged at exit.
+        once: by the next call that saves to the run, restores or asks for a checkpoint of it
+        (`get`, `latest`, `best`, `history`, `checkpoints`), by `result()`, `wait()` or `close()`;
+        failing these it is logged at exit.
 
         Args:
             run: as in `save`, like all others.

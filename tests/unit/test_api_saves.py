@@ -233,6 +233,41 @@ def test_an_async_error_is_told_once_by_the_next_call(store):
     assert store.save("r", state(2)).step == 2
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.latest("r"),
+        lambda store: store.best("r", "loss", "min"),
+        lambda store: store.get("r"),
+        lambda store: store.history("r"),
+        lambda store: store.checkpoints("r"),
+        lambda store: store.checkpoints("r~*"),
+        lambda store: store.checkpoints(),
+        lambda store: store.checkpoints("?"),
+    ],
+)
+def test_who_asks_after_an_async_error_is_told_and_gets_no_older_one(store, ask):
+    store.save("r", state(0), 0, metrics={"loss": 1.0})
+    store.save("other", state(0), 0)
+    store.save_async("r", state(7), 0)._finished.wait(30)
+    store.latest("other")
+    store.checkpoints("o*")
+    with pytest.raises(StepExists):
+        ask(store)
+    assert ask(store)
+
+
+def test_who_asks_while_a_save_is_in_flight_is_not_kept_waiting(store, monkeypatch):
+    store.save("r", state(0), 0)
+    gate, real = threading.Event(), store._commit
+    monkeypatch.setattr(store, "_commit", lambda *args: gate.wait(60) and real(*args))
+    pending = store.save_async("r", state(1))
+    assert store.latest("r").step == store.get("r").step == 0
+    assert len(store.checkpoints("r")) == 1
+    gate.set()
+    assert pending.result() == store.latest("r")
+
+
 def test_an_async_error_is_told_by_restore_wait_and_close(tmp_path):
     with casckpt.open(tmp_path / "s") as store:
         store.save("r", state(0))
