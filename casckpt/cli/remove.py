@@ -177,11 +177,37 @@ def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) 
 def undelete(output: Output, refs: tuple[str, ...]) -> None:
     """Bring checkpoints back from the trash: one by its REF, or all of a run by its name.
 
-    Of several that were at one place of a run, one after the other, the last comes back.
+    Of several that were at one place of a run, one after the other, the last comes back. If one of
+    the names is of nothing in the trash, nothing comes back.
     """
-    targets = stores.split(output.settings, *refs)
+    targets = dict.fromkeys(stores.split(output.settings, *refs))
+    back: list[Checkpoint] = []
     with stores.opened(output.settings, "a") as store:
-        back = [checkpoint for target in targets for checkpoint in store._undelete(target)]
+        for target in targets:
+            _check_in_trash(store, target)
+        try:
+            for target in targets:
+                back += store._undelete(target)
+        finally:
+            # What came back before another was refused is back.
+            if back:
+                _report_back(output, back)
+
+
+def _check_in_trash(store: Store, target: str) -> None:
+    """Raise NotFound unless a REF, a run or a line means something in the trash."""
+    from casckpt.checkpoint.refs import ALL_LINES, parse_ref, selects_run
+
+    ref = parse_ref(target)
+    if selects_run(ref):
+        line = ALL_LINES if ref.line is None else ref.line
+        store._catalog.of_line(ref.run, line, trash=True)
+    else:
+        store._catalog.resolve_trash(ref)
+
+
+def _report_back(output: Output, back: Sequence[Checkpoint]) -> None:
+    """Say what came back."""
     if output.json:
         output.document("undelete", checkpoints=[views.record(checkpoint) for checkpoint in back])
     elif output.quiet:

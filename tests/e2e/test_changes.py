@@ -129,6 +129,23 @@ def test_a_mistyped_ref_among_several_changes_nothing(own_cli):
     assert document["checkpoint"]["pinned"] is False
 
 
+def test_undelete_of_several_looks_at_all_names_first(own_cli):
+    own_cli("rm", "bpm/nn", "--yes")
+    mistyped = own_cli("undelete", "bpm/nn@10", "bpm/nn@11")
+    assert (mistyped.code, mistyped.out) == (12, "")
+    assert not [ref for ref in refs(own_cli) if ref.startswith("bpm/nn")]
+    both = own_cli("undelete", "bpm/nn@10", "bpm/nn@20", "bpm/nn@10")
+    assert (both.code, both.out) == (0, "bpm/nn@10  is back\nbpm/nn@20  is back\n")
+    # What is refused after another came back does not keep that from being told.
+    with casckpt.open(own_cli.store) as store:
+        store.save("bpm/nn", {"epoch": 7}, 40)
+    taken = own_cli("undelete", "bpm/nn@30", "bpm/nn@40", "--json")
+    assert taken.code == 2
+    assert "StepExists" in taken.err
+    assert [one["ref"] for one in json.loads(taken.out)["checkpoints"]] == ["bpm/nn@30"]
+    assert refs(own_cli, "bpm/nn") == [f"bpm/nn@{step}" for step in (10, 20, 30, 40)]
+
+
 def test_rm_and_undelete(own_cli):
     assert own_cli("rm", "bpm/nn@30").code == 0
     assert "bpm/nn@30" not in refs(own_cli)
