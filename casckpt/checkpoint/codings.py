@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from casckpt.checkpoint.tree_paths import told_apart
 from casckpt.errors import Corrupt, Deleted, NewerFormat
 
 if TYPE_CHECKING:
@@ -130,12 +131,16 @@ def _layout(chunk: ChunkCoding) -> str:
 def codings_of(
     repository: Repository, entries: Sequence[Entry], refs: Sequence[bytes]
 ) -> dict[str, Coding]:
-    """Return how each leaf with bytes of its own is stored, by path."""
+    """Return how each leaf with bytes of its own is stored, by path.
+
+    Paths that read alike are told apart as `told_apart` does with those of all entries.
+    """
     blobs = {entry.blob for entry in entries if entry.blob is not None and entry.alias is None}
     found = {blob: _coding(chunks) for blob in blobs if (chunks := repository.codings(refs[blob]))}
+    paths = told_apart(entry.path for entry in entries)
     return {
-        entry.path: found[entry.blob]
-        for entry in entries
+        path: found[entry.blob]
+        for path, entry in zip(paths, entries, strict=True)
         if entry.alias is None and entry.blob is not None and entry.blob in found
     }
 

@@ -164,7 +164,8 @@ class Questions(StoreHandle):
     def codings(self, ref: str | Checkpoint) -> dict[str, Coding]:
         """Return how each leaf of a checkpoint is stored, by path.
 
-        Reads no tensor. What is damaged or gone is called unknown.
+        Reads no tensor. What is damaged or gone is called unknown. Of paths that read alike, as
+        those of the keys 1 and "1", all but the first have a `'` at the end, or several.
 
         Raises:
             NotFound: there is no such checkpoint.

@@ -34,6 +34,8 @@ def show(output: Output, ref: str, show_all: bool) -> None:
     STORED AS says what is coded (the numbers, or their difference to the save before: sub, xor,
     dictionary), how deep that chain of saves is, and the coder of each byte plane.
     """
+    from casckpt.checkpoint.tree_paths import told_apart
+
     (target,) = stores.split(output.settings, ref)
     with stores.opened(output.settings) as store:
         checkpoint = store.get(target)
@@ -42,12 +44,16 @@ def show(output: Output, ref: str, show_all: bool) -> None:
             return
         unique_bytes = checkpoint.unique_bytes
         entries = store.entries(checkpoint)
-        codings = store.codings(checkpoint)
+        by_path = store.codings(checkpoint)
+        codings = [by_path.get(path) for path in told_apart(entry.path for entry in entries)]
         if output.json:
             output.document(
                 "show",
                 checkpoint={**_record(checkpoint), "unique_bytes": unique_bytes},
-                entries=[_entry_record(entry, codings.get(entry.path)) for entry in entries],
+                entries=[
+                    _entry_record(entry, coding)
+                    for entry, coding in zip(entries, codings, strict=True)
+                ],
             )
             return
         facts = list(_facts(output, checkpoint, unique_bytes))
@@ -126,7 +132,7 @@ def _entry_record(entry: Any, coding: Coding | None) -> dict[str, Any]:
 
 
 def _entries(
-    output: Output, entries: Sequence[Any], codings: dict[str, Coding], show_all: bool
+    output: Output, entries: Sequence[Any], codings: Sequence[Coding | None], show_all: bool
 ) -> None:
     """Write one line per tensor, array or text."""
     folded = output.is_terminal and not show_all
@@ -137,9 +143,9 @@ def _entries(
             formatting.dtype_name(entry.dtype) or entry.kind,
             "x".join(map(str, entry.shape)) if entry.dtype else "",
             formatting.size(entry.length),
-            *_stored(codings.get(entry.path)),
+            *_stored(coding),
         )
-        for entry in shown
+        for entry, coding in zip(shown, codings, strict=False)
     ]
     if rows:
         output.line()

@@ -53,6 +53,24 @@ def test_each_leaf_says_predictor_layout_coder_and_depth(saved):
     assert not {"empty", "step", "again"} & found.keys()
 
 
+def test_leaves_whose_paths_read_alike_each_have_their_own(tmp_path, capsys):
+    constant, random = np.zeros(50_000), np.random.default_rng(0).bytes(400_000)
+    state = {"a.b": constant, "a": {"b": random}, 1: random[:100_000], "1": constant[1:]}
+    with casckpt.open(tmp_path / "store") as store:
+        store.save("run", state)
+        found = store.codings("run")
+        sizes = {path: one.logical_bytes for path, one in found.items()}
+    assert sizes == {"a.b": 400_000, "a.b'": 400_000, "1": 100_000, "1'": 399_992}
+    assert {path: one.layout for path, one in found.items()} == {
+        "a.b": "planes", "a.b'": "bytes", "1": "bytes", "1'": "planes",
+    }  # fmt: skip
+    assert run(["--store", str(tmp_path / "store"), "show", "run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["entries"]
+    assert [(one["path"], one["stored"]["layout"]) for one in shown] == [
+        ("a.b", "planes"), ("a.b", "bytes"), ("1", "bytes"), ("1", "planes"),
+    ]  # fmt: skip
+
+
 def test_sizes_are_those_of_the_blobs_and_the_first_save_has_no_chain(saved):
     store, state = saved
     found = store.codings("run")
