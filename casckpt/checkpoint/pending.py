@@ -18,6 +18,7 @@ from casckpt.logs import logger
 
 _everyone: weakref.WeakSet[BackgroundSaves] = weakref.WeakSet()
 _exit_registered = False
+_is_over = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,10 +150,12 @@ class BackgroundSaves:
 
         # Not a daemon: the interpreter would kill it in the middle.
         thread = threading.Thread(target=carry_out, name=f"casckpt-save-{run}", daemon=False)
-        _register_exit()
+        is_waited_for = _register_exit()
         try:
             with self._guard:
                 self._pending[run] = pending
+            if not is_waited_for:
+                raise RuntimeError("the interpreter ends")
             thread.start()
         except BaseException as exc:
             # No more threads (a limit, or the interpreter is leaving), or Ctrl+C before the thread
@@ -161,6 +164,8 @@ class BackgroundSaves:
             carry_out()
             if not isinstance(exc, RuntimeError):
                 raise
+            if not is_waited_for:
+                self.log_errors()
         finally:
             go.set()
         return pending
@@ -252,6 +257,8 @@ def _log_error(run: str, error: BaseException | str) -> None:
 
 
 def _finish_at_exit() -> None:
+    global _is_over
+    _is_over = True
     for saves in list(_everyone):
         if saves._pid == os.getpid():
             saves.log_errors()
@@ -262,11 +269,15 @@ def _finish_at_exit() -> None:
             _log_error(failure.run, failure.text)
 
 
-def _register_exit() -> None:
-    """Arrange that the interpreter waits for saves before it stops the threads they use."""
-    global _exit_registered
-    if _exit_registered:
-        return
+def _register_exit() -> bool:
+    """Arrange that the interpreter waits for saves before it stops the threads they use.
+
+    Returns:
+        Whether it does: in functions that `atexit` calls it is over with that.
+    """
+    global _exit_registered, _is_over
+    if _exit_registered or _is_over:
+        return not _is_over
     _exit_registered = True
     # atexit runs after concurrent.futures has refused new work; its own hook runs earlier, in
     # reverse order of registration, so that module must have registered before.
@@ -276,4 +287,5 @@ def _register_exit() -> None:
     try:
         register(_finish_at_exit)
     except RuntimeError:
-        atexit.register(_finish_at_exit)
+        _is_over = True
+    return not _is_over

@@ -2,8 +2,8 @@
 
 Source goes in as its syntax tree, so comments, docstrings and layout do not count. What a
 function names is followed as long as it is of the same package (of a script: the script's
-folder); what is installed counts by name and version. Constants count: names in capitals whose
-value is a plain one, defaults, what a closure holds, and plain values of classes. Of lists and
+folder); what is installed counts by name and version. Values count: plain ones of a module that it
+reads and does not set, defaults, what a closure holds, and plain values of classes. Of lists and
 dicts of a module the functions and classes in them count, of its objects their class and the
 statement that makes them: what they hold may change while a program runs.
 """
@@ -25,6 +25,7 @@ from casckpt.training.fingerprints.imports import ImportWriter, imports_of
 from casckpt.training.fingerprints.objects import (
     PLAIN,
     first_function,
+    globals_read_by,
     holds,
     is_generated,
     is_plain,
@@ -204,6 +205,7 @@ class CodeWriter:
         mentioned = names_of(code)
         # Not what it binds itself: that is there after its first call, and not before.
         names = mentioned - imports_of(code).own
+        read = globals_read_by(code)
         for name in sorted(names):
             if name not in scope:
                 continue
@@ -211,20 +213,33 @@ class CodeWriter:
             if isinstance(value, types.ModuleType):
                 self._through_module(value, name, names, out, where)
             else:
-                self._named(scope, name, name, out, where)
+                self._named(scope, name, name, out, where, is_read=name in read)
         self._imports.of_code(code, scope, mentioned, out)
 
     def _named(
-        self, scope: dict[str, Any], name: str, shown: str, out: bytearray, where: str
+        self,
+        scope: dict[str, Any],
+        name: str,
+        shown: str,
+        out: bytearray,
+        where: str,
+        *,
+        is_read: bool = True,
     ) -> None:
-        """Write what a module has under a name: what can be called, or a constant."""
+        """Write what a module has under a name: what can be called, or a plain value.
+
+        A name that is mentioned may be an attribute of something else: then only a constant, in
+        capitals, counts.
+        """
         value = scope[name]
         if isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
             _text(out, f"calls {shown}")
             self._write(value, out, f"{where} -> {shown}")
-        elif name.isupper() and is_plain(value):
-            _text(out, f"constant {shown}")
-            self._to.write(value, out, where)
+        elif is_plain(value):
+            # What begins so says where code is, and differs in a script and a module.
+            if name.isupper() or (is_read and not name.startswith("__")):
+                _text(out, f"constant {shown}")
+                self._to.write(value, out, where)
         elif isinstance(value, _BOUND) or self._leads_home(value):
             _text(out, f"calls {shown}")
             self._call(value, out, f"{where} -> {shown}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import types
 from collections.abc import Mapping
@@ -69,6 +70,22 @@ def names_of(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             names |= names_of(constant)
     return names
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_read_by(code: types.CodeType) -> frozenset[str]:
+    """Return the names of its module that a function and those inside it read, and do not set."""
+    read: set[str] = set()
+    bound: set[str] = set()
+    waiting = [code]
+    for one in waiting:
+        waiting += [const for const in one.co_consts if isinstance(const, types.CodeType)]
+        for step in dis.get_instructions(one):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                read.add(step.argval)
+            elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                bound.add(step.argval)
+    return frozenset(read - bound)
 
 
 def key_text(key: Any) -> str:

@@ -20,13 +20,19 @@ store.save("r", {"w": np.zeros(10)}, 0)
 state = {"w": np.random.default_rng(1).standard_normal(3_000_000)}
 
 def last():
-    store.save("r", state, 1)
+    if "async" in sys.argv:
+        assert store.save_async("r", state, 1).done()
+        store.save_async("r", {"w": 0}, 1)
+    else:
+        store.save("r", state, 1)
     assert (store.restore("r@1")["w"] == state["w"]).all()
     store.close()
     print("saved")
 
 atexit.register(last)
 """
+
+BEFORE = 'store.save_async("q", {"w": 1}).result()\n'
 
 
 def test_a_pool_works_in_threads_of_its_own():
@@ -49,9 +55,14 @@ def test_at_the_interpreters_end_the_caller_works(monkeypatch, by):
     pool.shutdown()
 
 
-def test_a_save_and_a_restore_at_exit_are_done(tmp_path):
+@pytest.mark.parametrize("how", ["", "async", "async first"])
+def test_a_save_and_a_restore_at_exit_are_done(tmp_path, how):
+    code = AT_EXIT if how != "async" else AT_EXIT.replace("def last", BEFORE + "def last")
     done = subprocess.run(
-        [sys.executable, "-c", AT_EXIT, str(tmp_path / "s")],
+        [sys.executable, "-c", code, str(tmp_path / "s"), *how.split()],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
+    assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
+    told = "the background save of r failed and nobody was told: r@1 is there already"
+    assert (told in done.stderr) == bool(how)
+    assert "Traceback" not in done.stderr

@@ -321,3 +321,61 @@ def test_data_and_what_changes_while_a_program_runs_do_not_count(package):
     module.DATA["c"] = 3
     assert casckpt.fingerprint(module.extract) == first
     assert casckpt.fingerprint(package(main=STATE.replace('"a": 1', '"a": 4')).extract) == first
+
+
+SETTINGS = """
+    import types
+    rate = 2
+    names = ("a", "b")
+    memory = 0
+    box = types.SimpleNamespace()
+
+    def reads(x):
+        return x * rate
+
+    def reads_inside(x):
+        return [y * rate for y in (x,)] + [(lambda: names)()]
+
+    def calls(x):
+        return reads(x)
+
+    def has_an_attribute_so_named(x):
+        return x.rate + box.names
+
+    def counts(x):
+        global memory
+        memory += 1
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "value", "counts"),
+    [
+        ("reads", "rate", 3, True),
+        ("reads", "rate", None, True),
+        ("reads", "names", ("a",), False),
+        ("reads_inside", "rate", 2.0, True),
+        ("reads_inside", "names", ("a", "c"), True),
+        ("calls", "rate", "two", True),
+        ("has_an_attribute_so_named", "rate", 3, False),
+        ("has_an_attribute_so_named", "names", (), False),
+        ("counts", "memory", 5, False),
+        ("counts", "__name__", "__main__", False),
+    ],
+)
+def test_a_plain_value_of_the_module_counts_where_it_is_read(
+    package, function, name, value, counts
+):
+    module = package(main=SETTINGS)
+    before = casckpt.fingerprint(vars(module)[function])
+    setattr(module, name, value)
+    assert (casckpt.fingerprint(vars(module)[function]) != before) is counts
+
+
+def test_a_plain_value_of_another_module_of_ours_counts(package):
+    user = "from . import settings\ndef f(x): return settings.rate"
+    module = package(settings=SETTINGS, main=user)
+    before = casckpt.fingerprint(module.f)
+    module.settings.rate = 5
+    assert casckpt.fingerprint(module.f) != before
