@@ -16,7 +16,7 @@ from typing import Any
 from bench.gc import fill
 from bench.harness import Context, Goal, Result, disk_bytes, measure
 from bench.inputs import trajectory
-from bench.trees import logical_bytes
+from bench.trees import assert_equal, logical_bytes
 
 _UNUSUAL = frozenset({"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"})
 
@@ -78,6 +78,8 @@ def _add_resave(context: Context, result: Result) -> None:
             with casckpt.open(base / "store") as store:
                 store.save("bench", state, step)
             used.append(disk_bytes(base))
+        with casckpt.open(base / "store") as store:
+            assert_equal(state, store.restore("bench"), "saved again")
     added = [used[1] - used[0], used[2] - used[1]]
     result.rows.append(
         {"name": "save an identical state again", "logical_bytes": logical_bytes(state),

@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bench.trees import assert_equal
+
 
 class Contender:
     """One way to keep checkpoints in a folder."""
@@ -45,6 +47,10 @@ class Contender:
     def load(self, step: int) -> Any:
         """Return the state of a step in fresh memory."""
         raise NotImplementedError
+
+    def check(self, step: int, state: Any) -> None:
+        """Load a step, and raise AssertionError unless it is what was saved, bit for bit."""
+        assert_equal(state, self.load(step), self.name)
 
     def close(self) -> None:
         """Release what `open` took."""

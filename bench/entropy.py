@@ -87,7 +87,7 @@ def _measure(found: list[np.ndarray], rounds: int) -> dict[str, float | int]:
 
 def _seconds(work: Callable[[], Any], rounds: int) -> float:
     samples = []
-    for _ in range(max(rounds, 5)):
+    for _ in range(rounds):
         start = time.thread_time()
         work()
         samples.append(time.thread_time() - start)

@@ -53,7 +53,7 @@ def _collect_trajectory(context: Context, result: Result) -> None:
             _drop(contender, steps[:-KEEP])
             elapsed = time.perf_counter() - start
             after = disk_bytes(contender.kept)
-            assert_equal(state, contender.load(steps[-1]), contender.name)
+            contender.check(steps[-1], state)
             contender.close()
             result.rows.append(
                 {
@@ -89,13 +89,14 @@ def _collect_many(context: Context, count: int) -> dict[str, Any]:
 
     with context.folder("gc") as base:
         with casckpt.open(base / "store") as store:
-            fill(store, "many", count)
+            last = fill(store, "many", count)
             before = disk_bytes(base)
             times = [time.perf_counter()]
             plan = store.plan_gc(casckpt.KeepLast(count // 10))
             times.append(time.perf_counter())
             store.gc(plan, now=True)
             times.append(time.perf_counter())
+            assert_equal(last, store.restore("many"), "many")
         return {
             "input": "many", "name": "casckpt balanced", "checkpoints": count,
             "dropped": count - count // 10, "plan_s": times[1] - times[0],
@@ -104,11 +105,15 @@ def _collect_many(context: Context, count: int) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def fill(store: Any, run: str, count: int, tensor_bytes: int = 16 << 10) -> None:
-    """Save `count` checkpoints of one small tensor that changes each time, with two metrics."""
+def fill(store: Any, run: str, count: int, tensor_bytes: int = 16 << 10) -> dict[str, Any]:
+    """Save `count` checkpoints of one small tensor that changes each time, with two metrics.
+
+    Returns: the state that was saved last.
+    """
     values = torch.empty(tensor_bytes // 4)
     generator = torch.Generator().manual_seed(0)
     for step in range(count):
         values.normal_(generator=generator)
         metrics = {"val_loss": 1.0 / (step + 1), "accuracy": step / count}
         store.save(run, {"weight": values, "step": step}, step, metrics=metrics)
+    return {"weight": values, "step": count - 1}

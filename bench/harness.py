@@ -12,16 +12,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEMA = 1
+ROUNDS_MIN = 5
+COMPARED = "after the last round, what was saved last was loaded and compared bit for bit"
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+T = TypeVar("T")
 LIBRARIES = ("casckpt", "torch", "numpy", "lmdb", "zstandard", "safetensors", "xgboost-cpu",
              "xgboost", "optuna", "orbax-checkpoint")  # fmt: skip
 
@@ -37,6 +40,11 @@ class Context:
     work: Path
     quick: bool = False
     rounds: int = 7
+
+    def __post_init__(self) -> None:
+        """Refuse fewer rounds than a median is worth quoting of."""
+        if self.rounds < ROUNDS_MIN:
+            raise ValueError(f"{self.rounds} rounds; at least {ROUNDS_MIN} are needed")
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
@@ -105,6 +113,12 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "casckpt-bench"
 
 
+def rotated(contenders: Sequence[T], round_number: int) -> list[T]:
+    """Return the contenders in the order of a round: another one begins each time."""
+    shift = round_number % len(contenders)
+    return [*contenders[shift:], *contenders[:shift]]
+
+
 def measure(
     contenders: Mapping[str, Callable[[int], Any]], rounds: int, *, warmup: bool = True
 ) -> dict[str, list[float]]:
@@ -119,8 +133,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for round_number in range(-1 if warmup else 0, rounds):
-        shift = round_number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rotated(names, round_number):
             gc.collect()
             start = time.perf_counter()
             kept = contenders[name](round_number)

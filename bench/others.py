@@ -14,7 +14,7 @@ from bench.contenders import Casckpt, Contender, split_missing
 from bench.harness import Context, Goal, Result, disk_bytes
 from bench.inputs import others
 from bench.peers import Borg, Restic, TorchSave, ZipNn, ZstdFile
-from bench.trees import assert_equal, logical_bytes
+from bench.trees import logical_bytes
 
 # What bookkeeping may cost on bytes that do not compress (codec goal).
 INCOMPRESSIBLE = 1.001
@@ -82,6 +82,6 @@ def _grown(contender: Contender, folder: Any, states: list[tuple[int, Any]]) -> 
     empty = disk_bytes(contender.kept)
     for step, state in states:
         contender.save(step, state)
-    assert_equal(states[-1][1], contender.load(states[-1][0]), contender.name)
+    contender.check(*states[-1])
     contender.close()
     return disk_bytes(contender.kept) - empty

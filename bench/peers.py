@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 import zstandard
 
 from bench.contenders import Contender
 from bench.harness import fsync_path, fsync_tree
-from bench.trees import leaves, tensors
+from bench.trees import as_bytes, assert_equal, leaves, tensors
 
 
 class TorchSave(Contender):
@@ -151,6 +152,10 @@ class Safetensors(Contender):
         mapped = load_file(self.folder / f"step-{step:06d}.safetensors")
         return {name: tensor.clone() for name, tensor in mapped.items()}
 
+    def check(self, step: int, state: Any) -> None:
+        """Compare the tensors, by name; nothing else comes back."""
+        assert_equal(tensors(state), self.load(step), self.name)
+
 
 class Dcp(Contender):
     """torch.distributed.checkpoint in one process, with its default file writer (it fsyncs)."""
@@ -217,6 +222,15 @@ class Orbax(Contender):
 
         path = (self.folder / f"step-{step:06d}").absolute()
         return ocp.PyTreeCheckpointer().restore(path)
+
+    def check(self, step: int, state: Any) -> None:
+        """Compare the tensors with the arrays that come back in their place."""
+        saved, loaded = tensors(state), self.load(step)
+        assert saved.keys() == loaded.keys(), f"{self.name}: other names"
+        for name, tensor in saved.items():
+            array = np.asarray(loaded[name])
+            assert array.shape == tuple(tensor.shape), f"{self.name}: {name} has another shape"
+            assert np.array_equal(as_bytes(tensor), as_bytes(array)), f"{self.name}: {name}"
 
 
 class Restic(TorchSave):

@@ -17,10 +17,19 @@ from typing import Any
 
 from bench import limits
 from bench.contenders import Casckpt, Contender, split_missing
-from bench.harness import Context, Goal, Result, forget_cached_pages, measure, run_child, speed_row
+from bench.harness import (
+    Context,
+    Goal,
+    Result,
+    forget_cached_pages,
+    measure,
+    rotated,
+    run_child,
+    speed_row,
+)
 from bench.inputs import trajectory
 from bench.peers import Dcp, Orbax, Safetensors, TorchSave, ZipNn, ZstdFile
-from bench.trees import assert_equal, logical_bytes, tensors
+from bench.trees import logical_bytes, tensors
 
 KEPT = 3
 
@@ -91,16 +100,15 @@ def _restore_all(context: Context, result: Result, name: str, recipe: trajectory
             contender.open(folders[contender.name])
             for kept_step, kept_state in kept:
                 contender.save(kept_step, kept_state)
-            if contender.name not in ("safetensors", "Orbax"):
-                assert_equal(state, contender.load(step), contender.name)
+            contender.check(step, state)
         work = {c.name: (lambda _, c=c: c.load(step)) for c in contenders}
-        _add(result, name, "warm", size, measure(work, max(context.rounds, 5)))
+        _add(result, name, "warm", size, measure(work, context.rounds))
         _add(result, name, "cold", size, _cold(contenders, folders, step, context.rounds))
         for contender in contenders:
             contender.close()
         fresh: dict[str, list[float]] = {}
-        for _ in range(max(context.rounds, 5)):
-            for contender in contenders:
+        for number in range(context.rounds):
+            for contender in rotated(contenders, number):
                 if contender.name in ("DCP", "casckpt balanced, into="):
                     continue  # they need a target, whose pages would be touched already
                 arguments = {"name": contender.name, "folder": str(folders[contender.name])}
@@ -127,8 +135,8 @@ def _cold(
     contenders: list[Contender], folders: dict[str, Path], step: int, rounds: int
 ) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for _ in range(rounds):
-        for contender in contenders:
+    for number in range(rounds):
+        for contender in rotated(contenders, number):
             forget_cached_pages(folders[contender.name])
             start = time.perf_counter()
             contender.load(step)

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from bench import plots, report
-from bench.harness import RESULTS, Context, default_cache, machine_facts
+from bench.harness import RESULTS, ROUNDS_MIN, Context, default_cache, machine_facts
 
 QUESTIONS = ("native", "size", "others", "save", "restore", "unchanged", "stall", "gc", "compact",
              "cli", "scale", "objects", "stage", "training", "booster",
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.cache.mkdir(parents=True, exist_ok=True)
     work_root = options.work or options.cache
     documents, failed = [], []
-    for question in options.questions or _available():
+    for question in options.questions or QUESTIONS:
         module = importlib.import_module(f"bench.{question}")
         with tempfile.TemporaryDirectory(prefix="work-", dir=work_root) as work:
             context = Context(options.cache, Path(work), options.quick, options.rounds)
@@ -56,11 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if missed or failed else 0
 
 
-def _available() -> list[str]:
-    folder = Path(__file__).resolve().parent
-    return [question for question in QUESTIONS if (folder / f"{question}.py").exists()]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION",
@@ -70,8 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=default_cache(),
                         help="folder of the trained inputs (default: %(default)s)")  # fmt: skip
     parser.add_argument("--work", type=Path, help="folder on the disk under test (default: cache)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds per contender, 5 at least")
+    parser.add_argument("--rounds", type=_rounds, default=7,
+                        help=f"rounds per contender, {ROUNDS_MIN} at least")  # fmt: skip
     return parser
+
+
+def _rounds(text: str) -> int:
+    if int(text) < ROUNDS_MIN:
+        raise argparse.ArgumentTypeError(f"a median of fewer than {ROUNDS_MIN} is not quoted")
+    return int(text)
 
 
 if __name__ == "__main__":

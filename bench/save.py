@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import limits
 from bench.contenders import Casckpt, Contender, split_missing
-from bench.harness import Context, Goal, Result, speed_row
+from bench.harness import COMPARED, Context, Goal, Result, rotated, speed_row
 from bench.inputs import trajectory
 from bench.peers import Dcp, Orbax, Safetensors, TorchSave, ZipNn, ZstdFile
 from bench.trees import logical_bytes
@@ -35,6 +35,7 @@ def run(context: Context) -> Result:
             Goal(f"durable save, balanced / torch.save + fsync, {name}", 1.1, balanced, "x", False),
             Goal(f"durable save, fast / torch.save + fsync, {name}", 1.5, fast, "x", False),
         ]
+    result.notes.append(COMPARED)
     result.limits = limits.machine_limits(context.work, quick=context.quick)
     return result
 
@@ -53,14 +54,14 @@ def _save_all(context: Context, result: Result, name: str, recipe: trajectory.Re
             folder.mkdir()
             contender.open(folder)
         for index, (step, state) in enumerate(trajectory.states(recipe, context.cache)):
-            shift = index % len(contenders)
-            for contender in contenders[shift:] + contenders[:shift]:
+            for contender in rotated(contenders, index):
                 elapsed = _timed(contender, step, state)
                 if index:  # the first state has no optimizer yet, and warms everybody up
                     seconds[contender.name].append(elapsed)
             if index:
                 sizes.append(logical_bytes(state))
         for contender in contenders:
+            contender.check(step, state)
             contender.close()
     baseline = statistics.median(seconds["torch.save"])
     for contender in contenders:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import limits
-from bench.harness import Context, Goal, Result, disk_bytes, run_child
+from bench.harness import COMPARED, Context, Goal, Result, disk_bytes, run_child
 from bench.inputs import synthetic
-from bench.trees import logical_bytes
+from bench.trees import assert_equal, digest, logical_bytes
 
 MB = 10**6
 SIZES_BYTES = (10 * MB, 100 * MB, 500 * MB, 1_000 * MB, 2_000 * MB, 4_000 * MB)
@@ -35,6 +35,7 @@ def run(context: Context) -> Result:
     _checkpoints_ladder(context, result)
     _tensors_ladder(context, result)
     _runs_ladder(context, result)
+    result.notes.append(COMPARED)
     result.limits = limits.machine_limits(context.work, quick=context.quick)
     return result
 
@@ -47,6 +48,7 @@ def _bytes_ladder(context: Context, result: Result) -> None:
             arguments = {"folder": str(base), "size_bytes": size}
             row = run_child("bench.scale:save_in_child", **arguments)
             row |= run_child("bench.scale:restore_in_child", folder=str(base))
+            assert row.pop("saved") == row.pop("restored"), f"{size} bytes came back as others"
             rows.append({"ladder": "bytes", "size_bytes": size, **row})
     result.rows += rows
     large = [row for row in rows if row["size_bytes"] >= 100 * MB]
@@ -58,7 +60,7 @@ def _bytes_ladder(context: Context, result: Result) -> None:
         result.goals.append(Goal(f"memory above the state: {column}", PEAK_BYTES, peak, "B", True))
 
 
-def save_in_child(folder: str, size_bytes: int) -> dict[str, float]:
+def save_in_child(folder: str, size_bytes: int) -> dict[str, Any]:
     """Save a state three times anew and three times unchanged; report costs and peak memory."""
     import casckpt
 
@@ -79,11 +81,12 @@ def save_in_child(folder: str, size_bytes: int) -> dict[str, float]:
         "new_s_per_gb": statistics.median(new) / gigabytes,
         "unchanged_s_per_gb": statistics.median(unchanged) / gigabytes,
         "save_peak_bytes": peak,
+        "saved": digest(state),
         "ratio": disk_bytes(Path(folder)) / (3 * logical),
     }
 
 
-def restore_in_child(folder: str) -> dict[str, float]:
+def restore_in_child(folder: str) -> dict[str, Any]:
     """Restore twice in a fresh process; the peak counts above the one state that is held."""
     import casckpt
 
@@ -95,12 +98,14 @@ def restore_in_child(folder: str) -> dict[str, float]:
         took = [time.perf_counter() - start]
         logical = logical_bytes(state)
         peak = _peak() - before - logical
+        restored = digest(state)
         del state
         took.append(_seconds(lambda: store.restore("bench")))
     return {
         "first_restore_s_per_gb": took[0] / logical * 1e9,
         "restore_s_per_gb": took[1] / logical * 1e9,
         "restore_peak_bytes": peak,
+        "restored": restored,
     }
 
 
@@ -125,6 +130,7 @@ def _checkpoints_ladder(context: Context, result: Result) -> None:
                  "restore_s": _median(lambda: store.restore("many")),
                  "disk_bytes_per_checkpoint": disk_bytes(base) / count}
             )  # fmt: skip
+        assert_equal(_small(done - 1), store.restore("many"), "checkpoints")
     growth = saves[-1] / min(saves)
     result.goals.append(Goal("flat over checkpoints: save", FLAT, growth, "x", True))
 
@@ -137,8 +143,11 @@ def fill_from(store: Any, start: int, stop: int) -> None:
 
 def fill_one(store: Any, step: int) -> None:
     """Save one checkpoint of 16 KiB whose bytes depend on the step."""
-    state = synthetic.state_of(16 << 10, seed=step)
-    store.save("many", state, step, metrics={"val_loss": 1.0 / (step + 1)})
+    store.save("many", _small(step), step, metrics={"val_loss": 1.0 / (step + 1)})
+
+
+def _small(seed: int) -> Any:
+    return synthetic.state_of(16 << 10, seed=seed)
 
 
 def _tensors_ladder(context: Context, result: Result) -> None:
@@ -153,6 +162,7 @@ def _tensors_ladder(context: Context, result: Result) -> None:
                 new = _seconds(lambda s=state: store.save("bench", s, 0))
                 again = _seconds(lambda s=state: store.save("bench", s, 1))
                 back = _seconds(lambda: store.restore("bench"))
+                assert_equal(state, store.restore("bench"), f"{count} tensors")
         per_tensor.append(new / count)
         result.rows.append(
             {"ladder": "tensors", "tensors": count, "logical_bytes": logical_bytes(state),
@@ -179,7 +189,7 @@ def _runs_ladder(context: Context, result: Result) -> None:
         for count in RUNS:
             took = []
             for number in range(done, count):
-                state = synthetic.state_of(16 << 10, seed=number)
+                state = _small(number)
                 took.append(_seconds(lambda n=number, s=state: store.save(f"sweep/run-{n}", s, 0)))
             done = count
             saves.append(statistics.median(took[-100:]))
@@ -188,6 +198,7 @@ def _runs_ladder(context: Context, result: Result) -> None:
                  "list_runs_s": _median(lambda: store.runs()),
                  "latest_s": _median(lambda n=count: store.latest(f"sweep/run-{n - 1}"))}
             )  # fmt: skip
+        assert_equal(_small(done - 1), store.restore(f"sweep/run-{done - 1}"), "runs")
     growth = saves[-1] / min(saves)
     result.goals.append(Goal("flat over runs: save", FLAT, growth, "x", True))
 

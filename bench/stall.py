@@ -2,8 +2,9 @@
 
 The time until `save_async` returns, against one copy of the same tensors into memory that has been
 touched before: the least that a copying save can take. Beside it, what people do by hand: cloning
-every tensor into fresh memory. Each round saves another checkpoint, and waits for the one before,
-so that nothing queues; how long the background then took is recorded too.
+every tensor into fresh memory. Each round saves another checkpoint, and waits until it is durable,
+so that nothing queues: a training whose saves follow each other faster waits for the one before as
+well. How long the background then took is recorded too.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 
 from bench import limits
-from bench.harness import Context, Goal, Result, speed_row
+from bench.harness import COMPARED, Context, Goal, Result, rotated, speed_row
 from bench.inputs import trajectory
-from bench.trees import logical_bytes, tensors
+from bench.trees import assert_equal, logical_bytes, tensors
 
 
 def run(context: Context) -> Result:
@@ -37,26 +38,29 @@ def run(context: Context) -> Result:
             warm = sources.keys() == targets.keys()  # the first states only touch memory
             if not warm:
                 targets = {path: tensor.detach().clone() for path, tensor in sources.items()}
-            samples = {
-                "save_async": _timed(lambda s=state, n=step: store.save_async("bench", s, n)),
+            work = {
+                "save_async": lambda s=state, n=step: store.save_async("bench", s, n),
+                "memcpy": lambda s=sources, t=targets: _copy_into(t, s),
+                "deepcopy": lambda s=state: copy.deepcopy(s),
             }
-            pending = samples["save_async"][1]
-            start = time.perf_counter()
-            pending.result()
-            waited = time.perf_counter() - start
-            samples["memcpy"] = _timed(lambda s=sources, t=targets: _copy_into(t, s))
-            samples["deepcopy"] = _timed(lambda s=state: copy.deepcopy(s))
+            for name in rotated(list(work), len(sizes)):
+                elapsed, made = _timed(work[name])
+                waited = _timed(made.result)[0] if name == "save_async" else 0.0
+                del made
+                if warm:
+                    seconds[name].append(elapsed)
+                    if name == "save_async":
+                        durable.append(elapsed + waited)
             if warm:
                 sizes.append(logical_bytes(state))
-                durable.append(samples["save_async"][0] + waited)
-                for name, (elapsed, _) in samples.items():
-                    seconds[name].append(elapsed)
+        assert_equal(state, store.restore(f"bench@{step}"), "save_async")
     for name, samples_s in seconds.items():
         result.rows.append(speed_row(name, sizes, samples_s))
     result.rows.append(speed_row("save_async until durable", sizes, durable))
     copied_s = statistics.median(seconds["memcpy"])
     beyond_s = statistics.median(seconds["save_async"]) - 1.2 * copied_s
     result.goals.append(Goal("stall beyond 1.2 x memcpy", 0.002, beyond_s, "s", True))
+    result.notes.append(COMPARED)
     result.limits = limits.machine_limits(context.work, quick=context.quick)
     return result
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import Context, Goal, Result, measure
+from bench.harness import COMPARED, Context, Goal, Result, measure, rotated
+from bench.trees import assert_equal
 
 STEP_S = 0.010
 BATCHES = 100
@@ -40,6 +41,8 @@ def run(context: Context) -> Result:
             WATCHED: _on_thread(cpu, WATCHED, lambda number: _watched(store, work, epochs, number)),
         }
         times = measure(contenders, context.rounds)
+        expected = _plain(lambda: None, epochs)
+        assert_equal(expected, store.restore(f"loop-{context.rounds - 1}"), WATCHED)
         times |= {f"{name}, thread": taken for name, taken in cpu.items()}
         for name, seconds in times.items():
             steps = [took / (epochs * BATCHES) * 1e3 for took in seconds]
@@ -48,12 +51,13 @@ def run(context: Context) -> Result:
         shares = [100 * (one / other - 1) for one, other in zip(watched, plain, strict=True)]
         logs: dict[str, list[float]] = {"log, row": [], "log, series": []}
         for number in range(context.rounds):
-            _log(store, f"log-{number}", calls, logs)
+            _log(store, number, calls, logs)
     for name, micros in logs.items():
         result.rows.append({"name": name, "median_us": statistics.median(micros), "us": micros})
         result.goals.append(Goal(f"run.{name}", 20.0, statistics.median(micros), "us", True))
     overhead = statistics.median(shares)
     result.goals.append(Goal("overhead on a step of 10 ms", 1.0, overhead, "%", True))
+    result.notes.append(COMPARED)
     result.notes.append(f"{epochs} epochs of {BATCHES} steps a round; {calls} calls of log")
     return result
 
@@ -78,7 +82,7 @@ class _Step:
 
 
 def _on_thread(
-    times: dict[str, list[float]], name: str, work: Callable[[int], None]
+    times: dict[str, list[float]], name: str, work: Callable[[int], Any]
 ) -> Callable[[int], None]:
     """Return the contender, which also notes the CPU time of this thread in counted rounds."""
 
@@ -95,12 +99,13 @@ def _state() -> dict[str, Any]:
     return {"w": np.random.default_rng(0).normal(size=STATE_FLOATS).astype("float32"), "loss": 0.0}
 
 
-def _plain(work: _Step, epochs: int) -> None:
+def _plain(work: Callable[[], None], epochs: int) -> dict[str, Any]:
     state = _state()
     for _ in range(epochs):
         for _ in range(BATCHES):
             work()
         state["w"] *= 0.999
+    return state
 
 
 def _watched(store: Any, work: _Step, epochs: int, number: int) -> None:
@@ -112,11 +117,11 @@ def _watched(store: Any, work: _Step, epochs: int, number: int) -> None:
             state["w"] *= 0.999
 
 
-def _log(store: Any, name: str, calls: int, times: dict[str, list[float]]) -> None:
-    with store.run(name) as run:
+def _log(store: Any, number: int, calls: int, times: dict[str, list[float]]) -> None:
+    with store.run(f"log-{number}") as run:
         for _ in run.epochs(1, {"v": 0}):
             run.log(loss=0.5)
-            for kind, step in (("log, row", None), ("log, series", 1)):
+            for kind, step in rotated((("log, row", None), ("log, series", 1)), number):
                 begun = time.perf_counter()
                 for at in range(calls):
                     run.log(loss=0.5, step=None if step is None else at)

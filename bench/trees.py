@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,9 +27,20 @@ def tensors(tree: Any) -> dict[str, torch.Tensor]:
     return {path: leaf for path, leaf in leaves(tree) if isinstance(leaf, torch.Tensor)}
 
 
-def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """Return a contiguous CPU tensor's memory as a uint8 array, without a copy."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+def as_bytes(leaf: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Return the memory of a CPU tensor or an array as a uint8 array; contiguous, not copied."""
+    if isinstance(leaf, np.ndarray):
+        return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    return leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def digest(tree: Any) -> str:
+    """Return a hash of all tensors and their names: to compare states of two processes."""
+    found = hashlib.blake2b(digest_size=16)
+    for path, tensor in tensors(tree).items():
+        found.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(as_bytes(tensor))
+    return found.hexdigest()
 
 
 def logical_bytes(tree: Any) -> int:
@@ -48,8 +60,9 @@ def assert_equal(expected: Any, got: Any, who: str) -> None:
     assert left.keys() == right.keys(), f"{who}: other paths"
     for path, leaf in left.items():
         other = right[path]
-        if isinstance(leaf, torch.Tensor):
-            same = leaf.dtype == other.dtype and leaf.shape == other.shape
+        if isinstance(leaf, torch.Tensor | np.ndarray):
+            same = type(leaf) is type(other)
+            same = same and leaf.dtype == other.dtype and leaf.shape == other.shape
             assert same, f"{who}: {path} has another type or shape"
             assert np.array_equal(as_bytes(leaf), as_bytes(other)), f"{who}: {path}"
         else:
