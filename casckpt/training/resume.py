@@ -48,6 +48,8 @@ class Extra:
         peers: of a run of several processes, what `of_rank` gives the second, the third ...
         held: of a process that does not lead, the generators in its state.
         between: what the loaders of an epoch carry into the next one, by their passes.
+        level: how hard it was compressed; "" is the store's level.
+        took_s: seconds that the saves before took until they were durable, by level.
     """
 
     loop: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +61,8 @@ class Extra:
     peers: list[dict[str, Any]] = field(default_factory=list)
     held: dict[str, Any] = field(default_factory=dict)
     between: dict[int, Any] = field(default_factory=dict)
+    level: str = ""
+    took_s: dict[str, float] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return what a checkpoint keeps beside the state."""

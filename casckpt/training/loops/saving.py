@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 _FULL_SHARE: Final = 0.7
 """A save is begun only if it fits this share of what is left of a grace period."""
 
-_FAST_FACTOR: Final = 0.5
-"""What a save at level "fast" takes of a balanced one (docs/benchmarks.md, save)."""
+_USUAL: Final = ""
+"""The store's own level, among levels."""
+
+_FAST: Final = "fast"
 
 
 def captured_by_all(
@@ -72,7 +74,12 @@ class LoopSaver:
         self.since = Since(saved_at_s=time.monotonic())
         self.last: Checkpoint | None = None
         self._parent_id = run._parent_id
-        self._durable_s = 0.0 if run.resumed is None else run.resumed.durable_s
+        # What saves took until they were durable, by level: which level is the faster one, and
+        # by how much, depends on the disk and the processor, so nothing is assumed.
+        self._took_s = dict(run._extra.took_s)
+        if run.resumed is not None:
+            self._took_s[run._extra.level] = run.resumed.durable_s
+        self._level = _USUAL
 
     def save(
         self,
@@ -102,7 +109,8 @@ class LoopSaver:
             metrics: whether the row is the checkpoint's metrics.
             missing: what a resume will not find.
             wait: return when it is durable.
-            level: how hard to compress.
+            level: how hard to compress; None for the store's level, or for "fast" once where
+                the store's would not fit the grace period and nobody knows whether that would.
 
         Raises:
             CasckptError: what this save, or the one before, failed with. A full disk is logged
@@ -116,11 +124,15 @@ class LoopSaver:
         streams = captured[0]["streams"]
         if keeping.EVERY in reasons:
             loop = {**loop, "steps": 0}  # who goes on from here counts from here
+        if level is None and self._must_try_fast():
+            level = _FAST
+        self._level = level or _USUAL
         log = run._session.log
         count = log.close_piece()
         extra = Extra(dict(loop), streams, captured[0]["middle"], count, dict(row),
                       run._session.elapsed_s, captured[1:],
-                      between=captured[0]["between"])  # fmt: skip
+                      between=captured[0]["between"], level=self._level,
+                      took_s=dict(self._took_s))  # fmt: skip
 
         def after(checkpoint: Checkpoint) -> None:
             run._session.tracker.note_save()
@@ -191,18 +203,25 @@ class LoopSaver:
             return None
         if self._pending is not None and self._pending.done():
             self.settle(tolerant=True)
-        if not self._durable_s:
+        limit_s = left_s * _FULL_SHARE
+        usual_s = self._took_s.get(_USUAL, 0.0)
+        if usual_s <= limit_s:
             return None
-        if self._durable_s <= left_s * _FULL_SHARE:
-            return None
-        return "fast" if self._durable_s * _FAST_FACTOR <= left_s * _FULL_SHARE else "none"
+        return _FAST if self._took_s.get(_FAST, usual_s) <= limit_s else "none"
+
+    def _must_try_fast(self) -> bool:
+        """Return whether a stop would have to know what a save at level "fast" takes."""
+        grace_s = self._run.grace_s
+        if grace_s is None or _FAST in self._took_s:
+            return False
+        return self._took_s.get(_USUAL, 0.0) > grace_s * _FULL_SHARE
 
     def _note(self, checkpoint: Checkpoint) -> None:
         self.last = checkpoint
         if not keeping.ROLLING.issuperset(checkpoint.reasons):
             self._parent_id = self._run._parent_id = checkpoint.id
         self.since.measured(checkpoint.stall_s)
-        self._durable_s = checkpoint.durable_s
+        self._took_s[self._level] = checkpoint.durable_s
         self._run._saved = checkpoint
 
     def _alarm(self, error: NoSpace) -> None:

@@ -313,6 +313,30 @@ def test_how_a_save_fits_a_grace(store, name):
     run.epochs(1, {"n": 0})
     saver = run._loop.saver
     assert saver.level_for(10) is None
-    saver._durable_s = 4.0
+    saver._took_s[""] = 4.0
+    assert [saver.level_for(left) for left in (None, 10, 5, 1)] == [None, None, "none", "none"]
+    saver._took_s["fast"] = 3.0
     assert [saver.level_for(left) for left in (None, 10, 5, 1)] == [None, None, "fast", "none"]
+    saver._took_s["fast"] = 4.5  # of a disk that takes longer for more bytes
+    assert saver.level_for(5) == "none"
     run.close()
+
+
+def test_level_fast_is_tried_once_where_a_save_would_not_fit_the_grace(store, name, monkeypatch):
+    levels, save = [], store._save_placed
+
+    def noting(*arguments, level, **others):
+        levels.append(level)
+        return save(*arguments, level=level, **others)
+
+    monkeypatch.setattr(store, "_save_placed", noting)
+    with pytest.raises(RuntimeError), store.run(name, grace_s=1e-9) as run:  # noqa: PT012
+        for epoch in run.epochs(5, {"n": 0}):
+            if epoch == 5:
+                raise RuntimeError
+    assert levels == [None, "fast", None, None]
+    with store.run(name, grace_s=1e-9) as run:
+        for _ in run.epochs(7, {"n": 0}):
+            run._loop.saver._took_s |= {"": 4.0, "fast": 0.1}
+            assert run._loop.saver.level_for(1) == "fast"
+    assert levels[4:] == [None, None, None]  # what it took is known from the session before
