@@ -56,7 +56,7 @@ def show(output: Output, ref: str, show_all: bool) -> None:
                 ],
             )
             return
-        facts = list(_facts(output, checkpoint, unique_bytes))
+        facts = list(_facts(checkpoint, unique_bytes))
     width = max(len(name) for name, _ in facts)
     output.lines(
         f"{output.style(name.ljust(width), dim=True)}  {formatting.printable(text)}"
@@ -79,7 +79,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _facts(output: Output, checkpoint: Checkpoint, unique_bytes: int) -> Iterator[tuple[str, str]]:
+def _facts(checkpoint: Checkpoint, unique_bytes: int) -> Iterator[tuple[str, str]]:
     """Yield what is known of a checkpoint, a name and a text each; what is empty is left out."""
     size = formatting.size
     yield "checkpoint", checkpoint.ref

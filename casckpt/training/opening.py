@@ -12,7 +12,7 @@ from casckpt.ids import check_run_name
 from casckpt.logs import logger
 from casckpt.training import guards, resume
 from casckpt.training.guards import Facts, Policy
-from casckpt.training.lines import Line, RunRecord, read_record
+from casckpt.training.lines import Line, read_record
 from casckpt.training.peers import ALONE, Peers, check_place, place_of
 from casckpt.training.programs import commands
 from casckpt.training.resume import CHOICES, Decision, Extra, decide
@@ -128,7 +128,7 @@ def _open(
             early.lock()
         record = read_record(store._repository, name)
         decision = decide(store, name, record, resume, under=under, before_write=early.lock)
-        differences = guards.compare(_old_facts(store, name, record, decision), facts, policy)
+        differences = guards.compare(_old_facts(store, name, decision), facts, policy)
         if guards.obey(name, differences):
             decision = Decision(None)
         opened = _carry_out(store, name, decision, facts, policy, under, grace_s, early, peers)
@@ -208,7 +208,7 @@ def recorded_facts(store: Store, name: str, line: int, checkpoint: Checkpoint | 
     return origin.guarded if origin is not None else {}
 
 
-def _old_facts(store: Store, name: str, record: RunRecord, decision: Decision) -> Facts:
+def _old_facts(store: Store, name: str, decision: Decision) -> Facts:
     if decision.line is None and decision.checkpoint is None:
         return {}
     return recorded_facts(

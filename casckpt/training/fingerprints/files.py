@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casckpt import native
-from casckpt.errors import BadRequest, Corrupt
-from casckpt.store import rows
+from casckpt.errors import BadRequest
 
 if TYPE_CHECKING:
     from casckpt.store import Repository
@@ -137,18 +136,6 @@ class FileHashes:
         is_time = time.monotonic() - self._written_s > _WRITE_EVERY_S
         if len(self._waiting) >= _WRITE_EVERY or is_time:
             self.save()
-
-
-def read_row(row: rows.Row) -> tuple[str, int]:
-    """Return (path, size in bytes) of a remembered file, for listings.
-
-    Raises:
-        Corrupt: if the row is none of these.
-    """
-    if len(row.payload) < _ROW.size:
-        raise Corrupt("a cached file hash is cut off", f"its row has {len(row.payload)} bytes")
-    _, size, *_ = _ROW.unpack_from(row.payload)
-    return os.fsdecode(row.payload[_ROW.size :]), int(size)
 
 
 def _key(name: bytes) -> bytes:

@@ -7,7 +7,6 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -178,13 +177,6 @@ def read_saves(repository: Repository, run: str, line: int) -> Saves:
         return Saves(**document) if document.pop("version") == 1 else Saves()
     except (ValueError, TypeError, KeyError, RecursionError):
         return Saves()
-
-
-def total_of(parts: Sequence[Progress]) -> tuple[int, int | None]:
-    """Return done and total over parts; the total is None if one of them is."""
-    done = sum(one.done for one in parts)
-    totals = [one.total for one in parts]
-    return done, None if None in totals else sum(total or 0 for total in totals)
 
 
 def _encode(one: Progress | Saves) -> bytes:
