@@ -10,7 +10,8 @@ included, over `SUITES`.
 
     python -m tests.branches [native] [python] [--tests PATH...]
 
-A part that is not run keeps what the file says of it, with the commit that it was for.
+A part that is not run keeps what the file says of it, with the commit that it was for; so does
+`python` where a test failed, and the status is 1.
 """
 
 from __future__ import annotations
@@ -134,7 +135,10 @@ class Taken:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, write the result, and return 1 if a branch of C is wrongly taken or not taken."""
+    """Measure and write the result.
+
+    Returns: 1 if a branch of C is wrongly taken or not taken, or a test failed; else 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.branches", description=__doc__)
     parser.add_argument("parts", nargs="*", default=["native", "python"])
     parser.add_argument("--tests", nargs="+", default=SUITES, help="what python is measured over")
@@ -147,9 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
             work.mkdir()
             began_s = time.monotonic()
             if part == "native":
-                found, wrong = _native(work)
+                found, untaken = _native(work)
+                wrong += untaken
             else:
                 found = _python(work, options.tests)
+                if found["status"]:
+                    wrong.append(f"pytest ended with {found['status']}: {RESULT.name} stays")
+                    continue
             facts = machine_facts(work)
             found["seconds"] = round(time.monotonic() - began_s)
             result[part] = {"ran_on": facts, **found}

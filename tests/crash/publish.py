@@ -1,35 +1,83 @@
-"""Write what the result files hold into docs/reliability.md: `python -m tests.crash.publish`."""
+"""Write what the rows and their files hold into docs/reliability.md.
+
+    python -m tests.crash.publish
+
+The figures of the first table, the table of counts, and what is said of the mutants.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import textwrap
 from typing import Any
 
 from tests.crash.ledger import RESULTS, ROOT, digest_of
+from tests.crash.mutants import CAUGHT_BY
 from tests.crash.rows import ROWS, Row
 
 _PAGE = ROOT / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- counts -->\n", "<!-- end of counts -->\n"
 
 
 def main() -> int:
-    """Replace the table between the marks; return 0."""
+    """Replace what stands between marks, and the last column of the first table; return 0."""
     text = _PAGE.read_text()
-    head, _, rest = text.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
+    for row in ROWS:
+        text = _with_figure(text, row)
     lines = [
         "| # | tried on this code | before | bad | figure to reach | commit and date |",
         "|---|---|---|---|---|---|",
         *(_line(row) for row in sorted(ROWS, key=lambda row: row.number)),
     ]
-    _PAGE.write_text(head + _BEGIN + "\n".join(lines) + "\n" + _END + tail)
+    text = _between(text, "counts", lines)
+    _PAGE.write_text(_between(text, "mutants", [_of_the_mutants()]))
     return 0
 
 
-def _line(row: Row) -> str:
+def _between(text: str, name: str, lines: list[str]) -> str:
+    """Return the page with other lines between the two marks of this name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    head, _, rest = text.partition(begin)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{_PAGE.name} has no marks of {name}")
+    return head + begin + "".join(f"{line}\n" for line in lines) + end + tail
+
+
+def _with_figure(text: str, row: Row) -> str:
+    """Return the page with the row's figure for a release in the table of the rows."""
+    line = re.compile(rf"^(\| {row.number} \| `{row.name}` \| .* \|) [^|]* \|$", re.MULTILINE)
+    text, count = line.subn(rf"\g<1> {row.release:,} {row.unit} |", text)
+    if count != 1:
+        raise SystemExit(f"{_PAGE.name} has {count} lines of row {row.name}")
+    return text
+
+
+def _of_the_mutants() -> str:
+    row = next(one for one in ROWS if one.name == "mutants")
+    kept = _kept(row)
+    counts = [one["counts"] for one in (*kept.get("before", []), kept) if one.get("counts")]
+    last, rules = counts[-1] if counts else {}, len(CAUGHT_BY)
+    noticed = last.get(row.unit, 0) - last.get("bad", 0)
+    is_now = kept.get("sources") == digest_of(row.sources)
+    said = (
+        f"The harness is tested by the mutants: {rules} rules of the code can be switched off, "
+        f"each alone. In the last run, {'of this code' if is_now else 'which was of earlier code'},"
+        f" {noticed} of the {last.get(row.unit, 0)} that were tried were noticed (`caught_by` in "
+        f"`{row.file}` names by what)."
+    )
+    return textwrap.fill(said, 100)
+
+
+def _kept(row: Row) -> dict[str, Any]:
     path = RESULTS / row.file
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return kept
+
+
+def _line(row: Row) -> str:
+    kept = _kept(row)
     now = kept.get("counts", {}) if kept.get("sources") == digest_of(row.sources) else {}
     earlier = kept.get("before", [])
     if not now and kept:
