@@ -14,7 +14,7 @@ ABBREVIATION: Final = 10
 """Hex digits shown where a person reads an id; commands accept 4 or more."""
 
 RUN_NAME_MAX_BYTES: Final = 200
-"""Longest run name; index keys end at 511 bytes (docs/format.md, Index)."""
+"""Longest run name; index keys end at 511 bytes (docs/format.md, section 8)."""
 
 STEP_MAX: Final = 2**63 - 1
 """Largest step or batch: what fits a signed 64-bit integer in every reader."""

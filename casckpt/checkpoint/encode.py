@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KiB: Final = 1024
 GROUPED_BELOW_BYTES: Final = 64 * KiB
-"""FORMAT: array leaves below this share blobs (docs/format.md, Manifest)."""
+"""FORMAT: array leaves below this share blobs (docs/format.md, section 14)."""
 
 GROUP_MAX_BYTES: Final = 1024 * KiB
 """FORMAT: a group is at most one chunk of the fixed grid, so one read fetches it."""

@@ -10,7 +10,7 @@ A tree of files is plain dicts, so that everything that reads checkpoints reads 
             {"link": target}        a symbolic link          {"mode": 0o755, "folder": true}
 
 A file of a known format is cut at its tensors: tensor i lies at at[i], and `data` is what is left.
-BYTES are bytes; above 256 MiB a list of them. FORMAT: docs/format.md, Files.
+BYTES are bytes; above 256 MiB a list of them. FORMAT: docs/format.md, section 15.
 
 Source of a file's bytes is the file: they are read blob by blob while they are stored.
 """
@@ -34,7 +34,7 @@ from casckpt.errors import BadRequest, OperationFailed
 
 MARK: Final = "casckpt.files"
 VERSION: Final = 1
-"""FORMAT: docs/format.md, Files."""
+"""FORMAT: docs/format.md, section 15."""
 
 PIECE_BYTES: Final = 256 << 20
 """FORMAT: longest bytes of a file in one blob, for they are in memory at once when stored."""

@@ -45,7 +45,7 @@ PAYLOAD_VERSION: Final = 1
 RECOVERED: Final = "recovered"
 """Reason of a checkpoint whose row was made from its manifest while rebuilding the index."""
 
-_HEAD: Final = struct.Struct("<BBHIqQQQQQ32s")  # FORMAT: docs/format.md, Rows
+_HEAD: Final = struct.Struct("<BBHIqQQQQQ32s")  # FORMAT: docs/format.md, section 14
 _COUNTED: Final = struct.Struct("<HI")
 _PINNED: Final = 1
 _HAS_PARENT: Final = 2

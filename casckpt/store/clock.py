@@ -1,4 +1,4 @@
-"""Wall clock and boot clock. No rule that keeps data safe reads either (format.md, Retention)."""
+"""Wall clock and boot clock. No rule that keeps data safe (format.md, section 13) reads either."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ _FEW_BITS = 0.2
 # FORMAT: zstd takes no dictionary that is shorter than 8 bytes; below this there is little in it.
 _DICTIONARY_LEAST_BYTES = 64
 _LINK_BYTES = 32
+_LONG_LOG = 18
 # Trees of boosters against trees: level 3 leaves 1.05 of what zstd leaves of the whole, 6 1.01 at
 # half the speed, 9 0.99 at a quarter.
-_LONG_LOG = 18
 _DICTIONARY_LEVEL = {"balanced": 6, "small": 12}
 # A delta must promise this much before it is worth a second record at every restore.
 _DELTA_BELOW = 0.97

@@ -234,7 +234,8 @@ class Environment:
 
     def _open(self) -> None:
         data = self.path / "data.mdb"
-        # LMDB opens a missing or empty file as an empty index without a word (format.md, Opening).
+        # LMDB opens a missing or empty file as an empty index, without a word
+        # (format.md, section 11).
         try:
             empty = not data.is_file() or data.stat().st_size == 0
         except OSError as exc:

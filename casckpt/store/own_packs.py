@@ -57,7 +57,7 @@ class OwnPacks:
             tx.put("packs", rows.pack_key(number), row.encode())
             return number
 
-        # ORDER: the row first, so that no file is ever without an owner (protocol, PACK)
+        # ORDER: the row first, so that no file is ever without an owner (format.md, B2)
         number = self.writer.run(register, facts=False)
         pack = PackWriter(self._store, uuid, number, self._store_uuid, session)
         with self._lock:

@@ -51,7 +51,7 @@ class PackWriter:
 
     Appends reserve their place under the lock and write outside it; `sync` waits for the writes
     that were begun. One failed write or fdatasync ends the pack for the whole process: it takes
-    no more records, and what lies above `synced` is not to be trusted (format.md, PACK).
+    no more records, and what lies above `synced` is not to be trusted (format.md, B3).
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def rename_before_flush() -> None:
 
 
 def no_flush_of_pack_folders() -> None:
-    """A pack's bytes are durable, its name is not (PACK)."""
+    """A pack's bytes are durable, its name is not (format.md, B2)."""
     real = files.sync_folder
 
     def sync_folder(path: Path) -> None:
@@ -76,7 +76,7 @@ def no_flush_of_pack_folders() -> None:
 
 
 def no_flush_of_index_folder() -> None:
-    """LMDB's files are durable, their names are not (Opening)."""
+    """LMDB's files are durable, their names are not (format.md, section 2)."""
     real = files.sync_folder
 
     def sync_folder(path: Path) -> None:
@@ -87,7 +87,7 @@ def no_flush_of_index_folder() -> None:
 
 
 def flush_again_after_failure() -> None:
-    """fdatasync is tried again, and the kernel says that all is well (Faults)."""
+    """fdatasync is tried again, and the kernel says that all is well (format.md, B3)."""
     real = os.fdatasync
 
     def sync_data(descriptor: int, path: Path) -> None:
@@ -116,7 +116,7 @@ def failed_flush_is_no_error() -> None:
 
 
 def no_write_loop() -> None:
-    """A short write counts as a whole one (Faults)."""
+    """A short write counts as a whole one (format.md, B1)."""
 
     def write_vector(descriptor: int, buffers: list[Any], offset: int, path: Path) -> int:
         os.pwritev(descriptor, buffers, offset)
@@ -336,12 +336,12 @@ def index_head_not_flushed() -> None:
 
 
 def index_not_walked() -> None:
-    """An index is used as it is found, whoever closed it (Opening)."""
+    """An index is used as it is found, whoever closed it (format.md, section 11)."""
     _replace(opening, "stamp_fits", lambda index: True)
 
 
 def old_index_accepted() -> None:
-    """An index from a backup is not told from the newest (Opening)."""
+    """An index from a backup is not told from the newest (format.md, section 11)."""
     _replace(opening, "refuse_old_index", lambda path, uuid, environment: None)
 
 
@@ -364,7 +364,7 @@ def failed_write_is_no_error() -> None:
 
 
 def poisoned_pack_goes_on() -> None:
-    """A pack takes records after a flush of it failed (PACK, Faults)."""
+    """A pack takes records after a flush of it failed (format.md, B3)."""
     _replace(packs.PackWriter, "failed", property(lambda pack: False, lambda pack, value: None))
     real = packs.PackWriter.sync
 

@@ -1,7 +1,7 @@
 """A state tree as named tensors plus one text, and back, exactly.
 
 Every leaf becomes a tensor under its dotted path. The text holds everything else: it is the
-checkpoint's manifest (docs/format.md, Manifest) whose blob n is tensor n of a list of names.
+checkpoint's manifest (docs/format.md, section 14) whose blob n is tensor n of a list of names.
 
     {"casckpt": 1, "tensors": ["model.weight", ...], "manifest": {...}}
 
