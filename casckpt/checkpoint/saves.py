@@ -50,7 +50,8 @@ class Saves(Committing):
             metrics: name to anything that takes float(); NaN is kept, and never best.
             tags: names for this checkpoint; policies never drop a tagged one.
             replace: move the checkpoint at this step to the trash, if its content is another.
-            level: "fast", "balanced" or "small"; None for the store's.
+            level: "fast" (as it is), "balanced", or "small" (hardly smaller than balanced, see
+                `Options`); None for the store's.
             parent: a REF of this store whose bytes the state resembles (a fine-tuned model's
                 origin, another fold): it is stored as differences to that where it pays. None
                 for the checkpoint before it in the run.
