@@ -25,7 +25,10 @@ RESULT: Final = {"kind": "result"}
 """FORMAT: `config` of a manifest that holds the result of a stage's item: no checkpoint."""
 
 BESIDE_MAX_BYTES: Final = 16 * 1024 * 1024
-"""FORMAT: most bytes that a checkpoint keeps beside its state: generators, positions, counters."""
+"""FORMAT: most bytes that a checkpoint keeps beside its state: generators, positions, counters.
+
+What casckpt writes is smaller (`casckpt/training/extras.py`, LIMIT_BYTES).
+"""
 
 _BESIDE: Final = "beside"
 

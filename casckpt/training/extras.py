@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from casckpt.store.saving import Saver
 
 LIMIT_BYTES: Final = 4 * 1024 * 1024
-"""Largest extra: a manifest is read whole by every `show`, and positions take kilobytes."""
+"""Largest extra: the thread that trains encodes it at each save, and a resume reads it whole.
+
+Positions and generators take kilobytes. There are two limits more: the format allows four times as
+much beside a state (`manifest.BESIDE_MAX_BYTES`), which readers hold to, and of one loader a
+sixteenth of this is kept between epochs (`loops/boundary.py`, KEPT_BYTES).
+"""
 
 
 class _Memory:
