@@ -56,6 +56,7 @@ class BareModule:
     """
 
     casckpt_into: ClassVar[str] = "shown"
+    """Its `state_dict()` is the module's memory; see casckpt/checkpoint/into.py."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module

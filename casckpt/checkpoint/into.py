@@ -3,6 +3,16 @@
 `IntoPlan.match` walks the saved tree and `into` side by side. It notes every difference, which
 array of `into` takes which entry, and returns what puts the result together after the read. Until
 `refuse` has passed, nothing of `into` has been touched.
+
+An object that has `state_dict()` and `load_state_dict()` may say by an attribute `casckpt_into`
+how it is filled; without it, or with any other word, its handler or its state decides.
+
+    "parts"     its state is a dict of named parts: each is filled like a leaf of the tree, and
+                those that only the checkpoint has are added (a State of a run)
+    "shown"     its `state_dict()` shows its own memory: the tensors in it are filled in place,
+                then `load_state_dict` is given all of it (a torch module without its wrappers)
+
+A handler's `bind` and `bind_built` return the target, or as text why it does not fit.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class State:
     """
 
     casckpt_into: ClassVar[str] = "parts"
-    """How a restore fills it; see casckpt/checkpoint/into.py."""
+    """Each part is filled by itself; see casckpt/checkpoint/into.py."""
 
     def __init__(self, **parts: Any) -> None:
         object.__setattr__(self, "_parts", {})
