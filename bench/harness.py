@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 SCHEMA = 1
 ROUNDS_MIN = 5
+ROTATED = "contenders took turns in an order that rotated from round to round"
 COMPARED = "after the last round, what was saved last was loaded and compared bit for bit"
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -18,6 +18,7 @@ from typing import Any
 from bench import limits
 from bench.contenders import Casckpt, Contender, split_missing
 from bench.harness import (
+    ROTATED,
     Context,
     Goal,
     Result,
@@ -83,6 +84,7 @@ def run(context: Context) -> Result:
             goal = f"verified {way} restore / torch.load, {name}"
             result.goals.append(Goal(goal, target, ratio, "x", False))
     result.limits = limits.machine_limits(context.work, quick=context.quick)
+    result.notes.append(ROTATED)
     result.notes.append("torch.save rows are torch.load; DCP loads into empty tensors")
     return result
 

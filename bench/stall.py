@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench import limits
-from bench.harness import COMPARED, Context, Goal, Result, rotated, speed_row
+from bench.harness import COMPARED, ROTATED, Context, Goal, Result, rotated, speed_row
 from bench.inputs import trajectory
 from bench.trees import assert_equal, logical_bytes, tensors
 
@@ -60,7 +60,7 @@ def run(context: Context) -> Result:
     copied_s = statistics.median(seconds["memcpy"])
     beyond_s = statistics.median(seconds["save_async"]) - 1.2 * copied_s
     result.goals.append(Goal("stall beyond 1.2 x memcpy", 0.002, beyond_s, "s", True))
-    result.notes.append(COMPARED)
+    result.notes += [COMPARED, ROTATED]
     result.limits = limits.machine_limits(context.work, quick=context.quick)
     return result
 
