@@ -110,7 +110,7 @@ class StepExists(BadRequest):
 class PickleRefused(BadRequest):
     """Loading would unpickle, which can run any code."""
 
-    default_hint = "pass allow_pickle=True only if you trust whoever wrote it"
+    default_hint = "in Python allow_pickle=True reads it; only if you trust whoever wrote it"
 
 
 class MissingExtra(BadRequest):

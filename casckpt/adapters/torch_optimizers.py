@@ -16,7 +16,30 @@ def state_problems(optimizer: torch.optim.Optimizer, plain: Any) -> list[str]:
     """Say why an optimizer could not take a state."""
     groups = optimizer.param_groups
     shapes = [[tuple(item.shape) for item in group["params"]] for group in groups]
-    return list(optimizer_problems(shapes, plain))
+    return list(optimizer_problems(shapes, plain)) or _missing_settings(optimizer, plain)
+
+
+def _missing_settings(optimizer: torch.optim.Optimizer, plain: dict[str, Any]) -> list[str]:
+    """Say which settings a saved state lacks that the optimizer's class works with.
+
+    torch takes saved groups as they are, so that another class's fail at its first step. Settings
+    that came with a newer torch are added to older groups by `__setstate__`, on a copy here.
+    """
+    needed = getattr(optimizer, "defaults", {}).keys()
+    groups = [{**group, "params": []} for group in plain["param_groups"]]
+    if all(needed <= group.keys() for group in groups):
+        return []
+    copy = object.__new__(type(optimizer))
+    try:
+        copy.__setstate__({"state": {}, "param_groups": groups, "defaults": {}})
+    except Exception:
+        return []  # it needs more than torch's own; its load_state_dict will tell
+    return [
+        f"group {place}: no {name!r} in the checkpoint, which was of another optimizer "
+        f"than {type(optimizer).__name__}"
+        for place, group in enumerate(groups)
+        for name in sorted(needed - group.keys())[:1]
+    ]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, plain: dict[str, Any]) -> None:

@@ -216,7 +216,7 @@ def _table(
     places = [views.place(checkpoint) for checkpoint in found]
     size = lru_cache(maxsize=None)(formatting.size)  # few sizes, many checkpoints
     cells = [
-        *([["*" if ranked else "", *[""] * (len(found) - 1)]] if best else []),
+        *([["*" if ranked and not place else "" for place in range(len(found))]] if best else []),
         [checkpoint.id[:ABBREVIATION] for checkpoint in found],
         [run for run, _ in places],
         [step for _, step in places],

@@ -26,6 +26,7 @@ Facts = dict[str, dict[str, Any]]
 ACTIONS: Final = ("raise", "warn", "allow", "restart")
 NOTHING: Final = "(nothing)"
 WORLD_SIZE: Final = "env.world_size"
+_NAMED_MAX: Final = 5
 _NOT_GUARDED: Final = frozenset({"casckpt"})
 _no_settings: set[str] = set()
 
@@ -180,11 +181,12 @@ def obey(run: str, differences: Sequence[Difference]) -> bool:
     """
     refused = [one for one in differences if one.action == "raise"]
     if refused:
-        allow = ", ".join(f"{one.field!r}: 'allow'" for one in refused[:3])
+        some = ", ".join(f"{one.field!r}: 'allow'" for one in refused)
+        allow = f"{{{some}}}" if len(refused) <= _NAMED_MAX else "'allow'"
         raise ConfigMismatch(
             f"{run} was begun with other settings: {'; '.join(map(str, differences))}",
             f"{len(refused)} of them must not change",
-            f"go on as before, or on_mismatch={{{allow}}}, or resume='never' for a new line",
+            f"go on as before, or on_mismatch={allow}, or resume='never' for a new line",
             run=run,
             differences=[(one.field, one.old, one.new) for one in differences],
         )

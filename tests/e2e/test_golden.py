@@ -97,3 +97,16 @@ def test_help_of_every_command_has_examples(cli):
         assert answer.code == 0, name
         assert "Examples:" in answer.out, name
         assert "Everywhere:" in answer.out, name
+
+
+@pytest.mark.parametrize("words", [["--tag", "nope"], ["nothing*"]])
+def test_a_list_of_nothing_by_a_metric_is_none(cli, words):
+    answer = cli("ls", *words, "--best", "val_loss")
+    assert answer.code in (0, 12)
+    assert "internal error" not in answer.err
+
+
+def test_a_new_store_has_no_best(new_cli):
+    assert new_cli("init", "-q").code == 0
+    answer = new_cli("ls", "--best", "loss")
+    assert (answer.code, "No checkpoints yet" in answer.err + answer.out) == (0, True)

@@ -344,6 +344,38 @@ def test_an_optimizer_of_other_parameters_is_refused_before_the_model_is_touched
     assert torch.equal(fresh[0].weight, before)
 
 
+def _settings_of(cls, **options):
+    model = torch.nn.Linear(3, 2)
+    optimizer = cls(model.parameters(), **options)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.NAdam])
+def test_the_state_of_an_optimizer_of_another_class_is_refused(other):
+    model, optimizer = _settings_of(torch.optim.AdamW)
+    saved = Saved({"model": model, "optimizer": optimizer})
+    fresh, wrong = _settings_of(other)
+    before = fresh.weight.clone()
+    with pytest.raises(TreeMismatch, match=f"of another optimizer than {other.__name__}"):
+        saved.restore(into={"model": fresh, "optimizer": wrong})
+    assert torch.equal(fresh.weight, before)
+
+
+def test_settings_of_a_newer_torch_and_of_schedulers_may_be_missing_or_too_many():
+    model, optimizer = _settings_of(torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        del group["decoupled_weight_decay"], group["fused"], group["maximize"]
+        group["note"] = "mine"
+    saved = Saved({"model": model, "optimizer": optimizer})
+    fresh, right = _settings_of(torch.optim.AdamW)
+    torch.optim.lr_scheduler.StepLR(right, 1)
+    saved.restore(into={"model": fresh, "optimizer": right})
+    right.step()
+    assert right.param_groups[0]["note"] == "mine"
+
+
 class Counting(torch.optim.SGD):
     """Keeps state of many dtypes beside each parameter."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import enum
 import logging
@@ -126,6 +127,17 @@ def test_a_changed_setting_is_refused_with_every_field(train, store, name):
     assert "lr: 0.1 -> 0.2; seed: 1 -> 2" in str(caught.value)
     assert caught.value.exit_code == 2
     assert train.steps == [2]
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_what_the_refusal_says_to_pass_goes_on(train, store, name, count):
+    train(2, run={"config": dict.fromkeys("abcdefghijkl"[:count], 1)})
+    other = dict.fromkeys("abcdefghijkl"[:count], 2)
+    with pytest.raises(ConfigMismatch) as caught:
+        train(3, run={"config": other})
+    hint = str(caught.value).partition("on_mismatch=")[2].partition(", or resume")[0]
+    train(3, run={"config": other, "on_mismatch": ast.literal_eval(hint)})
+    assert train.steps == [2, 3]
 
 
 def test_a_finished_run_is_compared_too(train, name):
