@@ -205,7 +205,7 @@ def _repoint(
         now = tx.object(record.id)
         if now is None or (now.pack, now.offset) != (old.pack, old.offset):
             continue
-        base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
+        base = record.base
         depth = 0
         if base and base == old.base and tx.is_lost(base):
             # Its bytes are not to be had until the base is back; until then it moves as it is.
@@ -218,17 +218,7 @@ def _repoint(
             depth = len(below)
             if (base != old.base and depth > longest) or not keep_usable(tx, base):
                 continue
-        row = rows.ObjectRow(
-            record.kind,
-            record.encoding,
-            depth,
-            len(record.refs),
-            move.writer.number,
-            record.offset,
-            record.stored,
-            record.logical,
-            base,
-        )
+        row = rows.ObjectRow.of(record, move.writer.number, depth)
         tx.put("objects", record.id, row.encode())
         done.append(move)
         saved_bytes += now.total_bytes - row.total_bytes

@@ -316,27 +316,14 @@ class ObjectWriter:
         for identity, (pack, record) in placed:
             if keep_usable(tx, identity):
                 continue
-            base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
+            base = record.base
             below = tx.chain(base) if base else []
             if below is None or any(link == identity for link, _, _ in below):
                 raise SaveAgain("the save was interrupted", "a collector freed a base it relies on")
             if base:
                 keep_usable(tx, base)
-            tx.put(
-                "objects",
-                identity,
-                rows.ObjectRow(
-                    record.kind,
-                    record.encoding,
-                    len(below),
-                    len(record.refs),
-                    pack.number,
-                    record.offset,
-                    record.stored,
-                    record.logical,
-                    base,
-                ).encode(),
-            )
+            placed_at = rows.ObjectRow.of(record, pack.number, len(below))
+            tx.put("objects", identity, placed_at.encode())
 
 
 def _ids(unit: list[Piece]) -> list[bytes]:

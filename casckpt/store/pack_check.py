@@ -324,14 +324,13 @@ def _row_of(tx: Transaction, identity: bytes) -> rows.ObjectRow | None:
 
 def _fits(record: Record, row: rows.ObjectRow) -> bool:
     """Tell whether a row says what the header at its place says."""
-    base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
     return (row.kind, row.encoding, row.ref_count, row.stored, row.logical, row.base) == (
         record.kind,
         record.encoding,
         len(record.refs),
         record.stored,
         record.logical,
-        base,
+        record.base,
     )
 
 

@@ -195,10 +195,10 @@ class _Rebuild:
         """
         on_bases: dict[bytes, list[tuple[int, Record]]] = defaultdict(list)
         for pack, record in self._salvage.scan():
-            if record.kind == layout.TYPE_CHUNK and record.refs:
-                on_bases[record.refs[0]].append((pack.number, record))
+            if record.base:
+                on_bases[record.base].append((pack.number, record))
             else:
-                self._put("objects", record.id, _object_row(pack.number, record, 0).encode())
+                self._put("objects", record.id, rows.ObjectRow.of(record, pack.number, 0).encode())
         for pack in self._salvage.packs:
             self._put("packs", rows.pack_key(pack.number), pack.row().encode())
         self._flush()
@@ -226,7 +226,7 @@ class _Rebuild:
                     or depth >= layout.CHAIN_MAX_LINKS
                 ):
                     continue
-                row = known[record.id] = _object_row(number, record, depth)
+                row = known[record.id] = rows.ObjectRow.of(record, number, depth)
                 self._put("objects", record.id, row.encode())
                 ready.append(record.id)
         self._flush()
@@ -384,21 +384,6 @@ def _fits(below: rows.ObjectRow, record: Record) -> bool:
     """Tell whether a record may be decoded with what a row names: numbers need as many of them."""
     is_dictionary = record.encoding == layout.ENCODING_DICTIONARY
     return is_dictionary or below.logical == record.logical
-
-
-def _object_row(pack: int, record: Record, depth: int) -> rows.ObjectRow:
-    base = record.refs[0] if record.kind == layout.TYPE_CHUNK and record.refs else b""
-    return rows.ObjectRow(
-        record.kind,
-        record.encoding,
-        depth,
-        len(record.refs),
-        pack,
-        record.offset,
-        record.stored,
-        record.logical,
-        base,
-    )
 
 
 def _check_row(table: str, key: bytes, value: bytes | None) -> None:

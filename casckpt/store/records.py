@@ -49,6 +49,11 @@ class Record:
     offset: int = 0
 
     @property
+    def base(self) -> bytes:
+        """The id of a chunk's base; empty for one that is stored whole, and for other objects."""
+        return self.refs[0] if self.kind == layout.TYPE_CHUNK and self.refs else b""
+
+    @property
     def header_bytes(self) -> int:
         """Bytes from the record's magic to its payload."""
         return OVERHEAD_BYTES + ID_BYTES * len(self.refs)

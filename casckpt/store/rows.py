@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from casckpt.errors import Corrupt
 from casckpt.ids import ID_BYTES
 from casckpt.store import layout
+
+if TYPE_CHECKING:
+    from casckpt.store.records import Record
 
 RowState = Literal["live", "trash", "tombstone"]
 _STATES: Final[tuple[RowState, ...]] = ("live", "trash", "tombstone")
@@ -52,6 +55,21 @@ class ObjectRow:
     stored: int
     logical: int
     base: bytes = b""
+
+    @staticmethod
+    def of(record: Record, pack: int, depth: int) -> ObjectRow:
+        """Return the row of a record in a pack, `depth` links above the end of its chain."""
+        return ObjectRow(
+            record.kind,
+            record.encoding,
+            depth,
+            len(record.refs),
+            pack,
+            record.offset,
+            record.stored,
+            record.logical,
+            record.base,
+        )
 
     @property
     def total_bytes(self) -> int:

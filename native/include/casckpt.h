@@ -5,7 +5,8 @@
  *   - each pointer comes with its length in bytes (or items, where the name says so); a pointer may be NULL only when
  *     its length is 0 or the comment says so;
  *   - re-entrant and thread safe as long as two threads do not write to the same memory (readers may share);
- *   - returns CAS_OK or the reason it refused; on refusal no out-parameter has been touched;
+ *   - returns CAS_OK or the reason it refused; on refusal no out-parameter has been touched, but for the bytes
+ *     of `out` and `scratch` of coders and decoders, where their comments say so;
  *   - all integers on the wire are little-endian.
  *
  * The block between the two `cffi` marks is read verbatim by build_cffi.py, so it holds no preprocessor lines.

@@ -16,8 +16,11 @@ enum {
     MARGIN_Q16 = 3932,
     REPEAT_WINDOW = 8192,
     REPEAT_BYTES = 16,
-    REPEAT_SLOTS = REPEAT_WINDOW
+    REPEAT_SLOTS = REPEAT_WINDOW,
+    REPEAT_BITS = 13
 };
+_Static_assert(REPEAT_SLOTS == 1 << REPEAT_BITS, "a hash of REPEAT_BITS bits names every slot");
+_Static_assert(REPEAT_WINDOW <= 1 << 16, "a slot holds a place in the window");
 
 static bool sampled(size_t len) { return len > 2 * WINDOWS * WINDOW_BYTES; }
 
@@ -58,7 +61,7 @@ static size_t count_repeats(const uint8_t *plane, size_t len) {
     size_t repeats = 0;
     for (size_t i = 0; i + REPEAT_BYTES <= len;) {
         const uint64_t hash = cas_load64(plane + i) * 0x9E3779B97F4A7C15u; /* Fibonacci hashing: 2^64 / golden ratio */
-        uint16_t *const slot = last + (hash >> 51);
+        uint16_t *const slot = last + (hash >> (64 - REPEAT_BITS));
         const size_t before = *slot;
         *slot = (uint16_t)i;
         if (before < i && memcmp(plane + before, plane + i, REPEAT_BYTES) == 0) {
