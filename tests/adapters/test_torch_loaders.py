@@ -111,6 +111,35 @@ def test_a_run_killed_twice_sees_them_too(tmp_path):
     assert train(tmp_path / "killed", "own") == whole[2:]
 
 
+def train_with_workers_that_stay(place, kind: str, kill: tuple[int, int] = (0, 0)) -> list:
+    """Return the batches and draws of all sessions; `kill` is an epoch and a batch of it."""
+    torch.manual_seed(0)
+    stay = {"num_workers": 1, "persistent_workers": True}
+    training = DataLoader(
+        list(range(12)), 4, shuffle=True, generator=generator_of(7) if kind == "own" else None,
+        **({} if kind == "validation" else stay),
+    )  # fmt: skip
+    check = DataLoader(list(range(4)), 4, **stay)
+    state = casckpt.State(seen=[])
+    with suppress(Killed), casckpt.open(place) as store, store.run("r") as run:
+        for epoch in run.epochs(3, state):
+            for count, batch in enumerate(run.batches(training, save_every_s=0)):
+                die_if((epoch, count) == kill, run)
+                state.seen.append((batch.tolist(), float(torch.rand(()))))
+            if kind == "validation":
+                state.seen += [batch.tolist() for batch in run.batches(check)]
+    return state.seen
+
+
+@pytest.mark.parametrize("kind", ["plain", "own", "validation"])
+def test_workers_that_stay_change_nothing_for_a_run_that_was_killed(tmp_path, kind):
+    whole = train_with_workers_that_stay(tmp_path / "whole", kind)
+    for kill in ((2, 1), (3, 0)):
+        place = tmp_path / f"killed-{kill}"
+        train_with_workers_that_stay(place, kind, kill)
+        assert train_with_workers_that_stay(place, kind) == whole, kill
+
+
 class Resumable:
     """A stream that goes on from its state, as those of datasets do: at its end that is empty."""
 

@@ -6,11 +6,15 @@ anew with the generators as they were when it began, and what was consumed is sk
 else (a generator, an iterable dataset) cannot: then nothing is saved inside an epoch.
 
 Source of the rule when generators go back (after `iter`, since `iter` itself draws): torch's
-`_BaseDataLoaderIter` draws the base seed, `RandomSampler` the seed of its permutation.
+`_BaseDataLoaderIter` draws the base seed, `RandomSampler` the seed of its permutation. Workers that
+stay (`persistent_workers=True`) are given a seed by the first pass of a process alone; it is drawn
+from a copy of the generator, so that a first pass draws what later ones do.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import GeneratorType
@@ -54,11 +58,13 @@ class Pass:
         self._is_ahead = False
         self._fetched = 0
         self._is_over = False
+        # Positions of before say nothing: their first pass drew the seed of workers that stay.
+        self._is_aside = saved is None or bool(saved.get("seed_aside"))
         if saved is None:
             if self.kind == "replay":
                 self._begun = generators_of(loader)
                 self._streams = randomness.capture()
-            self._iterator: Iterator[Any] = iter(loader)
+            self._iterator: Iterator[Any] = self._iter()
         else:
             self._return_to(saved)
         self._start = self.count
@@ -74,14 +80,14 @@ class Pass:
             self._asked = randomness.capture()
         undo, self._undo = self._undo, None
         try:
-            batch = next(self._iterator)
+            batch = self._take()
         except StopIteration:
             if undo is None:
                 self._is_over = True
                 raise
             undo()
-            self._iterator = iter(self._loader)
-            batch = next(self._iterator)
+            self._iterator = self._iter()
+            batch = self._take()
         self._fetched += 1
         return batch
 
@@ -105,6 +111,7 @@ class Pass:
         if self.kind == "none":
             return None
         position: dict[str, Any] = {"kind": self.kind, "count": self.count}
+        position["seed_aside"] = self._is_aside
         if self.kind == "own":
             position["loader"] = self._loader.state_dict()
         else:
@@ -122,23 +129,38 @@ class Pass:
                 self._iterator = iter(())
                 return
             self._loader.load_state_dict(saved["loader"])
-            self._iterator = iter(self._loader)
+            self._iterator = self._iter()
             return
         begun = saved["begun"]
         self._begun, self._streams = begun["held"], begun["streams"]
         randomness.restore(self._streams)
         restore_generators(self._loader, self._begun)
-        self._iterator = iter(self._loader)
+        self._iterator = self._iter()
         if "asked" in saved and self.count:
             # The batch after this one was fetched in the same call, with generators that the
             # training had drawn from meanwhile.
-            _skip(self._iterator, self._loader, self.count - 1)
+            self._is_ahead = True
+            self._skip(self.count - 1)
             self._asked = saved["asked"]
             randomness.restore(self._asked)
-            next(self._iterator)
+            self._take()
         else:
-            _skip(self._iterator, self._loader, self.count)
+            self._skip(self.count)
         restore_generators(self._loader, saved["held"])
+
+    def _iter(self) -> Iterator[Any]:
+        with _seed_aside(self._loader, self._is_aside):
+            return iter(self._loader)
+
+    def _take(self) -> Any:
+        if not self._is_ahead:
+            return next(self._iterator)
+        with _seed_aside(self._loader, self._is_aside):  # its iterator is made by the first one
+            return next(self._iterator)
+
+    def _skip(self, count: int) -> None:
+        with _seed_aside(self._loader, self._is_aside):
+            _skip(self._iterator, self._loader, count)
 
 
 def is_finished(loader: Any, saved: Mapping[str, Any]) -> bool:
@@ -181,6 +203,34 @@ def _fetches_ahead(loader: Any, iterator: Any) -> bool:
     generator and not torch's own.
     """
     return hasattr(loader, "batch_sampler") and isinstance(iterator, GeneratorType)
+
+
+@contextlib.contextmanager
+def _seed_aside(loader: Any, is_wanted: bool) -> Iterator[None]:
+    """Have torch take the seed of workers that stay from a copy of the loader's generator.
+
+    Only the first pass of a process gives them one (`_BaseDataLoaderIter.__init__`). A process that
+    goes on makes workers anew before what was a later pass of the one that was killed, and whatever
+    that draws, nothing drew there. The seed itself is the one that torch would have drawn.
+    """
+    torch = sys.modules.get("torch")
+    base = getattr(loader, "base_dataloader", loader)  # accelerate's stand for one of torch
+    stay = getattr(base, "persistent_workers", False) and getattr(base, "num_workers", 0) > 0
+    if not is_wanted or torch is None or not stay or getattr(base, "_iterator", base) is not None:
+        yield
+        return
+    own = base.generator
+    device = torch.empty(()).device if own is None else own.device
+    copy = torch.Generator(device)
+    if own is not None or device.type == "cpu":
+        copy.set_state((own or torch.default_generator).get_state())
+    else:
+        copy.manual_seed(torch.initial_seed())
+    base.generator = copy
+    try:
+        yield
+    finally:
+        base.generator = own
 
 
 def _length(loader: Any) -> int | None:
