@@ -29,6 +29,9 @@ much beside a state (`manifest.BESIDE_MAX_BYTES`), which readers hold to, and of
 sixteenth of this is kept between epochs (`loops/boundary.py`, KEPT_BYTES).
 """
 
+POSITION_BYTES: Final = LIMIT_BYTES // 4 * 3
+"""Largest position of loaders, of all processes together: the rest is for what is beside it."""
+
 
 class _Memory:
     """Takes and gives blobs as a store does."""
@@ -79,6 +82,16 @@ def pack(value: Any) -> Node:
             "keep what is large in the state",
         )
     return {"body": body.decode("ascii"), "blobs": blobs}
+
+
+def why_not(value: Any, limit_bytes: int) -> str:
+    """Return why a tree cannot be kept beside a state in so many bytes; empty if it can."""
+    try:
+        node = pack(value)
+    except BadLeaf as exc:
+        return f"{exc.what}: {exc.why}"
+    size = len(node["body"]) + sum(map(len, node["blobs"]))
+    return f"it takes {size:,} bytes of {limit_bytes:,}" if size > limit_bytes else ""
 
 
 def unpack(node: Node) -> Any:

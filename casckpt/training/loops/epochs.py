@@ -289,7 +289,8 @@ class EpochLoop(Loop):
         is_late = save_every_s is not None and now_s - self._inside_at_s >= save_every_s
         request, (due, is_late) = self.agree(current.count, request, due, is_late)
         if request is not None and request.kind != "call":
-            self._save_inside(current, (STOP,), request)
+            if not self._save_inside(current, (STOP,), request):
+                return  # nothing is lost at the end of the epoch
             self._run._leave(request)
         if due or is_late:
             self._inside_at_s = now_s
@@ -314,11 +315,19 @@ class EpochLoop(Loop):
 
     def _save_inside(
         self, current: position.Pass, reasons: tuple[str, ...], request: StopRequest | None
-    ) -> None:
+    ) -> bool:
+        """Save inside the epoch; return False if a checkpoint cannot keep where the loader stands.
+
+        If there is no time before the process is killed, nothing is saved.
+        """
         level = None if request is None else self.stop_level(request)
-        where = current.position()
-        if level == "none" or where is None:
-            return
+        if level == "none":
+            return True
+        middle = {**self._began, "pass": current.position()}
+        if not self.saver.keeps(middle):
+            current.kind = "none"
+            self.missing = position.missing_of(current.kind)
+            return False
         self.saver.save(
             self.done,
             current.count,
@@ -326,11 +335,12 @@ class EpochLoop(Loop):
             row=self.row,
             metrics=False,
             loop=self.counters(),
-            middle={**self._began, "pass": where},
+            middle=middle,
             between=self._boundary.capture(),
             wait=request is not None,
             level=level,
         )
+        return True
 
     def _say_unlogged(self) -> None:
         """Say once that what is to decide has not been logged: a name may be wrong."""

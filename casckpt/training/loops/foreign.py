@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from casckpt.checkpoint.filetrees import Files
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.records import Checkpoint
+from casckpt.training.loops import position
 from casckpt.training.loops.epochs import LoopOptions
 from casckpt.training.loops.every import Every
 from casckpt.training.loops.keeping import BEST, EVERY, FINAL, LATEST, STOP
@@ -154,6 +155,8 @@ class ForeignLoop:
                 logged unless the loop ends here.
         """
         wait = self.is_over or STOP in reasons
+        if middle is not None and not self.saver.keeps(middle):
+            middle, missing = None, position.missing_of("none")
         self._state.files = Files(path)
         self.saver.save(
             self.done,

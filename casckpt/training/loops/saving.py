@@ -12,7 +12,7 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import NoSpace
 from casckpt.logs import logger
-from casckpt.training import randomness
+from casckpt.training import extras, randomness
 from casckpt.training.loops import keeping
 from casckpt.training.loops.every import Since
 from casckpt.training.loops.monitor import Monitor
@@ -30,6 +30,12 @@ _USUAL: Final = ""
 """The store's own level, among levels."""
 
 _FAST: Final = "fast"
+
+
+_NOT_KEPT: Final = (
+    "%s: the position of a loader cannot be saved (%s); nothing is saved inside an epoch, a stop"
+    " waits for its end, and steps() would go on with a new pass"
+)
 
 
 def captured_by_all(
@@ -71,6 +77,7 @@ class LoopSaver:
         self._monitor = monitor
         self._keep = keep
         self._pending: PendingSave | None = None
+        self._has_said = False
         self.since = Since(saved_at_s=time.monotonic())
         self.last: Checkpoint | None = None
         self._parent_id = run._parent_id
@@ -170,6 +177,20 @@ class LoopSaver:
             self._note(saved)
         if keeping.EVERY in reasons:
             self.since.saved(time.monotonic())
+
+    def keeps(self, middle: Mapping[str, Any]) -> bool:
+        """Return whether a checkpoint can keep a position inside an epoch; says once if not.
+
+        The state of a loader is whatever the loader says, which must end no training. Each
+        process of the run makes this call, and all are told the same.
+        """
+        peers = self._run._peers
+        why = extras.why_not(middle, extras.POSITION_BYTES // peers.size)
+        is_kept = not peers.most([bool(why)])[0]
+        if not is_kept and not self._has_said:
+            self._has_said = True
+            logger.warning(_NOT_KEPT, self._run.name, why or "that of another process is too large")
+        return is_kept
 
     def settle(self, *, tolerant: bool = False) -> None:
         """Wait for the save in flight.

@@ -140,13 +140,16 @@ class StepLoop(Loop):
             return
         assert self._pass is not None
         where = self._pass.position()
+        middle = None if where is None else {"pass": where}
+        if middle is not None and not self.saver.keeps(middle):
+            self._pass.kind, middle = "none", None
         self.saver.save(
             self.done,
             0,
             reasons,
             row=self._gathered,
             loop=self.counters(),
-            middle=None if where is None else {"pass": where},
+            middle=middle,
             missing=position.missing_of(self._pass.kind),
             wait=self.is_over or request is not None,
             level=level,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import signal
+from contextlib import suppress
 
 import pytest
 
 from casckpt import Every, State
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, Stopped
 from casckpt.training.loops import position
 
 
@@ -135,6 +137,39 @@ def test_a_loader_that_cannot_be_put_back_is_saved_at_boundaries_only(store, nam
     newest = store.latest(name)
     assert newest.position == (1, 0)
     assert newest.missing == ("position of the loader",)
+
+
+@pytest.fixture(params=["x" * 2**22, {1, 2}], ids=["large", "of a set"])
+def unkept(request):
+    """Return what makes loaders whose state no checkpoint can keep."""
+
+    class Unkept(Stateful):
+        def state_dict(self):
+            return {**super().state_dict(), "more": request.param}
+
+    return Unkept
+
+
+def test_a_position_that_cannot_be_kept_ends_no_training(store, name, unkept, caplog):
+    seen = []
+    with suppress(Stopped), store.run(name) as run:
+        for _ in run.epochs(3, {"w": 0}):
+            for _ in run.batches(unkept(), save_every_s=0):
+                seen.append(name)
+                if len(seen) == 7:
+                    signal.raise_signal(signal.SIGTERM)
+    assert len(seen) == 10
+    newest = store.latest(name)
+    assert newest.position == (2, 0)  # a stop loses nothing
+    assert newest.missing == ("position of the loader",)
+    assert caplog.text.count("the position of a loader cannot be saved") == 1
+
+
+def test_steps_whose_position_cannot_be_kept_say_what_is_missing(store, name, unkept, caplog):
+    with store.run(name) as run:
+        list(run.steps(7, {"w": 0}, unkept(), save_every=3))
+    assert {one.missing for one in store.checkpoints(name)} == {("position of the loader",)}
+    assert caplog.text.count("the position of a loader cannot be saved") == 1
 
 
 def test_a_second_pass_in_an_epoch_is_only_passed_on(store, name):
