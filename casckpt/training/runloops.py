@@ -82,7 +82,7 @@ class RunLoops(RunBase):
 
         Between batches it looks for a request to stop, and saves in the middle of the epoch when
         it is time. Only the first call in an epoch does; a second one, over validation data,
-        passes its batches on.
+        passes its batches on. Where it stands is saved too if it is under way then, as in a `zip`.
 
         Args:
             loader: a loader with `state_dict`, a sequence, a torch DataLoader, or any iterable;

@@ -209,9 +209,11 @@ class EpochLoop(Loop):
         """See `Run.epochs`."""
         super().__init__(run, state, options)
         self._save_latest = save_latest
-        self._has_said = False
+        self._has_said = self._has_carried_on = False
         self._boundary = Boundary(self.extra.between)
         self._passes = 0
+        self._beside: dict[int, position.Pass] = {}
+        self._waiting: dict[int, dict[str, Any]] = {}
         self._inside_at_s = 0.0
         self._began: dict[str, Any] = {}
         self._held_inside: dict[str, Any] = {}
@@ -234,21 +236,35 @@ class EpochLoop(Loop):
     def batches(self, loader: Any, accumulate: int, save_every_s: float | None) -> Iterator[Any]:
         """Yield the batches of this epoch that are left; see `Run.batches`."""
         current = self.begin_pass(loader)
-        is_first = self._passes == 1
-        for batch in current:
-            yield batch
-            current.count += 1
-            if current.count % accumulate == 0:
-                # Not after the last one: a body that went on there would see no batch, and what
-                # follows its batches may use the last one's loss. The epoch ends at once.
-                can_save = is_first and not current.is_at_end
-                self.end_batch(current, save_every_s, can_save=can_save, counts=is_first)
+        place, epoch = self._passes - 1, self.done
+        is_first = place == 0
+        if not is_first:
+            self._beside[place] = current
+        try:
+            for batch in current:
+                yield batch
+                current.count += 1
+                is_carried = self.done != epoch
+                if is_carried:
+                    self._say_carried_on()
+                if current.count % accumulate == 0:
+                    # Not after the last one: a body that went on there would see no batch, and
+                    # what follows its batches may use the last one's loss. The epoch ends at once.
+                    can_save = is_first and not current.is_at_end and not is_carried
+                    self.end_batch(current, save_every_s, can_save=can_save, counts=is_first)
+        finally:
+            if self._beside.get(place) is current:
+                del self._beside[place]
 
     def begin_pass(self, loader: Any) -> position.Pass:
-        """Begin to pass over a loader; the first time in an epoch, where its position is."""
+        """Begin to pass over a loader; where its position is, if that is in the epoch at hand."""
         is_first = self._passes == 0
+        if not is_first and self._waiting:
+            return self._begin_beside(loader)
         self._passes += 1
         middle = self.middle if is_first else None
+        if middle is not None:
+            self._waiting = dict(middle.get("beside", {}))
         self.extra = Extra(log=self.extra.log)
         undo = self._boundary.begin(self._passes - 1, loader, inside=middle is not None)
         current = position.Pass(loader, middle["pass"] if middle else None, undo)
@@ -262,6 +278,31 @@ class EpochLoop(Loop):
             self.missing = position.missing_of(current.kind)
             self._inside_at_s = time.monotonic()
         return current
+
+    def _begin_beside(self, loader: Any) -> position.Pass:
+        """Go on with a pass that was under way beside the first one, as those of a `zip` are."""
+        place = min(self._waiting)
+        saved = self._waiting.pop(place)
+        self._passes = place + 1
+        self._boundary.begin(place, loader, inside=True)
+        # Unlike before the first pass, the generators stand where they stood before this batch.
+        streams, held = randomness.capture(), generators_in(self._state)
+        current = position.Pass(loader, saved)
+        self._boundary.begun(place, current)
+        randomness.restore(streams)
+        restore_generators(self._state, held)
+        return current
+
+    def _say_carried_on(self) -> None:
+        """Say once that a pass goes on in the next epoch: no checkpoint knows where it stands."""
+        self.missing = position.missing_of("none")
+        if not self._has_carried_on:
+            self._has_carried_on = True
+            logger.warning(
+                "%s: a pass over a loader goes on in epoch %d, and no checkpoint keeps where: after"
+                " a resume it begins anew; begin it within the epoch, or use steps()",
+                *(self._run.name, self.done + 1),
+            )
 
     def end_batch(
         self,
@@ -300,6 +341,7 @@ class EpochLoop(Loop):
         """Stand at the beginning of the next epoch, as the uninterrupted run does."""
         run = self._run
         self._passes = 0
+        self._beside, self._waiting = {}, {}
         self.missing = ()
         if self.middle is not None:
             randomness.restore(self.middle["began"])
@@ -323,8 +365,9 @@ class EpochLoop(Loop):
         level = None if request is None else self.stop_level(request)
         if level == "none":
             return True
-        middle = {**self._began, "pass": current.position()}
-        if not self.saver.keeps(middle):
+        beside = {place: one.position(given=True) for place, one in self._beside.items()}
+        middle = {**self._began, "pass": current.position(), "beside": beside}
+        if None in beside.values() or not self.saver.keeps(middle):
             current.kind = "none"
             self.missing = position.missing_of(current.kind)
             return False

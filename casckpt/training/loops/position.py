@@ -106,11 +106,16 @@ class Pass:
         given = self._start + self._fetched
         return None if self._is_over or length is None or given >= length else (given, length)
 
-    def position(self) -> dict[str, Any] | None:
-        """Return a plain tree that says where the pass stands, None if that cannot be said."""
+    def position(self, *, given: bool = False) -> dict[str, Any] | None:
+        """Return a plain tree that says where the pass stands, None if that cannot be said.
+
+        Args:
+            given: count the last batch as consumed, although the next one was not asked for.
+        """
         if self.kind == "none":
             return None
-        position: dict[str, Any] = {"kind": self.kind, "count": self.count}
+        count = self._start + self._fetched if given else self.count
+        position: dict[str, Any] = {"kind": self.kind, "count": count}
         position["seed_aside"] = self._is_aside
         if self.kind == "own":
             position["loader"] = self._loader.state_dict()

@@ -182,6 +182,52 @@ def test_a_second_pass_in_an_epoch_is_only_passed_on(store, name):
     assert [one.position for one in store.checkpoints(name)] == [(2, 0)]
 
 
+def zip_script(store, name, loader_of, *, kill=0):
+    """Train on pairs of batches; `kill` is the number of them after which it dies."""
+    random.seed(1)
+    own = random.Random(2)
+    state = State(own=own, seen=[])
+    with suppress(PowerCut), store.run(name) as run:
+        for _ in run.epochs(2, state):
+            pairs = zip(
+                run.batches(Shuffled(), save_every_s=0), run.batches(loader_of()), strict=True
+            )
+            for pair in pairs:
+                if len(state.seen) == kill - 1:
+                    raise PowerCut
+                state.seen.append((pair, own.random(), random.random()))
+    return state.seen
+
+
+@pytest.mark.parametrize("loader_of", [Shuffled, Stateful, lambda: list(range(5))])
+def test_passes_at_once_go_on_where_they_stood(store, name, loader_of):
+    whole = zip_script(store, f"{name}-whole", loader_of)
+    for kill in (2, 4, 9):
+        zip_script(store, f"{name}-{kill}", loader_of, kill=kill)
+        assert zip_script(store, f"{name}-{kill}", loader_of) == whole, kill
+    zip_script(store, name, loader_of, kill=3)
+    zip_script(store, name, loader_of, kill=5)
+    assert store.latest(name).batch == 4
+    assert zip_script(store, name, loader_of) == whole
+
+
+def test_nothing_is_saved_beside_a_pass_that_cannot_be_put_back(store, name):
+    zip_script(store, name, lambda: (one for one in range(5)), kill=8)
+    assert store.latest(name).position == (1, 0)
+    assert store.latest(name).missing == ("position of the loader",)
+
+
+def test_a_pass_that_goes_on_in_the_next_epoch_is_named(store, name, caplog):
+    with store.run(name) as run:
+        for epoch in run.epochs(3, {"n": 0}):
+            if epoch == 1:
+                other = run.batches(range(9))
+            for _ in run.batches([1, 2], save_every_s=0):
+                next(other)
+    assert caplog.text.count("goes on in epoch") == 1
+    assert store.latest(name).missing == ("position of the loader",)
+
+
 def test_batches_of_a_validation_are_no_steps(store, name):
     with store.run(name) as run:
         for _ in run.epochs(4, {"n": 0}, save_every=Every(steps=20), save_latest=False):
