@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 from casckpt.errors import BadRequest
 
-_STREAM: Final = "random_state"
+STREAM: Final = "random_state"
 """The key under which the state of a generator stands in a checkpoint."""
 
 
@@ -140,14 +140,14 @@ class GeneratorPart:
     def state_dict(self) -> dict[str, Any]:
         """Return what the generator continues from."""
         if isinstance(self.generator, random.Random):
-            return {_STREAM: self.generator.getstate()}
+            return {STREAM: self.generator.getstate()}
         if hasattr(self.generator, "bit_generator"):
-            return {_STREAM: self.generator.bit_generator.state}
-        return {_STREAM: self.generator.get_state()}
+            return {STREAM: self.generator.bit_generator.state}
+        return {STREAM: self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the generator continue from there."""
-        found = state[_STREAM]
+        found = state[STREAM]
         if isinstance(self.generator, random.Random):
             self.generator.setstate(found)
         elif hasattr(self.generator, "bit_generator"):

@@ -21,6 +21,7 @@ from types import GeneratorType
 from typing import Any, Final, Literal
 
 from casckpt.training import randomness
+from casckpt.training.state import STREAM, GeneratorPart, is_generator
 
 Kind = Literal["own", "replay", "none"]
 
@@ -277,19 +278,17 @@ def _holders(loader: Any) -> Iterator[tuple[str, Any]]:
 
 
 def generators_of(loader: Any, taken: set[int] | None = None) -> dict[str, Any]:
-    """Return the states of the generators that a loader and its samplers hold.
+    """Return the states of the generators that a loader and its samplers hold as attributes.
 
     Args:
         loader: the loader.
         taken: numbers (`id`) of generators to leave out; those found are added.
     """
     found, before = {}, frozenset(taken or ())
-    for path, one in _holders(loader):
-        generator = getattr(one, "generator", None)
-        held = _access(generator)
-        if held is None or id(generator) in before:
+    for path, generator in _generators(loader):
+        if id(generator) in before:
             continue
-        found[path] = held[0]()
+        found[path] = _stream_of(generator)
         if taken is not None:
             taken.add(id(generator))
     return found
@@ -297,21 +296,30 @@ def generators_of(loader: Any, taken: set[int] | None = None) -> dict[str, Any]:
 
 def restore_generators(loader: Any, states: Mapping[str, Any]) -> None:
     """Put back what `generators_of` returned; a generator that is not there is left out."""
-    for path, one in _holders(loader):
-        held = _access(getattr(one, "generator", None))
-        if held is not None and path in states:
-            held[1](states[path])
+    for path, generator in _generators(loader):
+        if path in states:
+            GeneratorPart(generator).load_state_dict({STREAM: states[path]})
 
 
-def _access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
-    """Return how to read and write a generator: torch's, or numpy's."""
-    if hasattr(generator, "get_state") and hasattr(generator, "set_state"):
-        return generator.get_state, generator.set_state
-    bits = getattr(generator, "bit_generator", None)
-    if bits is None:
-        return None
+def _generators(loader: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, generator) of the loader and its samplers.
 
-    def write(state: Any) -> None:
-        bits.state = state
+    FORMAT: one called `generator`, as in torch, has the path of its holder: positions and the
+    hashes of `boundary` know it by that, and others were not kept before.
+    """
+    holders = list(_holders(loader))
+    seen = set()
+    for path, one in holders:
+        named = getattr(one, "generator", None)
+        if is_generator(named) or (hasattr(named, "get_state") and hasattr(named, "set_state")):
+            seen.add(id(named))
+            yield path, named
+    for path, one in holders:
+        for name, part in sorted(getattr(one, "__dict__", {}).items()):
+            if id(part) not in seen and is_generator(part):
+                seen.add(id(part))
+                yield f"{path}.{name}", part
 
-    return lambda: bits.state, write
+
+def _stream_of(generator: Any) -> Any:
+    return GeneratorPart(generator).state_dict()[STREAM]

@@ -6,6 +6,7 @@ import random
 import signal
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from casckpt import Every, State
@@ -69,6 +70,37 @@ class Shuffled:
 
     def __iter__(self):
         return iter(random.sample(range(5), 5))
+
+
+class Drawing(Shuffled):
+    """A sequence that draws its order from a generator of its own."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __iter__(self):
+        return iter(list(self.rng.permutation(5)))
+
+
+def rng_script(store, name, make, *, kill=0):
+    seen = []
+    with suppress(PowerCut), store.run(name) as run:
+        loader = make()
+        for _ in run.epochs(3, {"w": 0}):
+            for batch in run.batches(loader, save_every_s=0):
+                if len(seen) == kill - 1:
+                    raise PowerCut
+                seen.append(int(batch))
+    return seen
+
+
+@pytest.mark.parametrize("kind", [np.random.default_rng, np.random.RandomState])
+def test_generators_of_a_loader_go_on_whatever_their_name(store, name, kind):
+    whole = rng_script(store, f"{name}-whole", lambda: Drawing(kind(0)))
+    for kill in (3, 6, 11, 13):
+        before = rng_script(store, f"{name}-{kill}", lambda: Drawing(kind(0)), kill=kill)
+        after = rng_script(store, f"{name}-{kill}", lambda: Drawing(kind(0)))
+        assert before[: len(whole) - len(after)] + after == whole, kill
 
 
 def test_a_cut_inside_an_epoch_puts_the_generators_of_the_state_back_too(store, name):
