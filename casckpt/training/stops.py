@@ -6,22 +6,18 @@ it between batches or items, save, and leave. A second signal leaves at once.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import threading
 import time
-from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from casckpt.logs import logger
 from casckpt.store import rows
-from casckpt.supervised import SUPERVISOR, supervised_since
+from casckpt.supervised import supervised_since
 from casckpt.training import runlock
 from casckpt.training.lines import now_text
 from casckpt.training.peers import ALONE, Peers
+from casckpt.training.signals import SIGNALS
+from casckpt.training.signals import StopRequest as StopRequest
 
 if TYPE_CHECKING:
     from casckpt.store import Repository
@@ -29,110 +25,13 @@ if TYPE_CHECKING:
 LOOK_EVERY_S: Final = 0.5
 """How often the row in the store is looked at; a look takes some 20 microseconds."""
 
-ECHO_S: Final = 0.5
-"""Two signals closer than this are one, under a supervisor; it passes them on in milliseconds."""
-
 KINDS: Final = ("call", "term", "interrupt")
 """What a request can be, the gravest last."""
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STOP_PART: Final = b"stop"
 
 _LAUNCHED: Final = "TORCHELASTIC_RUN_ID"
 """Set by torchrun for the processes that it starts, and watches over."""
-
-
-@dataclass(frozen=True)
-class StopRequest:
-    """A wish to stop.
-
-    Attributes:
-        kind: "term" (a signal, or the store), "interrupt" (Ctrl+C), or "call" (`run.stop`).
-        reason: in words.
-        at_s: when it came, on the monotonic clock.
-    """
-
-    kind: Literal["term", "interrupt", "call"]
-    reason: str
-    at_s: float
-
-
-class _Signals:
-    """The handlers of the process, installed while any run is at work on the main thread."""
-
-    def __init__(self) -> None:
-        self.request: StopRequest | None = None
-        self._users = 0
-        self._previous: dict[int, Any] = {}
-        self._pid = os.getpid()
-
-    def install(self) -> bool:
-        """Install the handlers, counted; False off the main thread, where that is impossible."""
-        if threading.current_thread() is not threading.main_thread():
-            return False
-        if self._pid != os.getpid():
-            self.__init__()  # type: ignore[misc]
-        self._users += 1
-        if self._users == 1:
-            self.request = None
-            for number in _SIGNALS:
-                before = signal.getsignal(number)
-                # A program that ignores a signal, or whose handler is not Python's, keeps it.
-                if before is not signal.SIG_IGN and before is not None:
-                    self._previous[number] = before
-                    signal.signal(number, self._on_signal)
-        return True
-
-    def remove(self) -> None:
-        """Put the handlers back when the last user goes."""
-        if self._pid != os.getpid():
-            return
-        self._users -= 1
-        if self._users > 0:
-            return
-        self._users = 0
-        self._restore()
-        self.request = None
-
-    def _restore(self) -> None:
-        for number, before in self._previous.items():
-            with contextlib.suppress(ValueError):
-                signal.signal(number, before)
-        self._previous.clear()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.request is not None:
-            if self._is_echo(number, time.monotonic()):
-                return
-            self._leave(number)
-        if number == signal.SIGINT:
-            self.request = StopRequest("interrupt", "Ctrl+C", time.monotonic())
-            text = "stopping at the next boundary to save; Ctrl+C again leaves at once"
-        else:
-            self.request = StopRequest("term", "SIGTERM", time.monotonic())
-            text = "SIGTERM: stopping at the next boundary to save"
-        logger.warning("%s", text)
-
-    def _is_echo(self, number: int, now_s: float) -> bool:
-        """Return whether a second signal is the first one, passed on by the supervisor.
-
-        Whoever ends a whole group or container signals both at once.
-        """
-        request = self.request
-        kind = "interrupt" if number == signal.SIGINT else "term"
-        if request is None or request.kind != kind or SUPERVISOR not in os.environ:
-            return False
-        return now_s - request.at_s < ECHO_S
-
-    def _leave(self, number: int) -> None:
-        self._restore()
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-
-_signals = _Signals()
 
 
 class StopWatch:
@@ -161,20 +60,19 @@ class StopWatch:
         launched = peers.size > 1 and _LAUNCHED in os.environ
         self._launcher = os.getppid() if launched else 0
         self._next_look_s = 0.0
-        self._installed = self._has_begun = False
-        self.by_hand = False
+        self._user = object()  # by which the process's handlers know whom they are installed for
+        self._has_begun = self.by_hand = False
         self._own: StopRequest | None = None
 
     @property
     def is_on(self) -> bool:
         """Whether the signals of the process are watched."""
-        return self._installed
+        return SIGNALS.is_used_by(self._user)
 
     def begin(self, *, by_hand: bool = False) -> None:
         """Watch from now on, or go on."""
         self.by_hand = by_hand
-        if not self._installed:
-            self._installed = _signals.install()
+        SIGNALS.install(self._user)
         if not self._has_begun:
             self._has_begun = True
             for name, payload in self._over.items():
@@ -190,9 +88,8 @@ class StopWatch:
 
     def end(self) -> None:
         """Stop watching; the process's own handlers come back."""
-        if self._installed:
-            self._installed = False
-            _signals.remove()
+        if self.is_on:
+            SIGNALS.remove(self._user)
 
     def ask(self, reason: str) -> None:
         """Stop by the program's own wish."""
@@ -206,7 +103,7 @@ class StopWatch:
     @property
     def asked(self) -> StopRequest | None:
         """The request that is known already; costs next to nothing."""
-        return _signals.request if self._installed and _signals.request else self._own
+        return SIGNALS.request if SIGNALS.request and self.is_on else self._own
 
     def look(self) -> StopRequest | None:
         """Return a request to stop, looking at the store at most every half second."""
