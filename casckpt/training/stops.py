@@ -61,6 +61,7 @@ class StopWatch:
         self._launcher = os.getppid() if launched else 0
         self._next_look_s = 0.0
         self._user = object()  # by which the process's handlers know whom they are installed for
+        self._above: StopWatch | None = None
         self._has_begun = self.by_hand = False
         self._own: StopRequest | None = None
 
@@ -81,7 +82,11 @@ class StopWatch:
                     _delete(self._repository, _key(name))
 
     def follow(self, above: StopWatch) -> None:
-        """Take what was asked of the runs above as their own watch does, which began earlier."""
+        """Take what is asked of the runs above as their own watch does, which began earlier.
+
+        Signals too: a child that trains in another thread has only the watch above to see them.
+        """
+        self._above = above
         for name in above._names:
             self._over.pop(name, None)
         self._over.update(above._over)
@@ -103,7 +108,11 @@ class StopWatch:
     @property
     def asked(self) -> StopRequest | None:
         """The request that is known already; costs next to nothing."""
-        return SIGNALS.request if SIGNALS.request and self.is_on else self._own
+        return SIGNALS.request if SIGNALS.request and self._heeds_signals else self._own
+
+    @property
+    def _heeds_signals(self) -> bool:
+        return self.is_on or (self._above is not None and self._above._heeds_signals)
 
     def look(self) -> StopRequest | None:
         """Return a request to stop, looking at the store at most every half second."""

@@ -132,6 +132,7 @@ class _Mapping:
         pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="casckpt-map")
         running: dict[Future[_Outcome | None], Batch] = {}
         ending = is_cut = False
+        leaving: BaseException | None = None
         try:
             while True:
                 ending = ending or self._ledger.run.stopping
@@ -147,9 +148,14 @@ class _Mapping:
                 if not running:
                     break
                 for future in wait(running, _LOOK_EVERY_S, FIRST_COMPLETED).done:
-                    outcome = future.result()
                     numbers = running.pop(future)
-                    if outcome is not None:
+                    error = future.exception()
+                    if error is not None:
+                        if not self._ledger.run.stopping:
+                            raise error
+                        # A child that was asked to stop; others under way may still be saving.
+                        ending, leaving = True, leaving or error
+                    elif (outcome := future.result()) is not None:
                         self._take(numbers, outcome)
                     else:
                         is_cut = True
@@ -160,6 +166,8 @@ class _Mapping:
         finally:
             self._pace.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
+        if leaving is not None:
+            raise leaving
         return self._ledger.must_end() and (is_cut or next(batches, None) is not None)
 
     def _left_of(self, batch: Batch) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -162,3 +163,35 @@ def test_the_next_run_keeps_what_the_last_one_could_not_put_back(store, name, ha
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_children_that_train_in_threads_save_and_leave(store, name, number, error):
+    both, left = threading.Barrier(2, timeout=60), threading.Event()
+
+    def train(item):
+        with run.child(f"c{item}") as child:
+            for epoch in child.epochs(9, {}):
+                if epoch == 1:
+                    both.wait()
+                    if item == 2:
+                        assert left.wait(60)
+                        time.sleep(0.3)  # the other is gone, and this one has its state to save
+                elif epoch == 2 and item == 1:
+                    os.kill(os.getpid(), number)
+                    while not run.stopping:
+                        time.sleep(0.01)
+
+    def call(item):
+        try:
+            train(item)
+        finally:
+            if item == 1:
+                left.set()
+
+    with pytest.raises(error), store.run(name) as run:
+        run.stage("items", [1, 2, 3]).map(call, workers=2)
+    found = {info.name: (info.status, info.last.step) for info in store.runs(f"{name}/*")}
+    assert found == {f"{name}/c1": ("stopped", 2), f"{name}/c2": ("stopped", 1)}
