@@ -34,7 +34,26 @@ _NAME: Final = re.compile(r"[A-Za-z_]\w*\Z")
 _HEAP_TYPE: Final = 1 << 9
 """CPython's Py_TPFLAGS_HEAPTYPE: set for classes written in Python."""
 
+_GLOBAL: Final = np.random.mtrand._rand
+"""Numpy's own generator, from which an estimator without a random_state draws."""
+
 _last = threading.local()
+
+
+class _Streams(threading.local):
+    """Generators of the estimator at hand: the steps that share one go on from one another's draws.
+
+    Attributes:
+        numbers: by id, while one is taken apart: its number, and the generator, which keeps the id.
+        made: by number, as one is built, from the first part that holds it on.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, tuple[int, Any]] | None = None
+        self.made: dict[int, Any] = {}
+
+
+_streams = _Streams()
 
 
 class _Part:
@@ -58,12 +77,21 @@ class SklearnHandler(OpaqueHandler):
         """Return the node of an object of scikit-learn."""
         if isinstance(value, type):
             return None
-        if not isinstance(value, _Part):
-            value = _take_apart(value, path)
-        nodes = [
-            walker.walk(_standing(part), join(path, index))
-            for index, part in enumerate(value.parts)
-        ]
+        is_outermost = _streams.numbers is None
+        if is_outermost:
+            _streams.numbers = {}
+        try:
+            if not isinstance(value, _Part):
+                value = _take_apart(value, path)
+            elif value.kind == "stream":
+                value = _numbered(value.attributes, *value.parts)
+            nodes = [
+                walker.walk(_standing(part), join(path, index))
+                for index, part in enumerate(value.parts)
+            ]
+        finally:
+            if is_outermost:
+                _streams.numbers = None
         return {"x": ["sklearn", value.kind], "a": value.attributes, "v": nodes}
 
     def build(
@@ -76,7 +104,7 @@ class SklearnHandler(OpaqueHandler):
             if kind == "array":
                 return _object_array(attributes, children)
             if kind == "stream":
-                return _stream(attributes, *children)
+                return _stream(attributes, children)
         except (TypeError, ValueError, AttributeError, KeyError, IndexError) as exc:
             raise malformed(f"an object that scikit-learn refuses: {str(exc)[:200]}") from exc
         raise malformed(f"a value of scikit-learn of the unknown kind {kind[:40]!r}")
@@ -117,14 +145,32 @@ def _standing(value: Any) -> Any:
         # A view into a larger array: its axes keep their order in memory, and so sums theirs.
         return value.copy(order="K")
     if isinstance(value, np.random.RandomState):
-        return _Part("stream", "old", [_shared(value.get_state(legacy=False))])
+        return _Part("stream", "old", [value])
     if isinstance(value, np.random.Generator):
-        return _Part("stream", "new", [_shared(value.bit_generator.state)])
+        return _Part("stream", "new", [value])
     if type(value) is dict:
         return {key: _standing(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_standing(item) for item in value)
     return value
+
+
+def _numbered(kind: Node, generator: Any) -> _Part:
+    """Return the part of a generator, numbered in the order in which it will be built.
+
+    Where the estimator has it once more, its number is all. What draws from numpy's own goes on
+    with that, whose state is the run's.
+    """
+    if generator is _GLOBAL:
+        return _Part("stream", "global", [])
+    numbers = _streams.numbers
+    assert numbers is not None, "within flatten"
+    if id(generator) in numbers:
+        return _Part("stream", ["same", numbers[id(generator)][0]], [])
+    numbers[id(generator)] = (len(numbers), generator)
+    is_old = kind == "old"
+    state = generator.get_state(legacy=False) if is_old else generator.bit_generator.state
+    return _Part("stream", [kind, len(numbers) - 1], [_shared(state)])
 
 
 def _shared(state: Any) -> Any:
@@ -198,7 +244,19 @@ def _object_array(shape: Node, items: list[Any]) -> np.ndarray[Any, Any]:
     return array.reshape(shape)
 
 
-def _stream(kind: Node, state: Any) -> Any:
+def _stream(about: Node, parts: list[Any]) -> Any:
+    """Return a generator; `about` is a kind alone where no two parts could have the same one."""
+    if about == "global":
+        return _GLOBAL
+    if isinstance(about, str):
+        return _new_stream(about, *parts)
+    kind, number = about
+    if kind != "same":
+        _streams.made[number] = _new_stream(kind, *parts)
+    return _streams.made[number]
+
+
+def _new_stream(kind: Node, state: Any) -> Any:
     name = state["bit_generator"]
     if name not in ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"):
         raise malformed(f"a generator of the unknown kind {str(name)[:40]!r}")

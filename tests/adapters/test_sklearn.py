@@ -40,6 +40,12 @@ def name(request):
 
 ROUNDS = {
     "gbr": (lambda s: ensemble.GradientBoostingRegressor(subsample=0.6, random_state=s), V),
+    "gbr-stopping": (
+        lambda s: ensemble.GradientBoostingRegressor(
+            subsample=0.5, n_iter_no_change=3, random_state=s
+        ),
+        V,
+    ),
     "gbc": (lambda s: ensemble.GradientBoostingClassifier(max_features=2, random_state=s), Y),
     "forest": (lambda s: ensemble.RandomForestClassifier(random_state=s), Y),
     "extra": (lambda s: ensemble.ExtraTreesRegressor(bootstrap=True, random_state=s), V),
@@ -238,6 +244,39 @@ def test_an_estimator_in_a_state_comes_back(store, name, model):
     assert type(restored) is type(model)
     assert prediction(restored) == prediction(model)
     assert store.save(name, {"model": restored, "epoch": 1}, saved.step).id == saved.id
+
+
+def test_a_generator_that_parts_of_an_estimator_share_comes_back_as_one(store, name):
+    first, other = (
+        ensemble.GradientBoostingRegressor(
+            n_estimators=2, n_iter_no_change=3, random_state=np.random.RandomState(seed)
+        ).fit(X, V)
+        for seed in (0, 1)
+    )
+    store.save(name, {"first": first, "other": other})
+    for only in (None, "other"):
+        restored = store.restore(name, only=only)
+        for key, model in (("first", first), ("other", other)):
+            if only in (None, key):
+                one = restored[key].random_state
+                assert one is restored[key]._rng
+                assert one is restored[key].estimators_[0, 0].random_state
+                expected = np.random.RandomState()
+                expected.set_state(model.random_state.get_state())
+                assert one.random_sample() == expected.random_sample()
+    store.save(name, first.set_params(random_state=np.random.mtrand._rand).fit(X, V))
+    assert store.restore(name)._rng is np.random.mtrand._rand
+
+
+def test_generators_of_older_checkpoints_are_built():
+    from casckpt.adapters.sklearn_objects import HANDLER
+    from casckpt.checkpoint.leaves import RestoreOptions
+
+    for kind, old in (("old", np.random.RandomState(5)), ("new", np.random.default_rng(5))):
+        state = old.get_state(legacy=False) if kind == "old" else old.bit_generator.state
+        assert HANDLER.build("stream", kind, [state], RestoreOptions()).normal() == old.normal()
+    with pytest.raises(Corrupt):
+        HANDLER.build("stream", ["same", -1], [], RestoreOptions())
 
 
 def test_transformers_come_back(store, name):
