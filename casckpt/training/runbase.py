@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from casckpt.checkpoint.records import Checkpoint, RunInfo
-from casckpt.errors import BadRequest, RunBusy, Stopped, TreeMismatch
+from casckpt.errors import BadRequest, RunBusy, Stopped
 from casckpt.logs import logger
 from casckpt.training import guards, series
 from casckpt.training.lines import Line, read_record, scope
@@ -334,20 +334,6 @@ class RunBase:
         if self._saved is not None:
             return self._saved, read_extra(self.store, self._saved)
         return self.resumed, self._extra
-
-    def _restore_into(self, checkpoint: Checkpoint, tree: Any) -> None:
-        """Fill a loop's state; of a model whose new structure was allowed, what fits."""
-        try:
-            self.store.restore(checkpoint, into=tree, strict=self._strict)
-        except TreeMismatch as exc:
-            if not self._strict:
-                exc.hint = "nothing of it fits the new model: begin anew with resume='never'"
-            elif exc.hint == TreeMismatch.default_hint and not self._position()[1].loop:
-                exc.hint = (
-                    f"no loop saved {checkpoint.ref}: begin anew with resume='never', and save what"
-                    " is no loop's with a name: run.save(state, name='predictions')"
-                )
-            raise
 
     def _restore_from(self, checkpoint: Checkpoint, into: Any, only: Any) -> Any:
         return self.store.restore(

@@ -14,7 +14,7 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
-from casckpt.training import guards, randomness
+from casckpt.training import fitting, guards, randomness
 from casckpt.training.loops import position
 from casckpt.training.loops.boundary import Boundary
 from casckpt.training.loops.every import Every
@@ -81,7 +81,7 @@ class Loop:
 
     def __init__(self, run: Run, state: Any, options: LoopOptions) -> None:
         """Restore the state, and stand where the run stands."""
-        tree_of(state)
+        outline = fitting.Outline(run.name, tree_of(state))
         self._run = run
         self._state = state
         self._options = options
@@ -91,13 +91,13 @@ class Loop:
         if checkpoint is not None:
             self.done = checkpoint.step
             given = guards.hyperparameters(state) if run._is_changed else {}
-            run._restore_into(checkpoint, tree_of(state))
+            fitting.fill(run, checkpoint, tree_of(state))
             if given:
                 guards.say_saved_wins(run.name, given, guards.hyperparameters(state))
             restore_generators(state, extra.held)
             options.monitor.load(extra.loop.get("monitor", {}))
             self._say_total(extra)
-        self.saver = LoopSaver(run, state, options.monitor, options.keep)
+        self.saver = LoopSaver(run, state, options.monitor, options.keep, outline)
         self.saver.since.steps = extra.loop.get("steps", 0)
         run._loop, run._left = self, None
         run._declare(options.monitor)

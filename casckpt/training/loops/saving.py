@@ -13,6 +13,7 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import NoSpace
 from casckpt.logs import logger
 from casckpt.training import extras, randomness
+from casckpt.training.fitting import Outline
 from casckpt.training.loops import keeping
 from casckpt.training.loops.every import Since
 from casckpt.training.loops.monitor import Monitor
@@ -70,8 +71,16 @@ class LoopSaver:
         last: the last checkpoint that is durable.
     """
 
-    def __init__(self, run: Run, state: Any, monitor: Monitor, keep: Policy | None) -> None:
-        """Save `state` for `run`."""
+    def __init__(
+        self,
+        run: Run,
+        state: Any,
+        monitor: Monitor,
+        keep: Policy | None,
+        outline: Outline | None = None,
+    ) -> None:
+        """Save `state` for `run`; `outline` says of what kind a restart makes it."""
+        self._outline = outline
         self._run = run
         self._state = state
         self._monitor = monitor
@@ -128,6 +137,8 @@ class LoopSaver:
         captured = captured_by_all(run._peers, self._state, middle, between)
         if captured is None:
             return  # the first process writes
+        if self._outline is not None:
+            self._outline.check(tree_of(self._state))
         streams = captured[0]["streams"]
         if keeping.EVERY in reasons:
             loop = {**loop, "steps": 0}  # who goes on from here counts from here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from casckpt import Every, KeepEvery, KeepLast, State
@@ -203,6 +204,67 @@ def test_a_state_that_does_not_fit_is_refused_untouched(store, name):
     with pytest.raises(TreeMismatch), store.run(name) as run:
         run.epochs(2, other)
     assert other == {"a": [1, 2], "c": 5}
+    with pytest.raises(TreeMismatch) as found, store.run(name) as run:
+        run.epochs(2, {"a": [1, 2], "b": np.zeros(2)})
+    assert "before the loop begins" in found.value.hint
+
+
+def test_keys_that_the_body_adds_to_a_dict_come_back(store, name, caplog):
+    def script(total):
+        state = {"w": 0}
+        with store.run(name) as run:
+            for epoch in run.epochs(total, state):
+                state["w"] += 1
+                state["best"] = [epoch, np.full(2, epoch)]
+        return state
+
+    script(2)
+    again = script(2)
+    assert (again["w"], again["best"][0], again["best"][1].tolist()) == (2, 2, [2, 2])
+    assert "best is in" in caplog.text
+    assert script(3)["best"][0] == 3
+    assert "CANNOT" not in caplog.text
+
+
+def removed(state):
+    del state.plain
+
+
+def grown(state):
+    state.array = np.append(state.array, 1.0)
+
+
+def added(state):
+    state.inner["more"] = 1
+
+
+@pytest.mark.parametrize("change", [removed, grown, added])
+def test_a_state_that_no_restart_could_fill_is_named_at_the_save(store, name, change, caplog):
+    def made():
+        return State(plain=1, array=np.zeros(2), inner={"array": np.zeros(1)})
+
+    state = made()
+    with store.run(name) as run:
+        for _ in run.epochs(2, state):
+            if change is not removed or "plain" in state:
+                change(state)
+    assert caplog.text.count("CANNOT GO ON") == 1
+    with pytest.raises(TreeMismatch), store.run(name) as run:
+        run.epochs(2, made())
+
+
+def test_parts_that_a_restart_can_fill_are_not_named(store, name, caplog):
+    state = State(none=None, empty={}, value=0.0, history=[1], table={"a": 1})
+    with store.run(name) as run:
+        for epoch in run.epochs(4, state):
+            state.none, state.empty["a"] = np.zeros(epoch), np.zeros(epoch)
+            state.value = np.float64(epoch)
+            state.history.append(epoch)
+            state.table[f"b{epoch}"] = [epoch]
+            state.more = np.zeros(epoch)
+    assert "CANNOT" not in caplog.text
+    with store.run(name) as run:
+        run.epochs(4, State(none=None, empty={}, value=0.0, history=[1], table={"a": 1}))
 
 
 @pytest.mark.parametrize(
