@@ -14,6 +14,7 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.tree_paths import join
 from casckpt.errors import TreeMismatch
 from casckpt.logs import logger
+from casckpt.training.state import State, is_generator
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -154,3 +155,31 @@ def _changes(begun: dict[str, str], now: dict[str, str]) -> Iterator[str]:
         # A dict at the root takes more keys (`fill`), and so does a State.
         if path not in begun and above and begun.get(above) == _DICT:
             yield f"{path}: added"
+
+
+def say_other(run: Run, before: Any, state: Any) -> None:
+    """Say that a loop goes on from another one's state, where it was given one of its own.
+
+    A run has one state. A second model would take the weights of the first, and be done.
+
+    Args:
+        run: whose loops they are.
+        before: the state of the loop that came to its end.
+        state: that of the one that begins.
+    """
+    own, other = ({id(part) for part in _filled(one)} for one in (before, state))
+    if run._peers.leads and before is not state and own.isdisjoint(other):
+        logger.warning(
+            "%s: this state goes on from that of the loop before, which came to its end; train"
+            " what is another in a run of its own: run.child(NAME) or store.run(NAME)",
+            run.name,
+        )
+
+
+def _filled(state: Any) -> Iterator[Any]:
+    """Yield the state and its parts, without those that are plain values."""
+    yield state
+    parts = state._parts.values() if isinstance(state, State) else dict(items_of(state)).values()
+    for part in parts:
+        if is_array(part) or is_object(part) or is_generator(part) or isinstance(part, dict | list):
+            yield part

@@ -85,6 +85,8 @@ class Loop:
         self._run = run
         self._state = state
         self._options = options
+        if isinstance(run._loop, Loop) and run._loop.is_over:
+            fitting.say_other(run, run._loop._state, state)
         checkpoint, extra = run._begin_together(state)
         self.done = 0
         self.extra = extra

@@ -226,6 +226,20 @@ def test_keys_that_the_body_adds_to_a_dict_come_back(store, name, caplog):
     assert "CANNOT" not in caplog.text
 
 
+def test_a_second_loop_with_a_state_of_its_own_is_told(store, name, caplog):
+    first, second = {"w": np.zeros(2)}, {"w": np.full(2, 9.0)}
+    with store.run(name) as run:
+        for _ in run.epochs(2, first):
+            first["w"] += 1
+        for _ in run.epochs(3, first):
+            first["w"] += 1
+        list(run.epochs(3, {"w": first["w"]}))
+        assert "run.child" not in caplog.text
+        list(run.epochs(3, second))
+    assert caplog.text.count("run.child(NAME)") == 1
+    assert second["w"].tolist() == [3, 3]
+
+
 def removed(state):
     del state.plain
 
