@@ -276,6 +276,8 @@ class EpochLoop(Loop):
             randomness.restore(self.streams)
             restore_generators(self._state, self._held_inside)
             self.streams = {}
+        if current.is_anew:
+            current.kind = "none"  # what is saved inside this epoch has larger numbers already
         if is_first:
             self.missing = position.missing_of(current.kind)
             self._inside_at_s = time.monotonic()

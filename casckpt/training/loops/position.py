@@ -20,10 +20,17 @@ from itertools import islice
 from types import GeneratorType
 from typing import Any, Final, Literal
 
+from casckpt.logs import logger
 from casckpt.training import randomness
 from casckpt.training.state import STREAM, GeneratorPart, is_generator
 
 Kind = Literal["own", "replay", "none"]
+
+_KINDS: Final[dict[str, str]] = {
+    "own": "one with state_dict()",
+    "replay": "one whose batches are skipped",
+    "none": "one that cannot be put back",
+}
 
 _DEPTH: Final = 4
 """Loader, batch sampler, sampler, and one that wraps it."""
@@ -35,6 +42,7 @@ class Pass:
     Attributes:
         kind: how the loader can be put back.
         count: batches that were consumed, all sessions.
+        is_anew: whether the position was of no use to the loader, and the pass began anew.
     """
 
     def __init__(
@@ -58,7 +66,10 @@ class Pass:
         self._asked: dict[str, Any] = {}
         self._is_ahead = False
         self._fetched = 0
-        self._is_over = False
+        self._is_over = self.is_anew = False
+        if saved is not None and (why := _unlike(loader, saved)):
+            logger.warning("a loader is not the one whose position was saved: %s", why)
+            saved, self.is_anew = None, True
         # Positions of before say nothing: their first pass drew the seed of workers that stay.
         self._is_aside = saved is None or bool(saved.get("seed_aside"))
         if saved is None:
@@ -118,6 +129,7 @@ class Pass:
         count = self._start + self._fetched if given else self.count
         position: dict[str, Any] = {"kind": self.kind, "count": count}
         position["seed_aside"] = self._is_aside
+        position["length"] = _length(self._loader)
         if self.kind == "own":
             position["loader"] = self._loader.state_dict()
         else:
@@ -169,9 +181,22 @@ class Pass:
             _skip(self._iterator, self._loader, count)
 
 
+def _unlike(loader: Any, saved: Mapping[str, Any]) -> str:
+    """Return why a position is of no use to a loader; empty if it may be."""
+    kind, length = kind_of(loader), _length(loader)
+    begins = "its pass begins anew"
+    if kind != saved["kind"]:
+        return f"it was put back as {_KINDS[saved['kind']]}, now it is {_KINDS[kind]}; {begins}"
+    if kind == "replay" and length is not None and length != saved.get("length", length):
+        return f"it had {saved['length']} batches, now {length}; {begins}"
+    if kind == "replay" and length is not None and int(saved["count"]) > length:
+        return f"{saved['count']} batches were consumed, and it has {length}; {begins}"
+    return ""
+
+
 def is_finished(loader: Any, saved: Mapping[str, Any]) -> bool:
     """Return whether a position is the end of a pass over a loader that has a state of its own."""
-    length = _length(loader)
+    length = _length(loader) if kind_of(loader) == "own" else None
     return saved["kind"] == "own" and length is not None and int(saved["count"]) >= length
 
 

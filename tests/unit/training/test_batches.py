@@ -204,6 +204,30 @@ def test_steps_whose_position_cannot_be_kept_say_what_is_missing(store, name, un
     assert caplog.text.count("the position of a loader cannot be saved") == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Stateful, lambda: [5, 6]),
+        (lambda: list(range(5)), Stateful),
+        (lambda: list(range(5)), lambda: [5, 6]),
+        (lambda: list(range(5)), lambda: list(range(9))),
+    ],
+)
+def test_a_loader_of_another_kind_or_length_begins_anew_and_that_is_said(
+    store, name, before, after, caplog
+):
+    with pytest.raises(PowerCut):
+        epochs_script(store, name, before, cut=4, total=1)
+    seen = epochs_script(store, name, after, total=1)["seen"]
+    assert len(seen) == 3 + len(after())
+    assert caplog.text.count("its pass begins anew") == 1
+    with store.run(f"{name}-steps") as run:
+        list(run.steps(3, {}, before()))
+    with store.run(f"{name}-steps") as run:
+        assert len(list(run.steps(9, {}, after()))) == 6
+    assert caplog.text.count("its pass begins anew") == 2
+
+
 def test_a_second_pass_in_an_epoch_is_only_passed_on(store, name):
     state = {"n": 0}
     with store.run(name) as run:
