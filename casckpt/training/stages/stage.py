@@ -127,11 +127,11 @@ class Stage:
                         unit, item = ledger.unit(number)
                         yield unit.key, item
             except GeneratorExit:
-                self._run._loop_left(False)  # by a break: the stage is not at its end
+                self._run._broken = True  # by a break: the stage is not at its end
                 raise
             finally:
                 ledger.flush()
-            self._run._loop_left(True)
+            self._run._broken = False
             ledger.ended()
 
     def done(self, key: Any, result: Any = None, **numbers: Number) -> None:

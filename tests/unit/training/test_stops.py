@@ -95,6 +95,23 @@ def test_a_signal_after_a_stage_without_with_is_the_programs(store, name):
     run.close()
 
 
+def test_a_stage_that_is_left_inside_a_loop_leaves_the_signals_to_the_loop(store, name):
+    before = signal.getsignal(signal.SIGTERM)
+    run = store.run(name)
+    with pytest.raises(Stopped):  # noqa: PT012
+        for epoch in run.epochs(5, {}):
+            for _ in run.stage(f"stage-{epoch}", [1, 2]):
+                break
+            assert signal.getsignal(signal.SIGTERM) is not before
+            if epoch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert store.latest(name).step == 2
+    for _ in run.stage("alone", [1, 2]):
+        break
+    assert signal.getsignal(signal.SIGTERM) is before
+    run.close()
+
+
 def test_a_signal_after_break_is_still_heeded_within_with(store, name):
     with store.run(name) as run:
         for _ in run.epochs(2, {}):
