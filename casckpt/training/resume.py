@@ -38,6 +38,9 @@ BeforeWrite = Callable[[], None]
 class Extra:
     """What a checkpoint of a run holds beside the state; all of it optional.
 
+    FORMAT: the names of the attributes are what is written (docs/format.md, section 15). Whoever
+    renames one forgets it in all checkpoints of before, and resumes are inexact without a word.
+
     Attributes:
         loop: counters of the loop that saved it.
         streams: generators of the process.
