@@ -200,6 +200,7 @@ class RunBase:
     def _loop_left(self, is_at_end: bool) -> None:
         """Take note that the generator of a loop has ended, at its end or because it was left."""
         self._broken = not is_at_end
+        self._session.watch.loop_ended()
         if self._broken:
             self._unwatch()
 
@@ -382,14 +383,13 @@ class RunBase:
         self._unwatch()
 
     def _call_reason(self) -> str | None:
-        request = self._session.watch.asked
-        loop = self._loop
-        if request is None or (loop is not None and loop.is_over):
-            return None
-        return request.reason
+        request, loop = self._session.watch.asked, self._loop
+        is_over = loop is not None and loop.is_over
+        return None if request is None or is_over else request.reason
 
     def _leave(self, request: StopRequest, *, is_over: bool = False) -> None:
         """Leave on a request to stop, with everything written; `run.stop()` only ends the loop."""
+        self._session.watch.heeded()
         if request.kind == "call":
             return
         self._settle()
@@ -416,9 +416,8 @@ class RunBase:
             self._session.edit(change)
 
     def _end(self, text: str, reason: str = "") -> None:
-        if self._call_reason() and text == "stopped":
-            reason = self._call_reason() or reason
-        self._session.end(text, reason)
+        asked = self._call_reason() if text == "stopped" else None
+        self._session.end(text, asked or reason)
 
     def _abandon(self, text: str, reason: str) -> None:
         """End because of an error, which nothing here may hide."""

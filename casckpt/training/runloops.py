@@ -156,7 +156,11 @@ class RunLoops(RunBase):
         )
 
     def stop(self, reason: str = "") -> None:
-        """End the loop after the body at hand, and save; not an error outside a loop."""
+        """End the loop after the body at hand, and save; not an error outside a loop.
+
+        It is over with that loop; outside one it ends the next. A stage that it ends leaves
+        results out, so what comes after that is ended too, until this Run is closed.
+        """
         self._session.watch.ask(reason or "run.stop()")
 
     def check_stop(self) -> None:

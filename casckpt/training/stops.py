@@ -64,6 +64,8 @@ class StopWatch:
         self._above: StopWatch | None = None
         self._has_begun = self.by_hand = False
         self._own: StopRequest | None = None
+        self._seen: dict[str, bytes] = {}
+        self._is_heeded = False
 
     @property
     def is_on(self) -> bool:
@@ -71,8 +73,11 @@ class StopWatch:
         return SIGNALS.is_used_by(self._user)
 
     def begin(self, *, by_hand: bool = False) -> None:
-        """Watch from now on, or go on."""
+        """Watch from now on, or go on; a request that work was left on is over."""
         self.by_hand = by_hand
+        if self._is_heeded:
+            self._own, self._is_heeded = None, False
+            self._over.update(self._seen)
         SIGNALS.install(self._user)
         if not self._has_begun:
             self._has_begun = True
@@ -96,14 +101,23 @@ class StopWatch:
         if self.is_on:
             SIGNALS.remove(self._user)
 
+    def heeded(self) -> None:
+        """Take note that work was left on the request at hand: what begins later is not meant."""
+        self._is_heeded = self._own is not None
+
+    def loop_ended(self) -> None:
+        """Take note that a loop has ended: the program's own wish was for that one."""
+        self._is_heeded |= self._own is not None and self._own.kind == "call"
+
     def ask(self, reason: str) -> None:
         """Stop by the program's own wish."""
+        self._is_heeded = False
         self._own = StopRequest("call", reason, time.monotonic())
 
     def adopt(self, request: StopRequest) -> None:
         """Take note of a request that another process of the run has seen."""
         if self.asked is None:
-            self._own = request
+            self._own, self._is_heeded = request, False
 
     @property
     def asked(self) -> StopRequest | None:
@@ -125,6 +139,7 @@ class StopWatch:
             for name in self._names:
                 payload = _request(self._repository, name)
                 if payload and payload != self._over.get(name):
+                    self._seen[name] = payload
                     self._own = StopRequest("term", "casckpt stop", now_s)
                     return self._own
             if self._launcher and os.getppid() != self._launcher:

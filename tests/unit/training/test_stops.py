@@ -224,6 +224,56 @@ def test_through_the_store(store, name):
     assert state["n"] == 1000
 
 
+def test_a_stop_of_the_programs_own_is_over_with_the_loop_it_ended(store, name):
+    with store.run(name) as run:
+        for epoch in run.epochs(10, {}):
+            if epoch == 2:
+                run.stop("converged")
+        assert run.stopping
+        stage = run.stage("items", [1, 2, 3])
+        for key, _ in stage:
+            stage.done(key)
+        assert stage.done_count == 3
+        assert list(run.epochs(10, {})) == list(range(3, 11))
+        for _ in run.epochs(12, {}):
+            run.stop()
+            break
+        assert list(run.epochs(12, {})) == [11, 12]
+        run.stop("before it")
+        assert list(run.epochs(20, {})) == [13]
+        list(run.epochs(20, {}))
+        for key, _ in (stage := run.stage("more", [1, 2])):
+            stage.done(key)
+            run.stop("budget used up")
+        assert list(run.epochs(22, {})) == [21]
+    assert (run.info.status, run.info.reason) == ("stopped", "budget used up")
+
+
+def test_a_stop_inside_a_stage_ends_the_loop_around_it(store, name):
+    with store.run(name) as run:
+        for _ in run.epochs(10, {}):
+            for part in ("first", "second"):
+                for key, _ in run.stage(part, [1, 2]):
+                    run.stage(part, [1, 2]).done(key)
+                    run.stop()
+        assert run.info.last.step == 1
+
+
+def test_a_stop_through_the_store_is_over_with_the_loop_it_ended(store, name):
+    """As in a notebook, where the cell is run again."""
+    run, steps = store.run(name), []
+    for _ in range(2):
+        with pytest.raises(Stopped):  # noqa: PT012
+            for epoch in run.epochs(9, {}):
+                steps.append(epoch)
+                if len(steps) % 3 == 0:
+                    stops.request_stop(run.repository, name)
+                    run._session.watch._next_look_s = 0
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert list(run.epochs(9, {})) == [7, 8, 9]
+    run.close()
+
+
 def test_a_stop_reaches_children(store, name):
     with pytest.raises(Stopped), store.run(name) as run, run.child("a") as child:  # noqa: PT012
         for _ in child.epochs(3, {"n": 0}):
