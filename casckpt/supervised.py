@@ -17,8 +17,8 @@ SUPERVISOR: Final = "CASCKPT_SUPERVISOR"
 """Names the folder that `casckpt run` shares with its command: what was typed, and how it ended."""
 
 COMMAND_FILE: Final = "command.json"
-"""What was typed, where, since when it is kept running, and when it was started last: argv, cwd,
-since, started."""
+"""What was typed, where, since when and by which supervision it is kept running, and the number of
+this start: argv, cwd, since, id, start."""
 
 REPORT_FILE: Final = "report.json"
 
@@ -32,6 +32,15 @@ def supervision() -> dict[str, Any]:
 def supervised_since() -> str:
     """Return when `casckpt run` began to keep this command running, RFC 3339; empty without it."""
     return str(supervision().get("since") or "")
+
+
+def supervised_start() -> str:
+    """Return which start this is, of which supervision: "ID/NUMBER"; empty without `casckpt run`.
+
+    Clocks may be set back between two starts, as after a boot; this tells them apart all the same.
+    """
+    about = supervision()
+    return f"{about['id']}/{about.get('start')}" if about.get("id") else ""
 
 
 def report_at_exit() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from casckpt.errors import Corrupt, NewerFormat
 from casckpt.store import rows
+from casckpt.supervised import supervised_start
 
 if TYPE_CHECKING:
     from casckpt.store import Repository
@@ -57,6 +58,7 @@ class Line:
     Attributes:
         number: from 0, in the order of opening.
         opened: when, RFC 3339.
+        opened_by: in which start of a supervised command; empty without `casckpt run`.
         branch: where it began; None for one that began from nothing.
         under: line of the parent run that this line belongs to; None without a parent.
         continued: ids of checkpoints a REF named when this line went on there.
@@ -70,6 +72,7 @@ class Line:
         pid: process of the last session.
         host: its machine.
         started: when the last session began, RFC 3339.
+        started_by: in which start of a supervised command it began.
         updated: when this row was last written, RFC 3339.
         elapsed_s: work so far, all sessions.
         loop: what the last loop was: kind, total, done, best, best_at.
@@ -77,6 +80,7 @@ class Line:
 
     number: int
     opened: str = ""
+    opened_by: str = ""
     branch: Branch | None = None
     under: int | None = None
     continued: list[str] = field(default_factory=list)
@@ -89,6 +93,7 @@ class Line:
     pid: int = 0
     host: str = ""
     started: str = ""
+    started_by: str = ""
     updated: str = ""
     elapsed_s: float = 0.0
     loop: dict[str, Any] = field(default_factory=dict)
@@ -110,17 +115,22 @@ class RunRecord:
 
     def line(self, number: int) -> Line:
         """Return a line, made if there is none of that number."""
-        return self.lines.setdefault(number, Line(number, opened=now_text()))
+        return self.lines.setdefault(number, _opened(number))
 
-    def opened_alone(self, since: str, until: str) -> Line | None:
-        """Return the one line that was opened in a span of time, if nobody works on it since then.
+    def opened_alone(self, start: str) -> Line | None:
+        """Return the one line that earlier starts of a supervised command opened.
 
         Args:
-            since: RFC 3339; empty for no span at all.
-            until: RFC 3339; itself no part of the span.
+            start: this start, as `supervised_start` says it; None is returned where it has begun
+                work on that line itself, or is empty.
         """
-        found = [line for line in self.lines.values() if since and since <= line.opened < until]
-        return found[0] if len(found) == 1 and found[0].started < until else None
+        before = start.rpartition("/")[0]
+        found = [
+            line
+            for line in self.lines.values()
+            if before and line.opened_by.rpartition("/")[0] == before and line.opened_by != start
+        ]
+        return found[0] if len(found) == 1 and found[0].started_by != start else None
 
     def open_line(self, *, branch: Branch | None, under: int | None, used: int) -> Line:
         """Open the next line and make it the current one.
@@ -132,7 +142,7 @@ class RunRecord:
         """
         number = max([used, *(one + 1 for one in self.lines)])
         self.current = number
-        self.lines[number] = Line(number, opened=now_text(), branch=branch, under=under)
+        self.lines[number] = replace(_opened(number), branch=branch, under=under)
         return self.lines[number]
 
 
@@ -204,6 +214,10 @@ def decode(payload: bytes | None) -> RunRecord:
 def now_text() -> str:
     """Return the time as it stands in rows: RFC 3339, UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _opened(number: int) -> Line:
+    return Line(number, opened=now_text(), opened_by=supervised_start())
 
 
 def _line(document: dict[str, Any]) -> Line:

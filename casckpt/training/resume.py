@@ -17,7 +17,7 @@ from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import selects_run
 from casckpt.errors import BadRequest, CasckptError, Corrupt, Deleted, NotFound
 from casckpt.logs import logger
-from casckpt.supervised import supervision
+from casckpt.supervised import supervised_start
 from casckpt.training import extras
 from casckpt.training.lines import Branch, RunRecord, edit_record, read_record
 
@@ -147,8 +147,7 @@ def decide(
         BadRequest: `choice` is none of these.
     """
     if choice == NEVER:
-        about = supervision()
-        begun = record.opened_alone(about.get("since", ""), about.get("started", ""))
+        begun = record.opened_alone(supervised_start())
         if begun is not None:
             # `casckpt run` has started the same command again: it began anew the first time.
             return newest_whole(store, run, begun.number, before_write)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from casckpt.errors import CasckptError, OperationFailed
 from casckpt.logs import logger
+from casckpt.supervised import supervised_start
 from casckpt.training import runlock
 from casckpt.training.guards import Facts
 from casckpt.training.lines import Line, RunRecord, edit_record, now_text, read_record
@@ -111,7 +112,7 @@ class Session:
             line.guarded = {**line.guarded, **facts}
             line.status, line.reason = "running", ""
             line.pid, line.host = os.getpid(), socket.gethostname()[:64]
-            line.started = now_text()
+            line.started, line.started_by = now_text(), supervised_start()
 
         self.edit(change)
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,7 @@ class _Child:
     ) -> None:
         self._argv, self._cwd, self._environment = list(argv), cwd, environment
         self._stdout, self._mask, self._shared, self._since = stdout, mask, shared, since
+        self._id, self._start_count = uuid.uuid4().hex, 0
         self.asked = False
         self._process: subprocess.Popen[bytes]
 
@@ -205,7 +207,9 @@ class _Child:
         """Start it and return its process id."""
         (self._shared / REPORT_FILE).unlink(missing_ok=True)
         about = {"argv": self._argv, "cwd": self._cwd or STARTED_IN, "since": self._since}
-        write_note(self._shared / COMMAND_FILE, {**about, "started": now_text()})
+        self._start_count += 1
+        which = {"id": self._id, "start": self._start_count}
+        write_note(self._shared / COMMAND_FILE, {**about, **which})
         mask = self._mask
         try:
             self._process = subprocess.Popen(

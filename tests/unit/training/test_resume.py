@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-import time
 
 import pytest
 
 import casckpt
 from casckpt import supervised
 from casckpt.errors import BadRequest, Corrupt, NotFound
-from casckpt.training import lines, resume
+from casckpt.training import lines, resume, session
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +77,17 @@ def test_never_on_a_run_that_is_new_is_its_first_line(train, store, name):
 def test_never_begins_one_line_however_often_a_command_is_started_again(
     train, store, name, tmp_path, monkeypatch
 ):
-    def start(since=None):
-        time.sleep(0.005)
-        started = lines.now_text()
-        about = {"since": since or started, "started": started}
+    numbers, hours = itertools.count(1), itertools.count(23, -1)
+
+    def start(supervision=None):
+        # The clock is set back before each start.
+        now = f"2030-01-01T{next(hours)}:00:00.000Z"
+        monkeypatch.setattr(lines, "now_text", lambda: now)
+        monkeypatch.setattr(session, "now_text", lambda: now)
+        number = next(numbers)
+        about = {"since": now, "id": supervision or f"{number}", "start": number}
         (tmp_path / supervised.COMMAND_FILE).write_text(json.dumps(about))
-        return about["since"]
+        return about["id"]
 
     monkeypatch.setenv(supervised.SUPERVISOR, str(tmp_path))
     never = {"resume": "never"}
