@@ -76,6 +76,12 @@ def at_the_last_moment(monkeypatch, store, call, change):
     monkeypatch.setattr(writer, "run", run)
 
 
+def branch(store, ref):
+    """Begin a line there that has saved nothing yet."""
+    with store.run("branch", resume=ref) as run:
+        run._begin(None)
+
+
 def saved(store, count=4):
     for step in range(count):
         store.save("r", {"v": step}, step)
@@ -89,7 +95,7 @@ def saved(store, count=4):
         (lambda store: store.tag("r@1", "champion"), ["r@1"]),
         (lambda store: store.pin("r@1"), ["r@1"]),
         (lambda store: store.delete("r@3"), ["r@2"]),
-        (lambda store: store.run("branch", resume="r@1")._begin(None), ["r@1"]),
+        (lambda store: branch(store, "r@1"), ["r@1"]),
     ],
 )
 def test_what_is_marked_at_the_last_moment_outlives_a_gc(

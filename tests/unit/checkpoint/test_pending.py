@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 import casckpt
+from casckpt.checkpoint import pending
 from casckpt.checkpoint.pending import BackgroundSaves, _finish_at_exit
 from casckpt.errors import NoSpace, OperationFailed
 
@@ -20,6 +21,12 @@ def fail():
 def start(saves, run, work):
     with saves.turn(run):
         return saves.start(run, work)
+
+
+@pytest.fixture(autouse=True)
+def _this_process_goes_on(monkeypatch):
+    """Have the interpreter's end, where a test plays it, be over with the test."""
+    monkeypatch.setattr(pending, "_is_over", False)
 
 
 def test_a_result_comes_back(make_checkpoint):
