@@ -7,9 +7,7 @@ must read it. `v1-planes` is from before the entropy coder, `v1` from before dic
 
 from __future__ import annotations
 
-import json
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -17,12 +15,12 @@ import numpy as np
 
 import casckpt
 from casckpt.store import layout
+from tests.golden import archive
 from tests.golden.states import GROWN_STEPS, STEPS, grown, state
 
 
 def main(target: Path) -> None:
-    """Write `store.tar.xz` and `expected.json` into `target`."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Write the store, and what is in it, into `target`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store"
         expected = {}
@@ -47,11 +45,7 @@ def main(target: Path) -> None:
                     store.compact()
                 store.save("golden/grown", grown(step), step)
         document = {"format": layout.FORMAT_VERSION, "checkpoints": expected}
-        (target / "expected.json").write_text(json.dumps(document, indent=1) + "\n")
-        with tarfile.open(target / "store.tar.xz", "w:xz") as archive:
-            for file in sorted(path.rglob("*")):
-                if file.name != layout.BALLAST_FILE:
-                    archive.add(file, file.relative_to(path), recursive=False)
+        archive.pack(path, document, target)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ one, and must end as if nobody had ended it.
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import casckpt
-from casckpt.store import layout
+from tests.golden import archive
 
 RUN = "golden/run"
 EPOCHS, BATCHES = 4, 6
@@ -80,18 +78,13 @@ def train(path: Path, killed_at: tuple[int, int] | None = None) -> dict[str, Any
 
 
 def main(target: Path) -> None:
-    """Write `store.tar.xz` and `expected.json` into `target`."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Write the store of a run that was killed, and its end if it had not been, into `target`."""
     with tempfile.TemporaryDirectory() as folder:
         expected = train(Path(folder) / "whole")
         path = Path(folder) / "store"
         with contextlib.suppress(Killed):
             train(path, killed_at=(2, 4))
-        (target / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
-        with tarfile.open(target / "store.tar.xz", "w:xz") as archive:
-            for file in sorted(path.rglob("*")):
-                if file.name != layout.BALLAST_FILE:
-                    archive.add(file, file.relative_to(path), recursive=False)
+        archive.pack(path, expected, target)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,13 @@ import numpy as np
 import pytest
 
 import casckpt
+from tests.golden import archive
 from tests.golden.states import STEPS, grown, state
 
-VERSIONS = sorted(path for path in Path(__file__).parent.glob("v*") if path.is_dir())
 
-
-@pytest.fixture(params=VERSIONS, ids=lambda path: path.name)
+@pytest.fixture(params=archive.versions("v*"), ids=lambda path: path.name)
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    folder: Path = request.param
-    with tarfile.open(folder / "store.tar.xz") as archive:
-        archive.extractall(tmp_path / "store", filter="data")
-    document = json.loads((folder / "expected.json").read_text())
+    document = archive.unpack(request.param, tmp_path / "store")
     return tmp_path / "store", document["checkpoints"]
 
 

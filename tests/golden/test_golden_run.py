@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
 import casckpt
-from tests.golden import runs
-
-VERSIONS = sorted(path for path in Path(__file__).parent.glob("run-*") if path.is_dir())
+from tests.golden import archive, runs
 
 
-@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", archive.versions("run-*"), ids=lambda path: path.name)
 def test_it_ends_as_if_nobody_had_killed_it(folder: Path, tmp_path: Path) -> None:
-    with tarfile.open(folder / "store.tar.xz") as archive:
-        archive.extractall(tmp_path / "store", filter="data")
+    expected = archive.unpack(folder, tmp_path / "store")
     with casckpt.open(tmp_path / "store", mode="r") as store:
         latest = store.latest(runs.RUN)
         assert (latest.step, latest.batch) == (1, 4)  # inside the second epoch
-    assert runs.train(tmp_path / "store") == json.loads((folder / "expected.json").read_text())
+    assert runs.train(tmp_path / "store") == expected

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 import struct
-import tarfile
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +19,13 @@ from hypothesis import given, settings
 
 import casckpt
 from casckpt.store import Repository, facts, snapshots
-from tests.golden import states
+from tests.golden import archive, states
 from tests.property.test_tree_roundtrip import TREES, fields_of
 from tests.reader import codec, store, tree
 from tests.unit.store.stores import flip
 
 OPENINGS = [store.open_index, store.open_packs]
-GOLDEN = sorted((pathlib.Path(__file__).parents[1] / "golden").glob("v*"))
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 BIG = np.arange(3_000_000, dtype=np.int32) % 7
 Opening = Callable[[pathlib.Path], store.Store]
 
@@ -110,11 +109,9 @@ def facts_of(one: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
+@pytest.mark.parametrize("golden", archive.versions("v*"), ids=lambda path: path.name)
 def test_golden_stores_are_read(golden: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    with tarfile.open(golden / "store.tar.xz") as archive:
-        archive.extractall(tmp_path / "store", filter="data")
-    expected = json.loads((golden / "expected.json").read_text())["checkpoints"]
+    expected = archive.unpack(golden, tmp_path / "store")["checkpoints"]
     opened = store.open_index(tmp_path / "store")
     packs = store.open_packs(tmp_path / "store")
     assert packs.rows == opened.rows
@@ -317,7 +314,7 @@ def test_a_manifest_that_no_fact_names_is_found(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_streams_beside_the_document_decode() -> None:
-    vectors = json.loads((GOLDEN[0].parents[1] / "vectors" / "entropy.json").read_text())
+    vectors = json.loads((VECTORS / "entropy.json").read_text())
     for case in vectors["cases"]:
         data = bytes.fromhex(case["data"]) * case["repeat"]
         stream = bytes.fromhex(case["stream"])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from casckpt.store import (
     BlobInfo,
@@ -71,6 +72,11 @@ def save(
         manifest = saver.put_manifest(refs, body or f"{run} {step}".encode())
         seq = saver.commit(CommitRequest(run, line, step, 0, manifest.id, payload, head))
     return Saved(manifest.id, seq, infos, list(data))
+
+
+def request(manifest_id: bytes, head: int | None, step: int = 1, **more: Any) -> CommitRequest:
+    """Return what to commit a manifest with, if this is the head of its line."""
+    return CommitRequest("run", 0, step, 0, manifest_id, b"p", head, **more)
 
 
 def lose_index(path: Path) -> None:
