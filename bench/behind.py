@@ -18,9 +18,7 @@ REASONS = {
     "random bytes": "the index, of which some 100 KB are pages that LMDB keeps free",
     "zeros": "manifests, facts and the index, some 10 KB a save; there is nothing else to store",
 }
-_SMALL_TENSORS = (
-    "each tensor is looked at in Python, by which torch.save goes in C; what it wins are the bytes"
-)
+_SMALL_TENSORS = "casckpt looks at each tensor in Python, torch.save in C; what it gains is size"
 _SHORT_HASHES = "a call through cffi; the store hashes many pieces in one call (`many in one call`)"
 _SIZES = ("size", "others")
 _SPEEDS = ("save", "restore", "unchanged")

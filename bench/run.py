@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION",
                         help=f"some of: {' '.join(QUESTIONS)}; none: all")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="small inputs, a few minutes in all")
+    parser.add_argument(
+        "--quick", action="store_true", help="small inputs, some ten minutes in all"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON results")
     parser.add_argument("--cache", type=Path, default=default_cache(),
                         help="folder of the trained inputs (default: %(default)s)")  # fmt: skip

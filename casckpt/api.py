@@ -10,9 +10,9 @@ from casckpt.checkpoint.compacting import CompactResult
 from casckpt.checkpoint.curation import Curation
 from casckpt.checkpoint.exchange import foreign
 from casckpt.checkpoint.file_saves import FileSaves
-from casckpt.checkpoint.handle import Mode, Options
+from casckpt.checkpoint.handle import OpenMode, Options
 from casckpt.checkpoint.leaves import register_lazy
-from casckpt.checkpoint.places import default_store, folder_of_ref, is_store
+from casckpt.checkpoint.places import at_or_inside, default_store, folder_of_ref, is_store
 from casckpt.checkpoint.plans import GcPlan, GcResult
 from casckpt.checkpoint.policies import (
     KeepBest,
@@ -156,7 +156,7 @@ class Store(Runs, FileSaves, Questions, Curation):
                 below; the others were.
             BadRequest: a file is of no known format.
             PickleRefused: a file would run code.
-            StepExists: a step is not larger than the run's last.
+            StepExists: a step holds another state, or is smaller than the run's last.
             Corrupt: a file contradicts itself.
             OperationFailed: a file cannot be read.
             MissingExtra: it was written by a framework that is not installed.
@@ -215,7 +215,7 @@ class Store(Runs, FileSaves, Questions, Curation):
                 self._open()
 
 
-def open(path: str | Path, *, mode: Mode = "a", options: Options | None = None) -> Store:
+def open(path: str | Path, *, mode: OpenMode = "a", options: Options | None = None) -> Store:
     """Open the store in a folder; also for `with`.
 
     Args:
@@ -247,25 +247,21 @@ def save(
     level: str | None = None,
     parent: str | Checkpoint | None = None,
 ) -> Checkpoint:
-    """Save a state tree in one call; see `Store.save`.
+    """Save a state tree in one call, into a store that is made if it is missing.
 
-    Args:
-        run: `[STORE::]RUN`. Without STORE: CASCKPT_STORE, else the nearest `.casckpt` upward,
-            else `./.casckpt`. It is made if it is missing.
-        state: see `Store.save`, like all others.
-        step: see `Store.save`.
-        metrics: see `Store.save`.
-        tags: see `Store.save`.
-        replace: see `Store.save`.
-        level: see `Store.save`.
-        parent: see `Store.save`.
+    `run` is `[STORE::]RUN`. Without STORE it is CASCKPT_STORE, else the nearest `.casckpt` upward,
+    else `./.casckpt`. All else is as in `Store.save`.
+
+    Raises:
+        BadRef: `run` names a checkpoint.
+        CasckptError: as `open` and `Store.save` do.
     """
     ref = parse_ref(run)
     if ref.id_prefix or ref.selector is not None or ref.line is not None:
         raise BadRef(
             f"cannot save to {run}", "a save names a run; its step is a parameter", "save(RUN, ...)"
         )
-    path = default_store() if ref.store is None else Path(ref.store)
+    path = default_store() if ref.store is None else at_or_inside(Path(ref.store).expanduser())
     with open(path) as store:
         return store.save(
             ref.run,
@@ -291,19 +287,15 @@ def restore(
     as_numpy: bool = False,
     allow_pickle: bool = False,
 ) -> Any:
-    """Restore a checkpoint in one call; see `Store.restore`.
+    """Restore a checkpoint in one call.
 
-    Args:
-        ref: `[STORE::]RUN[@SEL]`, `[STORE::]id:HEX`, a folder that is or holds a store, or a
-            Checkpoint of an open store. Without STORE it is looked for as in `save`.
-        into: see `Store.restore`, like all others.
-        only: see `Store.restore`.
-        strict: see `Store.restore`.
-        fallback: see `Store.restore`.
-        verify: see `Store.restore`.
-        device: see `Store.restore`.
-        as_numpy: see `Store.restore`.
-        allow_pickle: see `Store.restore`.
+    `ref` is `[STORE::]RUN[@SEL]`, `[STORE::]id:HEX`, a folder that is or holds a store, or a
+    Checkpoint of an open store. Without STORE it is looked for as in `save`. All else is as in
+    `Store.restore`.
+
+    Raises:
+        NoStore: there is no store at that place.
+        CasckptError: as `Store.restore` does.
     """
     path, rest = _store_of(ref)
     with open(path, mode="r") as store:
@@ -374,7 +366,7 @@ def _store_of(ref: str | Checkpoint) -> tuple[Path, str | Checkpoint]:
         return (default_store() if path is None else path), ref
     named, rest = split_store(ref)
     if named is not None:
-        return Path(named), rest
+        return at_or_inside(Path(named).expanduser()), rest
     path = default_store()
     if not is_store(path):
         folder = folder_of_ref(ref)

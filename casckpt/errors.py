@@ -5,7 +5,7 @@
     │   ├── BadRef                        a REF that does not parse
     │   ├── BadLeaf                       a value in a state tree that cannot be stored
     │   ├── TreeMismatch                  `into` does not fit what was saved
-    │   ├── StepExists                    the step is there already, or is not larger than the last
+    │   ├── StepExists                    the step holds another state, or is smaller than the last
     │   ├── PickleRefused                 the bytes would run code when loaded
     │   ├── MissingExtra                  an optional package is not installed
     │   └── ConfigMismatch                a run is resumed with other settings than before

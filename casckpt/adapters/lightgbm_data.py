@@ -63,7 +63,7 @@ class _Lent:
             self._by_lightgbm(predictor, data, used_indices)
             return mine
         # Tree by tree, as an uninterrupted training adds them: another order of adding rounds
-        # otherwise. Trees of before never change.
+        # otherwise. Trees that are there never change.
         rounds: int = predictor.current_iteration()
         for at in range(self._rounds, rounds):
             self._by_lightgbm(_Round(predictor, at), data, used_indices)

@@ -232,7 +232,7 @@ class _Work:
             if self._failed or is_stopped or self._is_late():
                 return None
             if self._dead:
-                # Nobody else works on the run, so who was at it is dead.
+                # Nobody else works on the run, so whoever was at it is dead.
                 trial = optuna.Trial(self._study, self._dead.pop(0))
             elif self._finished() + self._open < self._n_total:
                 trial = self._study.ask()

@@ -50,13 +50,13 @@ class XgboostHandler(OpaqueHandler):
     def build(
         self, kind: str, attributes: Node, children: list[Any], options: RestoreOptions
     ) -> Any:
-        """Return the booster of its bytes, or of pieces, as stores of before have it."""
+        """Return the booster of its bytes, or of pieces, as older stores have it."""
         if kind != "booster" or not all(isinstance(piece, bytes) for piece in children):
             raise malformed(f"a value of xgboost of the unknown kind {kind[:40]!r}")
         try:
             if attributes != _WHOLE:
                 return _loaded(xgboost_pieces.join(children))
-            model, *config = children  # stores of before have no configuration
+            model, *config = children  # older stores have no configuration
             booster = _loaded(model)
         except (ValueError, xgboost.core.XGBoostError) as exc:
             raise malformed(f"a booster that xgboost refuses: {str(exc)[:200]}") from exc

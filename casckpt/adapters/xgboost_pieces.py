@@ -1,4 +1,4 @@
-"""Boosters as stores of before have them: in pieces of some trees, each with its arrays by name.
+"""Boosters as older stores have them: in pieces of some trees, each with its arrays by name.
 
 A piece is the length of its text, its text without the values of arrays, and the values of all
 arrays of a name, byte plane by byte plane. Nothing writes pieces any more.

@@ -21,7 +21,14 @@ from casckpt.checkpoint.plans import GcPlan, GcResult, make_plan, plan_of, still
 from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint, check_metrics
-from casckpt.checkpoint.refs import ALL_LINES, check_pattern, glob_or_name, parse_ref, selects_run
+from casckpt.checkpoint.refs import (
+    ALL_LINES,
+    check_pattern,
+    is_glob,
+    names_glob,
+    parse_ref,
+    selects_run,
+)
 from casckpt.errors import BadRef, Busy, NotFound
 from casckpt.ids import check_tag
 from casckpt.logs import logger
@@ -170,7 +177,7 @@ class Curation(Compacting):
         """
         self._ready()
         check_pattern(run)
-        if not glob_or_name(run) and not self._catalog.has_run(run.partition("~")[0]):
+        if not is_glob(run) and not self._catalog.has_run(run.partition("~")[0]):
             self._catalog.checkpoints(run)  # raises, with the nearest names
         return make_plan(self._repository, self._catalog, keep, run, max_bytes=max_bytes)
 
@@ -207,7 +214,7 @@ class Curation(Compacting):
         if isinstance(ref_or_run, Checkpoint):
             store, checkpoint = self._find(ref_or_run, write=True)
             return store, [checkpoint]
-        if glob_or_name(ref_or_run.partition("@")[0].partition("~")[0]):
+        if names_glob(ref_or_run):
             found = of_glob(self._catalog, ref_or_run)
             if not found:
                 raise self._catalog.no_run(ref_or_run)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from casckpt.checkpoint.bases import Bases
 from casckpt.checkpoint.pending import BackgroundSaves
-from casckpt.checkpoint.places import folder_of_ref, is_store
+from casckpt.checkpoint.places import at_or_inside, folder_of_ref, is_store
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import Ref, parse_ref, split_store
@@ -22,7 +22,6 @@ from casckpt.errors import (
     Ambiguous,
     BadRef,
     BadRequest,
-    CasckptError,
     NoStore,
     NotFound,
     OperationFailed,
@@ -32,7 +31,7 @@ from casckpt.logs import use_stderr
 if TYPE_CHECKING:
     from casckpt.store import Repository
 
-Mode = Literal["r", "a"]
+OpenMode = Literal["r", "a"]
 
 MiB: Final = 1024 * 1024
 
@@ -68,7 +67,9 @@ class StoreHandle:
     close lets go of it. In a forked child it opens itself again at the next call.
     """
 
-    def __init__(self, path: str | Path, mode: Mode = "a", options: Options | None = None) -> None:
+    def __init__(
+        self, path: str | Path, mode: OpenMode = "a", options: Options | None = None
+    ) -> None:
         """Open a store.
 
         Args:
@@ -88,10 +89,10 @@ class StoreHandle:
             raise BadRequest(f"bad mode {mode!r}", "a store is opened with 'r' or 'a'")
         use_stderr()
         self.path = Path(path).expanduser().absolute()
-        self.mode: Mode = mode
+        self.mode: OpenMode = mode
         self._options = Options() if options is None else options
         self._background = BackgroundSaves()
-        self._others: dict[tuple[Path, Mode], Self] = {}
+        self._others: dict[tuple[Path, OpenMode], Self] = {}
         # What this handle committed last on each line; emptied when it removes anything.
         self._last: dict[tuple[str, int], Checkpoint] = {}
         self._bases = Bases()
@@ -206,33 +207,34 @@ class StoreHandle:
             return self._other(Path(path), write=write), parse_ref(rest)
         try:
             ref = parse_ref(text)
-            if ref.id_prefix or self._catalog.has_run(ref.run):
-                return self, ref
-            problem: CasckptError | None = None
-        except BadRef as exc:
-            ref, problem = Ref(text), exc
+        except BadRef:
+            found = self._in_folder(text, write)
+            if found is None:
+                raise
+            return found
+        if ref.id_prefix or self._catalog.has_run(ref.run):
+            return self, ref
+        return self._in_folder(text, write) or (self, ref)
+
+    def _in_folder(self, text: str, write: bool) -> tuple[Self, Ref] | None:
+        """Return what a REF that is a folder with a store means, or None if it is none."""
         folder = folder_of_ref(text)
-        if folder is not None:
-            store_path, name, selector = folder
-            store = self._other(store_path, write=write)
-            return store, parse_ref(store._run_of_folder(name, text) + selector)
-        try:
-            if problem is not None:
-                raise problem
-        finally:
-            del problem
-        return self, ref
+        if folder is None:
+            return None
+        store_path, name, selector = folder
+        store = self._other(store_path, write=write)
+        return store, parse_ref(store._run_of_folder(name, text) + selector)
 
     def _other(self, path: Path, *, write: bool = False) -> Self:
         """Return the store at a path, this one if it is the same; never makes one."""
-        path = path.expanduser().resolve()
+        path = at_or_inside(path.expanduser()).resolve()
         if path == self.path.resolve():
             return self
         if not is_store(path):
             raise NoStore(
                 f"no store at {path}", "what is before :: names a store", "check that path"
             )
-        key: tuple[Path, Mode] = (path, "a" if write else "r")
+        key: tuple[Path, OpenMode] = (path, "a" if write else "r")
         if key not in self._others:
             self._others[key] = type(self)(path, mode=key[1], options=self._options)
         return self._others[key]

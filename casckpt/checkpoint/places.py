@@ -24,6 +24,28 @@ def is_store(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; one that may not be seen, or no path can name, is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def at_or_inside(path: Path) -> Path:
+    """Return a path that names a store, or the `.casckpt` in it if only that is one."""
+    inside = path / STORE_FOLDER
+    return inside if not is_store(path) and is_store(inside) else path
+
+
+def nearest(start: Path) -> Path | None:
+    """Return the store `.casckpt` in a folder or the nearest above it, or None."""
+    for folder in (start, *start.parents):
+        if is_store(folder / STORE_FOLDER):
+            return folder / STORE_FOLDER
+    return None
+
+
 def store_in(folder: Path) -> Path | None:
     """Return the store that a folder is or holds, or None."""
     for inside in _INSIDE:
@@ -44,19 +66,11 @@ def folder_of_ref(text: str) -> tuple[Path, str, str] | None:
     head, _, selector = text.rpartition("@")
     for name, rest in ((text, ""), (head, f"@{selector}")):
         folder = Path(name).expanduser() if name else None
-        if folder is not None and _is_folder(folder):
+        if folder is not None and is_folder(folder):
             store = store_in(folder)
             if store is not None:
                 return store, folder.resolve().name, rest
     return None
-
-
-def _is_folder(path: Path) -> bool:
-    """Tell whether a folder is there; a text that no path can be is none."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def default_store(start: Path | None = None) -> Path:
@@ -67,9 +81,6 @@ def default_store(start: Path | None = None) -> Path:
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
-        return Path(named).expanduser()
+        return at_or_inside(Path(named).expanduser())
     here = Path.cwd() if start is None else start
-    for folder in (here, *here.parents):
-        if is_store(folder / STORE_FOLDER):
-            return folder / STORE_FOLDER
-    return here / STORE_FOLDER
+    return nearest(here) or here / STORE_FOLDER

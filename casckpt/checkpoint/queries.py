@@ -22,7 +22,8 @@ from casckpt.checkpoint.refs import (
     Ref,
     Selector,
     check_mode,
-    glob_or_name,
+    is_glob,
+    names_glob,
     parse_ref,
     rank,
     select,
@@ -69,7 +70,7 @@ class Catalog:
             NotFound: if a run was named and it has none.
             BadRef: if a checkpoint was named.
         """
-        if not glob_or_name(run.partition("~")[0]):
+        if not names_glob(run):
             ref = parse_ref(run)
             if not selects_run(ref):
                 raise BadRef(
@@ -106,10 +107,10 @@ class Catalog:
     def matching(self, pattern: str = "*", *, trash: bool = False) -> list[Checkpoint]:
         """Return checkpoints on all lines of the runs whose names match a glob or are equal."""
         rows = self._repository.checkpoint_rows(
-            None if glob_or_name(pattern) else pattern,
+            None if is_glob(pattern) else pattern,
             states=_TRASH if trash else _LIVE,
         )
-        if pattern != "*" and glob_or_name(pattern):
+        if pattern != "*" and is_glob(pattern):
             rows = [row for row in rows if fnmatchcase(row.run, pattern)]
         found: list[Checkpoint] = []
         for members in _grouped(self._decode(rows)):
@@ -370,7 +371,7 @@ class Catalog:
         names = sorted({row.run for row in self._repository.checkpoint_rows()})
         runs = f"{len(names)} run{'' if len(names) == 1 else 's'}"
         why = f"the store {self._repository.path} has {runs}"
-        if glob_or_name(run):
+        if is_glob(run):
             return NotFound(f"no run matches {run}", why, run=run)
         near = _near(run, names)
         hint = f"did you mean {', '.join(near)}?" if near else ""

@@ -254,7 +254,7 @@ class Questions(StoreHandle):
                 "leave them out, or verify at level 'bytes'",
             )
         uuid = self._repository.uuid
-        # A sample says nothing of what it left out: it neither goes on nor is gone on with.
+        # A sample says nothing of what it left out: it resumes no other, and cannot be resumed.
         journal = (
             Journal(state_folder("verify") / f"{uuid.hex()}.json", uuid, resume=resume)
             if level == "bytes" and sample == 1.0

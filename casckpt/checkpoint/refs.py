@@ -210,9 +210,14 @@ def rank(
     return scored
 
 
-def glob_or_name(pattern: str) -> bool:
+def is_glob(pattern: str) -> bool:
     """Return whether a text is a glob over names of runs, not a name."""
     return not _GLOB.isdisjoint(pattern)
+
+
+def names_glob(target: str) -> bool:
+    """Return whether what stands for the run in `RUN[~LINE][@SEL]` is a glob."""
+    return is_glob(target.partition("@")[0].partition("~")[0])
 
 
 def selects_run(ref: Ref) -> bool:
@@ -223,7 +228,7 @@ def selects_run(ref: Ref) -> bool:
 def check_pattern(pattern: str) -> None:
     """Raise BadRef unless a text is a run or a glob over runs: not a line, nor a checkpoint."""
     name = pattern.removesuffix("~*")
-    if glob_or_name(name):
+    if is_glob(name):
         return
     ref = parse_ref(name)
     if ref.store is not None or ref.line is not None or not selects_run(ref):

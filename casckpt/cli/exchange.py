@@ -45,7 +45,7 @@ FORMATS = ("safetensors", "torch", "npz", "ubj", "json")
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     help="Write results of a run and its children instead: results.json, histories/*.csv; "
-    "those of before are replaced.",
+    "those that are there are replaced.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def export(

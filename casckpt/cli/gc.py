@@ -61,7 +61,9 @@ _NOTED_ABOVE = 1024 * 1024
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--now", is_flag=True, help="Free the bytes at once: no undelete.")
-@click.option("--force", is_flag=True, help="Collect although a guard advises against it.")
+@click.option(
+    "--force", is_flag=True, help="Collect even if far more would go than was removed since."
+)
 def gc(
     output: Output,
     run: str | None,
@@ -79,8 +81,8 @@ def gc(
 
     Policies count per line of a run, and a checkpoint stays if any of them keeps it. The newest
     of a line, the best by its loop's monitor, pinned and tagged ones always stay. What is dropped
-    goes to the trash, where `undelete` finds it for an hour; a gc after that, or --now, frees its
-    bytes. Without a policy nothing is dropped.
+    goes to the trash, where `undelete` finds it for at least an hour; a gc after that, or --now,
+    frees its bytes. Without a policy nothing is dropped.
     """
     pattern = stores.split(output.settings, run)[0] if run else "*"
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
@@ -129,7 +131,7 @@ def _with_mode(
 
 
 def _waiting(store: Store) -> int:
-    """Return how many checkpoints are in the trash and not an hour yet: only --now frees them."""
+    """Return how many checkpoints went to the trash within the hour: only --now frees these."""
     from datetime import UTC, datetime
 
     from casckpt.store.layout import GRACE_S
@@ -267,7 +269,7 @@ def _report(output: Output, plan: GcPlan, done: GcResult, now: bool, left: int =
                 f"freed {formatting.size(freed_bytes)}"
             )
             output.note(
-                "`casckpt undelete REF` brings one back within an hour; "
+                "`casckpt undelete REF` brings one back, for at least an hour; "
                 "`casckpt gc --now` frees the bytes at once."
             )
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from casckpt.checkpoint.places import STORE_FOLDER
 from casckpt.cli import stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
@@ -23,7 +24,7 @@ from casckpt.errors import BadRequest
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 def init(output: Output, path: Path | None) -> None:
     """Make a store at PATH; without PATH at --store or CASCKPT_STORE, else in ./.casckpt."""
-    chosen = path or stores.named(output.settings) or Path(stores.FOLDER)
+    chosen = path or stores.named(output.settings) or Path(STORE_FOLDER)
     if (chosen / "format.json").exists():
         raise BadRequest(
             f"there is a store already at {chosen}",
@@ -40,6 +41,6 @@ def init(output: Output, path: Path | None) -> None:
         output.line(place)
     else:
         output.line(f"store made at {place}")
-        if path is not None and path.name != stores.FOLDER:
+        if path is not None and path.name != STORE_FOLDER:
             given, there = shlex.quote(str(path)), shlex.quote(place)
             output.note(f"Commands find it with --store {given}, or export CASCKPT_STORE={there}")

@@ -41,7 +41,12 @@ def global_options(function: _Function) -> _Function:
             type=click.Choice(["auto", "always", "never"]),
             help="Colour the output; auto obeys NO_COLOR and the terminal.",
         ),
-        option("-q", "--quiet", is_flag=True, help="Print ids only, and no remarks."),
+        option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            help="Print names only, one a line (ids of checkpoints), and no remarks.",
+        ),
         option("--json", is_flag=True, help="Print JSON: one document, or many, one a line."),
         option(
             "--store",

@@ -12,7 +12,7 @@ from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.cli.prompts import agreed
-from casckpt.errors import NotFound, RunBusy
+from casckpt.errors import NotFound
 
 if TYPE_CHECKING:
     from casckpt.api import Store
@@ -37,10 +37,10 @@ RUNS_NAMED = 3
 def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) -> None:
     """Move a checkpoint, or all checkpoints of a run, to the trash.
 
-    `undelete` brings them back for an hour; `gc` frees their bytes after that, `gc --now` at once.
-    A whole run is asked about first; the results of its stages go with it, for good. With --stage
-    the results of one stage of RUN's current line are dropped, for good, and its items done again
-    when it runs next; checkpoints stay.
+    `undelete` brings them back for at least an hour; `gc` frees their bytes after that, `gc --now`
+    at once. A whole run is asked about first; the results of its stages go with it, for good. With
+    --stage the results of one stage of RUN's current line are dropped, for good, and its items done
+    again when it runs next; checkpoints stay.
     """
     (target,) = stores.split(output.settings, ref)
     if stage is not None:
@@ -86,7 +86,7 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
         output.note("Dropped. The items are done again when the stages run; `casckpt gc` frees.")
     else:
         output.note(
-            f"Moved to the trash. {_way_back(target, chosen)} within an hour; "
+            f"Moved to the trash. {_way_back(target, chosen)}, for at least an hour; "
             "`casckpt gc --now` frees the bytes at once."
         )
 
@@ -94,19 +94,14 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
 def _chosen(store: Store, target: str) -> list[Checkpoint]:
     """Return the checkpoints that `store.delete` of a target would move."""
     from casckpt.checkpoint.curation import of_glob
+    from casckpt.checkpoint.refs import names_glob
 
     if "@" in target or target.startswith("id:"):
         return [store.get(target)]
-    if _is_glob(target):
+    if names_glob(target):
         return of_glob(store._catalog, target)
     # The bare name of a run means all its lines here, as in store.delete.
     return store.checkpoints(target if "~" in target else f"{target}~*")
-
-
-def _is_glob(target: str) -> bool:
-    from casckpt.checkpoint.refs import glob_or_name
-
-    return glob_or_name(target.partition("@")[0].partition("~")[0])
 
 
 def _way_back(target: str, chosen: Sequence[Checkpoint]) -> str:
@@ -131,8 +126,7 @@ def _stage_results(store: Store, target: str) -> int:
 def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) -> None:
     """Drop the results of a stage from the current line of a run."""
     from casckpt.ids import check_run_name
-    from casckpt.training import runlock
-    from casckpt.training.deleting import no_stage
+    from casckpt.training.deleting import check_idle, no_stage
     from casckpt.training.stages.rows import clear_stage, count_stage
 
     check_run_name(run)
@@ -144,16 +138,11 @@ def _drop_stage(output: Output, run: str, stage: str, dry_run: bool, yes: bool) 
         if not output.json and not output.quiet:
             output.line(f"{run}  stage {stage}: {what}")
         if not dry_run:
-            if runlock.is_held(store.path, run):
-                raise RunBusy(
-                    f"{run} is at work",
-                    "its stage cannot be dropped under it",
-                    f"stop it first: `casckpt stop {run} --wait`",
-                    run=run,
-                )
+            check_idle(store, run)
             if not agreed(output, f"Drop {what} for good?", yes=yes, command="rm"):
                 output.note("Nothing was changed.")
                 return
+            check_idle(store, run)  # it may have begun since the question
             clear_stage(store, run, stage)
     if output.json:
         output.document("rm", run=run, stage=stage, results=number, dry_run=dry_run)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from casckpt.checkpoint.places import ENVIRONMENT
 from casckpt.cli import completers, formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output, json_line
@@ -60,7 +61,7 @@ def run(output: Output, name: str, words: tuple[str, ...], max_restarts: int) ->
     check_run_name(name)
     environment: dict[str, str | None] = {}
     if stores.named(output.settings) is not None:
-        environment[stores.ENVIRONMENT] = str(stores.locate(output.settings).absolute())
+        environment[ENVIRONMENT] = str(stores.locate(output.settings).absolute())
     refuse_second(output, name)
     before = _runs(output)
     outcome = keep_running(output, name, words, max_restarts, environment=environment, lines=True)

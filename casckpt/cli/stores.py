@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from casckpt.checkpoint.places import (
+    ENVIRONMENT,
+    STORE_FOLDER,
+    at_or_inside,
+    is_folder,
+    is_store,
+    nearest,
+)
 from casckpt.cli.output import Settings
 from casckpt.errors import BadRef, NoStore
 
 if TYPE_CHECKING:
     from casckpt.api import Store
     from casckpt.checkpoint.queries import Catalog
-
-FOLDER = ".casckpt"
-"""Name of a store that is found from the folders below it."""
-
-ENVIRONMENT = "CASCKPT_STORE"
 
 
 def named(settings: Settings) -> Path | None:
@@ -34,23 +37,26 @@ def locate(settings: Settings) -> Path:
     Raises:
         NoStore: if none of the three names one. That it is a store is for the store to say.
     """
-    path = named(settings)
+    path, here = named(settings), Path.cwd()
+    found = nearest(here) if path is None else at_or_inside(path)
+    if found is not None and is_store(found):
+        return found
+    # One that has lost its format.json is meant all the same, for `repair`.
+    for folder in (here, *here.parents) if path is None else (path,):
+        if is_folder(folder / STORE_FOLDER):
+            return folder / STORE_FOLDER
     if path is not None:
-        return path / FOLDER if _is_folder(path / FOLDER) else path
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if _is_folder(folder / FOLDER):
-            return folder / FOLDER
+        return path
     raise NoStore(
         "no store named, and none found",
-        f"no --store, no {ENVIRONMENT}, and no {FOLDER} in {here} or above it",
+        f"no --store, no {ENVIRONMENT}, and no {STORE_FOLDER} in {here} or above it",
         "make one here with `casckpt init`, or name one: --store PATH",
     )
 
 
 def _why_none(path: Path) -> tuple[str, str]:
     """Return why no store is at a path, and what to do: `init` takes no folder that holds files."""
-    inside = shlex.quote(str(path / FOLDER))
+    inside = shlex.quote(str(path / STORE_FOLDER))
     if path.is_dir():
         try:
             is_empty = not any(path.iterdir())
@@ -68,14 +74,6 @@ def _why_none(path: Path) -> tuple[str, str]:
         why = "no such folder"
     hint = f"make one with `casckpt init {shlex.quote(str(path))}`, or name another with --store"
     return why, hint
-
-
-def _is_folder(path: Path) -> bool:
-    """Tell whether a folder is there; one that we may not look into holds no store for us."""
-    try:
-        return path.is_dir()
-    except PermissionError:
-        return False
 
 
 def split(settings: Settings, *refs: str) -> list[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from casckpt.api import Store
     from casckpt.checkpoint.history import History
     from casckpt.checkpoint.plans import GcPlan
-    from casckpt.training.guards import Policy as MismatchPolicy
+    from casckpt.training.guards import MismatchPolicy
     from casckpt.training.run import Run
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from casckpt.checkpoint.curation import parse_glob
 from casckpt.checkpoint.plans import GcPlan
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.checkpoint.refs import ALL_LINES, glob_or_name, parse_ref, selects_run
+from casckpt.checkpoint.refs import ALL_LINES, names_glob, parse_ref, selects_run
 from casckpt.errors import BadRequest, NotFound, RunBusy
 from casckpt.ids import check_run_name
 from casckpt.logs import logger
@@ -30,7 +30,7 @@ def drop_stage(store: Store, run: str | Checkpoint, stage: str) -> GcPlan:
     count = count_stage(store, run, stage)
     if count is None:
         raise no_stage(run, stage)
-    _check_idle(store, run)
+    check_idle(store, run)
     clear_stage(store, run, stage)
     logger.info("%s: %d results of the stage %s are dropped", run, count, stage)
     return _NOTHING
@@ -50,7 +50,7 @@ def drop(store: Store, target: str | Checkpoint, delete: Callable[[], GcPlan]) -
     """Drop what a REF, a run or a glob names, with the results of the stages of runs."""
     stages = _stages(store, target)
     for run in stages:
-        _check_idle(store, run)
+        check_idle(store, run)
     try:
         plan = delete()
     except NotFound:
@@ -77,7 +77,7 @@ def _stages(store: Store, target: str | Checkpoint) -> dict[str, int | None]:
     """Return the runs that lose stages, and which line of each; None for all of them."""
     if not isinstance(target, str):
         return {}
-    if glob_or_name(target.partition("@")[0].partition("~")[0]):
+    if names_glob(target):
         pattern, line = parse_glob(target)
         names = [info.name for info in store.runs(pattern)]
     else:
@@ -98,7 +98,8 @@ def _stages(store: Store, target: str | Checkpoint) -> dict[str, int | None]:
     }
 
 
-def _check_idle(store: Store, run: str) -> None:
+def check_idle(store: Store, run: str) -> None:
+    """Raise RunBusy if a process works on a run: results of its stages may not go under it."""
     if runlock.is_held(store.path, run):
         raise RunBusy(
             f"{run} is at work",

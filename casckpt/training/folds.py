@@ -10,7 +10,7 @@ from casckpt.errors import BadRequest
 from casckpt.training.fingerprints.values import Fingerprinter
 
 if TYPE_CHECKING:
-    from casckpt.training.guards import Policy
+    from casckpt.training.guards import MismatchPolicy
     from casckpt.training.run import Run
 
 _SPLIT = "data.split"
@@ -79,9 +79,9 @@ def _splits(splitter: Any, x: Any, y: Any, groups: Any) -> list[tuple[Any, Any]]
     return [(train, test) for train, test in found]
 
 
-def _policy(policy: Policy) -> Policy:
+def _policy(policy: MismatchPolicy) -> MismatchPolicy:
     """Return the parent's actions, but a fold whose split is another begins anew."""
     rest = policy if isinstance(policy, Mapping) else {"env.*": policy, "*": policy}
     if isinstance(policy, str) and policy != "allow":
         rest = {"env.*": "warn", "*": policy}
-    return cast("Policy", {_SPLIT: "restart", **rest})
+    return cast("MismatchPolicy", {_SPLIT: "restart", **rest})

@@ -19,7 +19,7 @@ from casckpt.errors import BadRequest, ConfigMismatch
 from casckpt.logs import logger
 
 Action = Literal["raise", "warn", "allow", "restart"]
-Policy = Action | Mapping[str, Action]
+MismatchPolicy = Action | Mapping[str, Action]
 Facts = dict[str, dict[str, Any]]
 """Group ("config", "data", "env", "model") to field to value."""
 
@@ -54,7 +54,7 @@ class Difference:
         return f"{self.field}: {_shown(self.old)} -> {_shown(self.new)}"
 
 
-def check_policy(policy: Any) -> Policy:
+def check_policy(policy: Any) -> MismatchPolicy:
     """Return an on_mismatch that makes sense.
 
     Raises:
@@ -68,7 +68,7 @@ def check_policy(policy: Any) -> Policy:
                 f"an action is one of {', '.join(ACTIONS)}",
                 "pass one of them, or {PATTERN: ACTION}",
             )
-    return cast("Policy", policy)
+    return cast("MismatchPolicy", policy)
 
 
 def settings(config: Any, data: Any, world_size: int) -> Facts:
@@ -154,7 +154,7 @@ def say_saved_wins(run: str, given: Mapping[str, Any], saved: Mapping[str, Any])
         )  # fmt: skip
 
 
-def compare(old: Facts, new: Facts, policy: Policy) -> list[Difference]:
+def compare(old: Facts, new: Facts, policy: MismatchPolicy) -> list[Difference]:
     """Return what differs, with the action of each; groups that one side lacks do not count."""
     differences = []
     for group in ("config", "data", "env", "model"):
@@ -204,7 +204,7 @@ def _field(group: str, name: str) -> str:
     return group if not name else f"{group}.{name}"
 
 
-def _action(policy: Policy, field: str, group: str) -> Action:
+def _action(policy: MismatchPolicy, field: str, group: str) -> Action:
     # The environment is the machine's, not the experiment's: it warns, or is let through. But
     # the generators and positions of so many processes are of no use to another number of them.
     is_machine = group == "env" and field != WORLD_SIZE

@@ -143,7 +143,10 @@ class CheckpointManager:
         return _bar(self.get_progress(total, algorithm), width)
 
     def get_checkpoint_size(self, algorithm: str | None = None) -> int:
-        """Return the bytes that the checkpoints of an algorithm, or all with "*", take on disk."""
+        """Return the bytes that saves of an algorithm, or of all with "*", have written.
+
+        What they take on the disk by now is less after a `compact`: `store.stats()` counts that.
+        """
         name = algorithm or self.algorithm
         return sum(one.stored_bytes for one in self.store.checkpoints(name))
 

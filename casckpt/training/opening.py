@@ -11,7 +11,7 @@ from casckpt.errors import BadRequest, NotFound
 from casckpt.ids import check_run_name
 from casckpt.logs import logger
 from casckpt.training import guards, resume
-from casckpt.training.guards import Facts, Policy
+from casckpt.training.guards import Facts, MismatchPolicy
 from casckpt.training.lines import Line, read_record
 from casckpt.training.peers import ALONE, Peers, check_place, place_of
 from casckpt.training.programs import commands
@@ -44,7 +44,7 @@ class Opened:
     checkpoint: Checkpoint | None
     extra: Extra
     facts: Facts
-    policy: Policy
+    policy: MismatchPolicy
     session: Session
     is_finished: bool
     grace_s: float | None
@@ -59,7 +59,7 @@ def open_run(
     config: Any = None,
     data: Any = None,
     resume: str | Checkpoint = "auto",
-    on_mismatch: Policy = "raise",
+    on_mismatch: MismatchPolicy = "raise",
     under: int | None = None,
     grace_s: float | None = None,
     peers: Peers = ALONE,
@@ -113,7 +113,7 @@ def _open(
     store: Store,
     name: str,
     facts: Facts,
-    policy: Policy,
+    policy: MismatchPolicy,
     resume: str | Checkpoint,
     under: int | None,
     grace_s: float | None,
@@ -146,7 +146,7 @@ def _follow(
     name: str,
     told: Mapping[str, Any],
     facts: Facts,
-    policy: Policy,
+    policy: MismatchPolicy,
     grace_s: float | None,
     peers: Peers,
 ) -> Opened:
@@ -221,7 +221,7 @@ def _carry_out(
     name: str,
     decision: Decision,
     facts: Facts,
-    policy: Policy,
+    policy: MismatchPolicy,
     under: int | None,
     grace_s: float | None,
     early: Session,

@@ -39,7 +39,7 @@ class Extra:
     """What a checkpoint of a run holds beside the state; all of it optional.
 
     FORMAT: the names of the attributes are what is written (docs/format.md, section 15). Whoever
-    renames one forgets it in all checkpoints of before, and resumes are inexact without a word.
+    renames one forgets it in all older checkpoints, and resumes are inexact without a word.
 
     Attributes:
         loop: counters of the loop that saved it.
@@ -111,7 +111,7 @@ def read_extra(store: Store, checkpoint: Checkpoint) -> Extra:
     """Return what a checkpoint holds beside the state; nothing for a plain save."""
     packed = store._beside(checkpoint)
     if packed is None:
-        # FORMAT: stores of before kept it in the manifest.
+        # FORMAT: older stores kept it in the manifest.
         config = store._catalog.manifest(checkpoint).config
         if not isinstance(config, dict) or _KEY not in config:
             return Extra()
@@ -293,7 +293,7 @@ def newest_whole(
     candidates = store._catalog.inherited(run, line)
     damaged: list[Checkpoint] = []
     for checkpoint in reversed(candidates):
-        if _is_whole(store, checkpoint):
+        if store._is_whole(checkpoint):
             then = f"going on from {checkpoint.ref}"
             note = _set_aside(store, damaged, line, then, before_write)
             branch = None
@@ -309,11 +309,7 @@ def newest_whole(
             run=run,
         )
     if not damaged:
-        record_line = _record_branch(store, run, line)
-        if record_line is not None:
-            checkpoint = record_line[1]
-            return Decision(line, checkpoint)
-        return Decision(line)
+        return Decision(line, _began_at(store, run, line))
     if required:
         raise Corrupt(
             f"no checkpoint of {run} is whole", f"{len(damaged)} are damaged: {_refs(damaged)}"
@@ -322,15 +318,16 @@ def newest_whole(
     return Decision(None, loud=True, note=note)
 
 
-def _record_branch(store: Store, run: str, line: int) -> tuple[Store, Checkpoint] | None:
-    """Return where a line without checkpoints of its own began."""
+def _began_at(store: Store, run: str, line: int) -> Checkpoint | None:
+    """Return where a line without checkpoints of its own began, if that is still there."""
     known = read_record(store._repository, run).lines.get(line)
     if known is None or known.branch is None or not known.branch.id:
         return None
     found = branch_checkpoint(store, known.branch)
     if found is None:
         logger.warning("%s began at %s, which is gone", run, known.branch.ref)
-    return found
+        return None
+    return found[1]
 
 
 def _begun_by(
@@ -372,7 +369,7 @@ def _from_ref(
         or checkpoint.id in current.continued
     )
     if began:
-        found = newest_whole(store, run, record.current, before_write, required=False)
+        found = newest_whole(store, run, record.current, before_write)
         return found if found.checkpoint is not None else Decision(record.current, checkpoint)
     if here and checkpoint.run == run:
         own = visible(store._catalog.matching(run), checkpoint.line)
@@ -406,10 +403,6 @@ def _from_line(
     note = f"with the stages, folds and trials of {branch.ref}"
     fresh = not _is_used(store, run, record)
     return Decision(record.current if fresh else None, None, branch, note=note)
-
-
-def _is_whole(store: Store, checkpoint: Checkpoint) -> bool:
-    return store._is_whole(checkpoint)
 
 
 def _set_aside(

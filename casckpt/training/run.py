@@ -28,7 +28,7 @@ from casckpt.training.work import RunWork
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from casckpt.training.guards import Policy as MismatchPolicy
+    from casckpt.training.guards import MismatchPolicy
 
 
 class Run(RunLoops, RunWork):
@@ -341,7 +341,7 @@ class Run(RunLoops, RunWork):
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error in a line; the rest of it is for who reads the traceback."""
+    """Return an error in a line; the rest of it is for whoever reads the traceback."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 

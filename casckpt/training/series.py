@@ -179,7 +179,7 @@ class Log:
         return RowWrite("history", key, self._piece.encode())
 
 
-class Unwritten(Log):
+class FollowerLog(Log):
     """The log of a process that does not lead: the last values, and nothing else."""
 
     def begin(self, count: int | None) -> None:

@@ -16,7 +16,7 @@ from casckpt.training import runlock
 from casckpt.training.guards import Facts
 from casckpt.training.lines import Line, RunRecord, edit_record, now_text, read_record
 from casckpt.training.peers import ALONE, Peers
-from casckpt.training.series import Log, Unwritten
+from casckpt.training.series import FollowerLog, Log
 from casckpt.training.stops import StopWatch
 from casckpt.training.watching.progress import Tracker
 
@@ -218,7 +218,7 @@ class Follower(Session):
     ) -> None:
         """Prepare."""
         super().__init__(repository, run, line, elapsed_s, peers)
-        self.log = Unwritten(repository, run, line)
+        self.log = FollowerLog(repository, run, line)
 
     def lock(self) -> None:
         """Leave the lock to the first process."""

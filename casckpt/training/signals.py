@@ -164,7 +164,7 @@ class Signals:
     # ---- forks
 
     def _is_of_the_parent(self) -> bool:
-        """Return whether Ctrl+C is for who forked this process: a terminal signals whole groups."""
+        """Return whether Ctrl+C is for the parent, too: a terminal signals whole groups."""
         return self._forked_from == os.getppid() and self._group == os.getpgrp()
 
     def before_fork(self) -> None:

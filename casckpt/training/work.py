@@ -38,7 +38,7 @@ class RunWork(RunBase):
         """Return a stage: work over items, each of which is done once.
 
         An item is done again when its content, `uses`, `version`, its key or the stage's name is
-        another; the rest stays. Going back to what was before finds the results of before.
+        another; the rest stays. Going back to the old settings finds the old results.
 
         Args:
             name: its name in the run.

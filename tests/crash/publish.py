@@ -26,7 +26,7 @@ def main() -> int:
     for row in ROWS:
         text = _with_figure(text, row)
     lines = [
-        "| # | tried on this code | before | bad | figure to reach | commit and date |",
+        "| # | tried on this code | before | bad | next target | commit and date |",
         "|---|---|---|---|---|---|",
         *(_line(row) for row in sorted(ROWS, key=lambda row: row.number)),
     ]

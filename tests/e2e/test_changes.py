@@ -163,7 +163,7 @@ def test_rm_of_a_run_needs_a_yes_and_leaves_other_runs(own_cli):
 
 def test_all_that_comes_back_of_a_run_is_named(own_cli):
     gone = own_cli("rm", "bpm/nn", "--yes")
-    assert "`casckpt undelete bpm/nn` brings all of it back within an hour" in gone.err
+    assert "`casckpt undelete bpm/nn` brings all of it back, for at least an hour" in gone.err
     back = own_cli("undelete", "bpm/nn")
     assert back.out.splitlines() == [f"bpm/nn@{10 * epoch}  is back" for epoch in range(1, 7)]
     own_cli("unpin", "bpm/xgboost@100")

@@ -46,7 +46,7 @@ def _check(store: casckpt.Store, expected: dict[str, str]) -> None:
     )
 
 
-def test_it_is_read(golden: tuple[Path, dict[str, str]]) -> None:
+def test_every_checkpoint_is_read(golden: tuple[Path, dict[str, str]]) -> None:
     path, expected = golden
     with casckpt.open(path, mode="r") as store:
         _check(store, expected)

@@ -42,7 +42,8 @@ class MemoryRepository:
             if hashlib.sha256(data).digest() != read.id:
                 raise Corrupt("a chunk is damaged", "its hash differs", blob_ids={read.id})
             dest = memoryview(read.dest).cast("B")
-            assert read.length == len(data)
+            if read.length != len(data):
+                raise Corrupt("a blob is damaged", "its length differs", blob_ids={read.id})
             dest[:] = data[read.offset : read.offset + len(dest)]
             self.bytes_read += len(dest)
 

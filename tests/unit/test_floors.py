@@ -167,11 +167,6 @@ def test_third_party_imports_are_at_home(module):
     assert wrong == []
 
 
-def test_every_module_has_a_floor():
-    for module in MODULES:
-        floor_of(module)
-
-
 def test_files_stay_small():
     long = {}
     for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "bench").rglob("*.py")]):

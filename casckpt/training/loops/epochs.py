@@ -319,10 +319,11 @@ class EpochLoop(Loop):
         """Save inside the epoch if it is time, and leave on a request to stop.
 
         Args:
-            current: where the first pass of the epoch stands; its gradients are applied.
+            current: the pass over the loader whose batch has just been used.
             save_every_s: see `Run.batches`.
-            can_save: whether it is that pass, and not its end.
-            counts: whether it is that pass: a later one may be a validation.
+            can_save: whether a resume can come back to this place: it is in the first pass of the
+                epoch, and not its end.
+            counts: whether the batch counts as a step: in later passes it may be a validation.
         """
         since, every = self.saver.since, self._options.every
         since.steps += counts

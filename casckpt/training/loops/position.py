@@ -70,7 +70,7 @@ class Pass:
         if saved is not None and (why := _unlike(loader, saved)):
             logger.warning("a loader is not the one whose position was saved: %s", why)
             saved, self.is_anew = None, True
-        # Positions of before say nothing: their first pass drew the seed of workers that stay.
+        # Older positions say nothing of it: their first pass drew the seed of workers that stay.
         self._is_aside = saved is None or bool(saved.get("seed_aside"))
         if saved is None:
             if self.kind == "replay":
@@ -286,7 +286,7 @@ def _skip(iterator: Iterator[Any], loader: Any, count: int) -> None:
 
 def _holders(loader: Any) -> Iterator[tuple[str, Any]]:
     """Yield (path, object) of the loader and the samplers inside it."""
-    path, waiting = "loader", [("loader", loader)]
+    waiting = [("loader", loader)]
     seen: set[int] = set()
     for _ in range(_DEPTH):
         below: list[tuple[str, Any]] = []

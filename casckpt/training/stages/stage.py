@@ -102,7 +102,7 @@ class Stage:
     # ---- work
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """Yield (key, item) of the items that are not done, failed ones of before included.
+        """Yield (key, item) of the items that are not done, those included that failed earlier.
 
         Between items it looks for a request to stop. What was said to be done is written when
         the loop ends, is left, or stops.

@@ -172,7 +172,7 @@ def test_planes_of_wrong_sizes_are_refused():
         native.join_planes_from([memoryview(out)[:4]] * 4, b"", out, 4, True)
 
 
-def test_equal():
+def test_equal_compares_content_and_length():
     assert native.equal(b"", b"")
     assert native.equal(b"ab" * 1000, bytearray(b"ab" * 1000))
     assert not native.equal(b"ab", b"ac")

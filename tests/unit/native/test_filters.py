@@ -184,7 +184,7 @@ def test_plane_histograms():
         native.plane_histograms(out, 5, 4)
 
 
-def test_copy():
+def test_copy_copies_and_refuses_another_length():
     dst = np.zeros(1000, dtype=np.float64)
     src = np.arange(1000, dtype=np.float64)
     native.copy(dst, src)

@@ -131,7 +131,7 @@ def test_hasher_modes():
         native.blake3(b"", out_len=-1)
 
 
-def test_grid(kernel):
+def test_hashing_a_grid_is_hashing_each_piece(kernel):
     data = random_bytes(200_001)
     for piece in (1000, 1024, 1025, 4096, 5000, 65_536, 65_537, 100_000, 200_001, 300_000):
         expected = [data[at : at + piece] for at in range(0, len(data), piece)]

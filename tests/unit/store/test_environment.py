@@ -137,10 +137,11 @@ def test_a_reader_that_died_is_forgotten_by_a_collection(repository, dead_reader
     assert dead_reader not in readers(repository)
 
 
-def test_a_closed_environment_has_no_readers(repository):
+def test_forgetting_dead_readers_of_a_closed_environment_is_harmless(repository):
     environment = repository._shared().environment
     environment.close()
     environment.forget_dead_readers()
+    assert environment._handle is None
     environment._open()
 
 
