@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.bases import BESIDE, Base, layout_of_manifest, layout_of_plan
-from casckpt.checkpoint.guards import check_tags_free, check_unmarked, replaceable, tags_free
+from casckpt.checkpoint.guards import check_unmarked, tags_free, unmarked
 from casckpt.checkpoint.handle import StoreHandle
 from casckpt.checkpoint.payloads import RowFacts, edit_payload, encode_payload, make_ref
 from casckpt.checkpoint.records import Checkpoint
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casckpt.checkpoint.placement import Placement
     from casckpt.checkpoint.scalars import Node
     from casckpt.checkpoint.tree import FlatState
-    from casckpt.store import RunView
+    from casckpt.store import RowsView
 
 _AMEND_ABOVE_S: Final = 0.05
 """A save at least this long has its measured time written after its commit: the extra
@@ -338,7 +338,7 @@ class Committing(StoreHandle):
                 existing.run,
                 existing.seq,
                 partial(edit_payload, metrics=request.metrics, add_tags=request.tags),
-                tags_free(request.tags, existing.seq),
+                tags_free(request.tags, existing.run, existing.seq),
             )
         return self._catalog.one(existing.run, existing.seq)
 
@@ -355,16 +355,17 @@ class Committing(StoreHandle):
         check_unmarked(self._catalog.one(existing.run, existing.seq))
 
 
-def _guard(request: SaveRequest, place: Place) -> Callable[[RunView], None] | None:
+def _guard(request: SaveRequest, place: Place) -> Callable[[RowsView], None] | None:
     """Return what a commit looks at inside its transaction: whether the save may still be."""
     existing = place.existing
-    if existing is None and not request.tags:
-        return None
+    if existing is None:
+        return tags_free(request.tags, request.run, None) if request.tags else None
+    is_free = tags_free(request.tags, request.run, existing.seq)
+    is_unmarked = unmarked([(existing.run, existing.seq)])
 
-    def check(view: RunView) -> None:
-        check_tags_free(view.checkpoints, request.tags, None if existing is None else existing.seq)
-        if existing is not None:
-            replaceable(existing)(view)
+    def check(view: RowsView) -> None:
+        is_free(view)
+        is_unmarked(view)
 
     return check
 

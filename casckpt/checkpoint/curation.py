@@ -29,12 +29,12 @@ from casckpt.checkpoint.refs import (
     parse_ref,
     selects_run,
 )
-from casckpt.errors import BadRef, Busy, NotFound
+from casckpt.errors import BadRef, Busy, NotFound, RunMoved
 from casckpt.ids import check_tag
 from casckpt.logs import logger
 
 if TYPE_CHECKING:
-    from casckpt.store import RunView
+    from casckpt.store import RowsView
 
 _ATTEMPTS: Final = 10
 """Each attempt fails only if another process removed one of the same checkpoints during it."""
@@ -78,7 +78,9 @@ class Curation(Compacting):
         """
         tags = [check_tag(name) for name in names]
         store, checkpoint = self._find(ref, write=True)
-        return store._edit(checkpoint, tags_free(tags, checkpoint.seq), add_tags=tags)
+        return store._edit(
+            checkpoint, tags_free(tags, checkpoint.run, checkpoint.seq), add_tags=tags
+        )
 
     def untag(self, ref: str | Checkpoint, *names: str) -> Checkpoint:
         """Take names away from a checkpoint; not an error if it does not have them.
@@ -240,30 +242,55 @@ class Curation(Compacting):
         else:
             returning = [store._catalog.resolve_trash(parsed)]
         store._repository.untrash([(ck.run, ck.seq) for ck in returning], returnable(returning))
-        return [store._catalog.one(checkpoint.run, checkpoint.seq) for checkpoint in returning]
+        back = {
+            (checkpoint.run, checkpoint.seq): checkpoint
+            for run in dict.fromkeys(checkpoint.run for checkpoint in returning)
+            for checkpoint in store._catalog.of_line(run, ALL_LINES)
+        }
+        return [back.get((one.run, one.seq), one) for one in returning]
 
     def _drop(self, plan: GcPlan | None) -> tuple[list[Checkpoint], list[Checkpoint]]:
         """Move what a plan drops to the trash; return it, and what had to be left alone."""
-        if plan is None:
-            return [], []
+        left = [] if plan is None else list(plan.drop)
+        dropped: list[Checkpoint] = []
+        skipped: list[Checkpoint] = []
 
-        def attempt() -> tuple[list[Checkpoint], list[Checkpoint]]:
+        def attempt() -> None:
+            nonlocal left
             seen = Seen(self._repository)
-            drop, skipped = still_droppable(self._catalog, plan)
-            if drop:
-                self._remove(drop, seen.allows((ck.run, ck.seq) for ck in drop))
-            return drop, skipped
+            drop, spared = still_droppable(self._catalog, left)
+            moved: list[str] = []
+            while drop:
+                try:
+                    self._remove(drop, seen.allows((ck.run, ck.seq) for ck in drop))
+                    break
+                except RunMoved as exc:
+                    # Somebody works on these runs: the others need not wait for that.
+                    moved += exc.details["runs"]
+                    drop = [ck for ck in drop if ck.run not in moved]
+            dropped.extend(drop)
+            skipped.extend(ck for ck in spared if ck.run not in moved)
+            left = [ck for ck in left if ck.run in moved]
+            if left:
+                raise RunMoved(f"run {moved[0]} has moved", run=moved[0])
 
-        return until_unchanged(attempt, "the plan could not be carried out")
+        if left:
+            try:
+                until_unchanged(attempt, "the plan could not be carried out")
+            except Busy:
+                if not dropped:
+                    raise
+                skipped.extend(left)
+        return dropped, skipped
 
-    def _remove(self, checkpoints: Sequence[Checkpoint], guard: Callable[[RunView], None]) -> None:
+    def _remove(self, checkpoints: Sequence[Checkpoint], guard: Callable[[RowsView], None]) -> None:
         self._last.clear()
         self._repository.trash([(ck.run, ck.seq) for ck in checkpoints], guard)
 
     def _edit(
         self,
         checkpoint: Checkpoint,
-        guard: Callable[[RunView], None] | None = None,
+        guard: Callable[[RowsView], None] | None = None,
         **changes: Any,
     ) -> Checkpoint:
         change = partial(edit_payload, **changes)

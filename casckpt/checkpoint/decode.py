@@ -173,7 +173,7 @@ class _Restore:
             if self._entries[index].alias is None:
                 keep = index in kept or index in aliased
                 direct = None if index in kept else plan.direct_memory(index)
-                jobs.append(self._into_job(index, bound, direct, keep))
+                jobs.append(self._into_job(index, bound, direct, keep, index in kept))
         for index in sorted((kept | aliased.keys()) - plan.targets.keys()):
             jobs.append(self._new_job(index, None if index in kept else aliased[index]))
         self._run(jobs)
@@ -184,13 +184,13 @@ class _Restore:
     def _leaf_of(self, handler: leaf_module.Handler, index: int) -> Any:
         """Return an alias as a leaf of a handler: other aliases may be of another library."""
         slot = self._slots[self.memory_of(index)]
-        if not len(slot.dest):  # it is empty, or has left for a device
+        base = self._entries[self.memory_of(index)]
+        if base.length and not len(slot.dest):  # it has left for a device
             return self.leaf(index)
         entry = self._entries[index]
         while entry.alias is not None and entry.stride is None:
             entry = self._entries[entry.alias]
-        base = self._entries[self.memory_of(index)]
-        slot = handler.allocate(base, RestoreOptions(), slot.dest)
+        slot = handler.allocate(base, RestoreOptions(), slot.dest if base.length else None)
         return slot.value() if entry.alias is None else slot.view(entry)
 
     def _new_job(self, index: int, handler: leaf_module.Handler | None = None) -> Job:
@@ -201,8 +201,7 @@ class _Restore:
         def open_slot() -> Slot:
             if entry.kind in VALUE_KINDS:
                 return ValueSlot.of(entry)
-            root = "torch" if entry.kind != "array" and not options.as_numpy else "numpy"
-            return (handler or leaf_module.handler(root)).allocate(entry, options, None)
+            return (handler or self._own_handler(entry)).allocate(entry, options, None)
 
         def done(slot: Slot) -> None:
             self._slots[index] = slot
@@ -210,7 +209,18 @@ class _Restore:
         elsewhere = options.device is not None and str(options.device) != "cpu"
         return Job(entry, open_slot, done, elsewhere and entry.kind in ("tensor", "storage"))
 
-    def _into_job(self, index: int, bound: Any, direct: memoryview | None, keep: bool) -> Job:
+    def _own_handler(self, entry: Entry) -> leaf_module.Handler:
+        """Return the handler that makes the leaf of an entry, as was asked for."""
+        as_numpy = entry.kind == "array" or self._options.as_numpy
+        return leaf_module.handler("numpy" if as_numpy else "torch")
+
+    def _into_job(
+        self, index: int, bound: Any, direct: memoryview | None, keep: bool, is_fresh: bool
+    ) -> Job:
+        """Return the job of an entry that goes into a target; its memory is kept for aliases.
+
+        What is fresh is a leaf of the result at another place as well, of its own library.
+        """
         entry = self._entries[index]
         here = RestoreOptions()
 
@@ -225,6 +235,8 @@ class _Restore:
                 bound.target.assign(slot.value())
             if keep:
                 self._slots[index] = slot
+            if is_fresh and (own := self._own_handler(entry)) is not bound.handler:
+                self._slots[index] = own.allocate(entry, here, slot.dest if entry.length else None)
 
         return Job(entry, open_slot, done, direct is None and not keep)
 

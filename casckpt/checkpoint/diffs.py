@@ -249,7 +249,7 @@ def _other_containers(a: Manifest, b: Manifest) -> Iterator[Change]:
 
     A dict that only gained or lost keys is told by the paths that were added or removed.
     """
-    before, after = dict(_containers(a.tree, "")), dict(_containers(b.tree, ""))
+    before, after = _named_containers(a.tree), _named_containers(b.tree)
     for path, kind in before.items():
         other = after.get(path, kind)
         if kind == other:
@@ -259,6 +259,12 @@ def _other_containers(a: Manifest, b: Manifest) -> Iterator[Change]:
             yield Change(path, _short(first[0]), _short(second[0]))
         elif first[2] and _same_names(first[2], second[2]):
             yield Change(path, _short(kind), _short(other))
+
+
+def _named_containers(tree: Any) -> dict[str, str]:
+    found = list(_containers(tree, ""))
+    names = told_apart(path for path, _ in found)
+    return {name: kind for name, (_, kind) in zip(names, found, strict=True)}
 
 
 def _same_names(a: str, b: str) -> bool:
@@ -320,6 +326,10 @@ def _shown(value: _Value) -> str:
 def _as_python(node: Any) -> str:
     """Return a scalar or an empty container as Python writes it."""
     tag = tree_build.tag_of(node)
+    if tag == "i" and len(node["i"]) > TEXT_SHOWN:
+        # Python writes no more than 4,300 digits. Long ones may differ at their ends only.
+        digits = f"0x{node['i']}".replace("0x-", "-0x")
+        return f"{digits[: TEXT_SHOWN // 2]}...{digits[-TEXT_SHOWN // 3 :]}"
     if tag in ("f", "i", "c"):
         return repr(SCALAR_TAGS[tag](node[tag]))
     if tag == "t":

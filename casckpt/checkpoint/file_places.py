@@ -10,20 +10,23 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casckpt.checkpoint.curation import Curation
 from casckpt.checkpoint.file_reading import FileTree, StoredFile, file_tree, holds_files
 from casckpt.checkpoint.file_saves import FileSaves
 from casckpt.checkpoint.filetrees import Files
-from casckpt.checkpoint.guards import unpinned
+from casckpt.checkpoint.guards import unmarked, unpinned
 from casckpt.checkpoint.questions import Questions
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import parse_ref
-from casckpt.errors import BadRequest, NotFound, RunMoved
+from casckpt.errors import BadRequest, NotFound, RunMoved, StepExists
+
+if TYPE_CHECKING:
+    from casckpt.store import RowsView
 
 _ATTEMPTS: Final = 50
 """A save gives way to another process's about once per rank that writes at the same moment."""
@@ -100,7 +103,7 @@ class FilePlaces(FileSaves, Questions, Curation):
                 tree = self._tree_of(checkpoint)
                 if tree is not None and tree.single and name in tree.files:
                     older.append(checkpoint)
-        self._discard(older)
+        self._discard(older, unmarked)
         return made
 
     def remove_file(self, run: str, name: str) -> None:
@@ -133,17 +136,22 @@ class FilePlaces(FileSaves, Questions, Curation):
                 f"{pinned[0].ref} is pinned",
                 f"`casckpt unpin {pinned[0].ref}` first",
             )
-        self._discard(holding)
+        self._discard(holding, unpinned)
 
-    def _discard(self, checkpoints: list[Checkpoint]) -> None:
+    def _discard(
+        self,
+        checkpoints: list[Checkpoint],
+        guard: Callable[[Iterable[tuple[str, int]]], Callable[[RowsView], None]],
+    ) -> None:
+        """Move checkpoints to the trash, but those that others have removed or marked meanwhile."""
         try:
             if checkpoints:
-                self._remove(checkpoints, unpinned([(ck.run, ck.seq) for ck in checkpoints]))
-        except NotFound:
-            # Another process was first with one of them; then all are still there but that one.
+                self._remove(checkpoints, guard((ck.run, ck.seq) for ck in checkpoints))
+        except (NotFound, StepExists):
+            # All are still there but the one that another process was first with.
             for checkpoint in checkpoints:
                 if len(checkpoints) > 1:
-                    self._discard([checkpoint])
+                    self._discard([checkpoint], guard)
 
     def _refuse_training(self, run: str) -> None:
         if self._catalog.view(run).current is not None:

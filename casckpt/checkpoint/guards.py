@@ -6,19 +6,24 @@ pin, remove, save or branch. These say so there, where nobody can come in betwee
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from casckpt.checkpoint.lines import read_view
 from casckpt.checkpoint.payloads import decode_row, payload_tags
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.errors import BadRequest, Busy, NotFound, RunMoved, StepExists
 
 if TYPE_CHECKING:
-    from casckpt.store import CheckpointRow, Repository, RunView
+    from casckpt.store import CheckpointRow, Repository, RowsView
 
 _Result = TypeVar("_Result")
-_ATTEMPTS: Final = 10
+ATTEMPTS: Final = 10
 """Each attempt fails only if another process changed what it had looked at during it."""
+
+PAUSE_S: Final = 0.01
+"""Pause after the second attempt; each further one is longer by as much."""
 
 
 class Seen:
@@ -30,41 +35,71 @@ class Seen:
     def __init__(self, repository: Repository, run: str | None = None) -> None:
         """See the checkpoints of one run, or of all of them."""
         self._records = dict(repository.run_rows())
-        self._payloads: dict[str, dict[int, bytes]] = {}
+        self._rows: dict[str, dict[int, CheckpointRow]] = {}
         for row in repository.checkpoint_rows(run):
-            self._payloads.setdefault(row.run, {})[row.seq] = row.payload
+            self._rows.setdefault(row.run, {})[row.seq] = row
 
     def payload(self, run: str, seq: int) -> bytes | None:
         """Return the payload that a checkpoint had, None if there was none of that commit."""
-        return self._payloads.get(run, {}).get(seq)
+        row = self._rows.get(run, {}).get(seq)
+        return None if row is None else row.payload
 
     def removed(self, places: Iterable[tuple[str, int]]) -> None:
         """Take note that the caller has removed checkpoints, given as (run, commit seq)."""
         for run, seq in places:
-            self._payloads.get(run, {}).pop(seq, None)
+            self._rows.get(run, {}).pop(seq, None)
 
-    def allows(self, doomed: Iterable[tuple[str, int]]) -> Callable[[RunView], None]:
+    def allows(self, doomed: Iterable[tuple[str, int]]) -> Callable[[RowsView], None]:
         """Return the guard of the removal of checkpoints, given as (run, commit seq).
 
-        It raises RunMoved if one of these is not as it was seen, if any other of its run is gone,
-        which these may then stand for, or if a run has declared what is best, or branched.
+        It raises RunMoved, with `runs`, for those of which one of these is not as it was seen, or
+        any other is gone, which these may then stand for, or which have declared something else
+        to be best; and where any run of the store has begun from one of these.
         """
-        going = frozenset(doomed)
+        going = _by_run(doomed)
 
-        def check(view: RunView) -> None:
-            now = {row.seq: row.payload for row in view.checkpoints}
-            for seq, payload in self._payloads.get(view.run, {}).items():
-                is_as_seen = now.get(seq) == payload if (view.run, seq) in going else seq in now
-                if not is_as_seen:
-                    raise _moved(view.run)
-            if view.records != self._records:
-                raise _moved(view.run)
+        def check(view: RowsView) -> None:
+            new = {run: one for run, one in view.records.items() if one != self._records.get(run)}
+            begun = {
+                ref for run, record in new.items() for ref in read_view(run, record).begun_from
+            }
+            moved = [
+                run
+                for run, seqs in going.items()
+                if run in new or not self._is_as_seen(view, run, seqs, begun)
+            ]
+            if moved:
+                raise RunMoved(
+                    f"run {moved[0]} has moved",
+                    "somebody changed it since it was looked at",
+                    run=moved[0],
+                    runs=moved,
+                )
 
         return check
 
+    def _is_as_seen(
+        self, view: RowsView, run: str, going: Collection[int], begun: Collection[str]
+    ) -> bool:
+        seen = self._rows.get(run, {})
+        now = {row.seq: row for row in view.checkpoints(run)}
+        if not seen.keys() <= now.keys():
+            return False
+        for seq in going:
+            row = now.get(seq)
+            if row is None or seq not in seen or row.payload != seen[seq].payload:
+                return False
+            if row.manifest_id.hex() in begun:
+                return False
+        return True
 
-def _moved(run: str) -> RunMoved:
-    return RunMoved(f"run {run} has moved", "somebody changed it since it was looked at", run=run)
+
+def _by_run(places: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
+    """Return commit seqs by run."""
+    found: dict[str, set[int]] = {}
+    for run, seq in places:
+        found.setdefault(run, set()).add(seq)
+    return found
 
 
 def until_unchanged(attempt: Callable[[], _Result], what: str) -> _Result:
@@ -73,11 +108,11 @@ def until_unchanged(attempt: Callable[[], _Result], what: str) -> _Result:
     Raises:
         Busy: they keep doing that; `what` could not be done.
     """
-    for _ in range(_ATTEMPTS):
+    for number in range(ATTEMPTS):
         try:
             return attempt()
         except (RunMoved, NotFound):
-            continue
+            time.sleep(PAUSE_S * number)
     raise Busy(what, "other processes keep changing the same checkpoints")
 
 
@@ -92,18 +127,32 @@ def check_unpinned(checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
-def unpinned(doomed: Collection[tuple[str, int]]) -> Callable[[RunView], None]:
+def unpinned(doomed: Iterable[tuple[str, int]]) -> Callable[[RowsView], None]:
     """Return the guard of a removal, of (run, commit seq), that a pin forbids by BadRequest."""
+    going = _by_run(doomed)
 
-    def check(view: RunView) -> None:
-        found = [row for row in view.checkpoints if (view.run, row.seq) in doomed]
-        check_unpinned([decode_row(row) for row in found])
+    def check(view: RowsView) -> None:
+        for run, seqs in going.items():
+            check_unpinned([decode_row(row) for row in view.checkpoints(run) if row.seq in seqs])
+
+    return check
+
+
+def unmarked(doomed: Iterable[tuple[str, int]]) -> Callable[[RowsView], None]:
+    """Return the guard of a removal, of (run, commit seq), that a mark forbids by StepExists."""
+    going = _by_run(doomed)
+
+    def check(view: RowsView) -> None:
+        for run, seqs in going.items():
+            for row in view.checkpoints(run):
+                if row.seq in seqs:
+                    check_unmarked(decode_row(row))
 
     return check
 
 
 def check_tags_free(
-    rows: Iterable[CheckpointRow], tags: Sequence[str], holder: int | None = None
+    rows: Iterable[CheckpointRow], tags: Collection[str], holder: int | None = None
 ) -> None:
     """Raise BadRequest if another than the `holder`, a commit seq, has one of the tags.
 
@@ -124,20 +173,9 @@ def check_tags_free(
             )
 
 
-def tags_free(tags: Sequence[str], holder: int | None) -> Callable[[RunView], None]:
+def tags_free(tags: Collection[str], run: str, holder: int | None) -> Callable[[RowsView], None]:
     """Return the guard of giving tags to a checkpoint, the `holder`; see `check_tags_free`."""
-    return lambda view: check_tags_free(view.checkpoints, tags, holder)
-
-
-def replaceable(existing: Checkpoint) -> Callable[[RunView], None]:
-    """Return the guard of a save in the place of a checkpoint: StepExists if it is marked."""
-
-    def check(view: RunView) -> None:
-        for row in view.checkpoints:
-            if row.seq == existing.seq:
-                check_unmarked(decode_row(row))
-
-    return check
+    return lambda view: check_tags_free(view.checkpoints(run), tags, holder)
 
 
 def check_unmarked(existing: Checkpoint) -> None:
@@ -152,25 +190,26 @@ def check_unmarked(existing: Checkpoint) -> None:
         )
 
 
-def returnable(returning: Sequence[Checkpoint]) -> Callable[[RunView], None]:
+def returnable(returning: Sequence[Checkpoint]) -> Callable[[RowsView], None]:
     """Return the guard of an undelete: places and tags must be free.
 
     It raises StepExists or BadRequest, as `Store.undelete` says.
     """
 
-    def check(view: RunView) -> None:
-        mine = [checkpoint for checkpoint in returning if checkpoint.run == view.run]
-        places = {(row.line, row.step, row.batch): row for row in view.checkpoints}
-        holders: dict[str, Checkpoint] = {}
-        for one in mine:
-            at = places.get((one.line, one.step, one.batch))
-            if at is not None:
-                raise _taken(one, decode_row(at))
-            check_tags_free(view.checkpoints, one.tags)
-            for tag in one.tags:
-                other = holders.setdefault(tag, one)
-                if other is not one:
-                    raise _both_tagged(other, one, tag)
+    def check(view: RowsView) -> None:
+        for run in dict.fromkeys(checkpoint.run for checkpoint in returning):
+            mine = [checkpoint for checkpoint in returning if checkpoint.run == run]
+            places = {(row.line, row.step, row.batch): row for row in view.checkpoints(run)}
+            holders: dict[str, Checkpoint] = {}
+            for one in mine:
+                at = places.get((one.line, one.step, one.batch))
+                if at is not None:
+                    raise _taken(one, decode_row(at))
+                for tag in one.tags:
+                    other = holders.setdefault(tag, one)
+                    if other is not one:
+                        raise _both_tagged(other, one, tag)
+            check_tags_free(view.checkpoints(run), holders.keys())
 
     return check
 

@@ -187,12 +187,17 @@ class StoreHandle:
 
         Raises:
             NotFound, Ambiguous, BadRef, Deleted: if it does not mean one checkpoint.
+            CasckptError: what a background save of its run failed with, if it is not there.
         """
         self._ready(write=write)
         if isinstance(ref, Checkpoint):
             return self._find_again(ref)
         store, parsed = self._locate(ref, write=write)
-        return store, store._catalog.resolve(parsed)
+        try:
+            return store, store._catalog.resolve(parsed)
+        except NotFound:
+            store._background.tell(parsed.run)
+            raise
 
     def _find_again(self, checkpoint: Checkpoint) -> tuple[Self, Checkpoint]:
         for store in (self, *list(self._others.values())):

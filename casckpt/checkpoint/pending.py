@@ -281,10 +281,10 @@ def _register_exit() -> bool:
     _exit_registered = True
     # atexit runs after concurrent.futures has refused new work; its own hook runs earlier, in
     # reverse order of registration, so that module must have registered before.
-    import concurrent.futures.thread  # noqa: F401
-
     register = getattr(threading, "_register_atexit", atexit.register)
     try:
+        import concurrent.futures.thread  # noqa: F401
+
         register(_finish_at_exit)
     except RuntimeError:
         _is_over = True

@@ -133,18 +133,20 @@ def freed_bytes(repository: Repository, drop: Sequence[Checkpoint]) -> int:
     return repository.plan_gc([(ck.run, ck.seq) for ck in drop]).freed_bytes
 
 
-def still_droppable(catalog: Catalog, plan: GcPlan) -> tuple[list[Checkpoint], list[Checkpoint]]:
+def still_droppable(
+    catalog: Catalog, planned: Sequence[Checkpoint]
+) -> tuple[list[Checkpoint], list[Checkpoint]]:
     """Return (what of a plan may still be dropped, what may not any more).
 
     A plan can be old: since then somebody may have tagged, pinned, removed or branched from a
     checkpoint in it, or removed what was newer.
     """
-    if not plan.drop:
+    if not planned:
         return [], []
     live = catalog.matching()
     allowed = set(live) - set(retention.protections(live, declared=catalog.declared(live)))
-    go = [ck for ck in plan.drop if ck in allowed]
-    return go, [ck for ck in plan.drop if ck not in allowed]
+    go = [ck for ck in planned if ck in allowed]
+    return go, [ck for ck in planned if ck not in allowed]
 
 
 def _over(repository: Repository, decision: retention.Decision, max_bytes: int) -> list[Checkpoint]:

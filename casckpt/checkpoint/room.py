@@ -88,9 +88,7 @@ def _bury(repository: Repository, run: str, seq: int) -> bool:
         return False
     if repository.commit_at(run, row.line, row.step, row.batch) != seq:
         return False
-    # ORDER: after a kill in between it is live, and the next save drops it again
-    repository.untrash([(run, seq)])
-    repository.bury([(run, seq, row.payload)])
+    repository.bury([(run, seq, row.payload)], state="trash")
     return True
 
 

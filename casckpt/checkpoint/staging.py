@@ -15,11 +15,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from casckpt.checkpoint.leaves import ALIGNMENT, BytesSource, Leaf, Source
 from casckpt.checkpoint.tree import FlatState
+from casckpt.store.workers import Workers
 
 _PAGE: Final = 4096
 _COPIERS_MAX: Final = 4
@@ -155,9 +155,9 @@ class _Copies:
                 self._work()
                 _copy_each(others)
                 return
-            with ThreadPoolExecutor(count - 1, thread_name_prefix="casckpt-stage") as threads:
+            with Workers(count - 1, "casckpt-stage") as threads:
                 helpers = []
-                with contextlib.suppress(RuntimeError):  # no more threads: a limit, or leaving
+                with contextlib.suppress(RuntimeError):  # no more threads: a limit
                     helpers += [threads.submit(self._work) for _ in range(1, count)]
                 _copy_each(others)
                 self._work()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casckpt.store.commits import CommitRequest as CommitRequest
+    from casckpt.store.commits import RowsView as RowsView
     from casckpt.store.commits import RowWrite as RowWrite
-    from casckpt.store.commits import RunView as RunView
     from casckpt.store.objects import SaveAgain as SaveAgain
     from casckpt.store.reading import BlobRead as BlobRead
     from casckpt.store.repository import Repository as Repository
@@ -28,7 +28,7 @@ _HOMES = {
     "CheckpointRow": "rows",
     "CommitRequest": "commits",
     "RowWrite": "commits",
-    "RunView": "commits",
+    "RowsView": "commits",
     "Repository": "repository",
     "SaveAgain": "objects",
     "StoreOptions": "repository",

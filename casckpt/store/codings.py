@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from casckpt.errors import CasckptError
 from casckpt.store import files, layout, rows
 from casckpt.store.reading import Chain, Reader
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 _PLANE = struct.Struct("<BI")
 _PREDICTORS = ("plain", "sub", "xor")
@@ -41,7 +41,7 @@ class ChunkCoding:
     depth: int
 
 
-def codings_of(shared: SharedStore, pool: ThreadPoolExecutor, blob: bytes) -> list[ChunkCoding]:
+def codings_of(shared: SharedStore, pool: Workers, blob: bytes) -> list[ChunkCoding]:
     """Return how the chunks of a blob are stored, in order; none if its list cannot be read."""
     try:
         chunks = Reader(shared, pool).chunks_of(blob)

@@ -234,15 +234,17 @@ class _Collector:
     def _condemn(self, mark: Mark) -> None:
         registered = self._registered()
         busy = open_packs(self._shared, registered)
-        dead = {
-            number
+        without_objects = {
+            number: row
             for number, row in registered.items()
             if row.state == rows.LIVE
             and number in mark.known
             and number not in busy
             and mark.live_bytes.get(number, 0) <= 0
-            and compaction.is_worn(row.size, self._held.get(number, 0))
         }
+        with self._shared.environment.read() as tx:
+            snapshot = snapshots.snapshot_packs(tx)
+        dead = compaction.superfluous(without_objects, self._held, snapshot)
         self._keep_facts(dead)
         for attempt in range(3):
             with self._shared.environment.read() as tx:

@@ -16,23 +16,20 @@ from casckpt.store import clock, rows
 from casckpt.store.environment import Transaction
 
 
-class RunView:
-    """What a transaction finds of a run.
+class RowsView:
+    """What a transaction finds in the index; nothing is read twice."""
 
-    Attributes:
-        run: its name.
-    """
-
-    def __init__(self, tx: Transaction, run: str) -> None:
+    def __init__(self, tx: Transaction) -> None:
         self._tx = tx
-        self.run = run
+        self._live: dict[str, list[rows.CheckpointRow]] = {}
 
-    @cached_property
-    def checkpoints(self) -> list[rows.CheckpointRow]:
-        """The live checkpoints of the run, in order of commit."""
-        found = self._tx.scan("checkpoints", rows.run_prefix(self.run))
-        decoded = (rows.decode_checkpoint(*pair) for pair in found)
-        return [row for row in decoded if row.state == "live"]
+    def checkpoints(self, run: str) -> list[rows.CheckpointRow]:
+        """Return the live checkpoints of a run, in order of commit."""
+        if run not in self._live:
+            found = self._tx.scan("checkpoints", rows.run_prefix(run))
+            decoded = (rows.decode_checkpoint(*pair) for pair in found)
+            self._live[run] = [row for row in decoded if row.state == "live"]
+        return self._live[run]
 
     @cached_property
     def records(self) -> dict[str, bytes]:
@@ -42,8 +39,8 @@ class RunView:
         )
 
 
-Guard = Callable[[RunView], None]
-"""Looks at a run inside the transaction that is to change it, and raises what forbids that.
+Guard = Callable[[RowsView], None]
+"""Looks at runs inside the transaction that is to change them, and raises what forbids that.
 
 What was looked at before the transaction may have changed until it began.
 """
@@ -53,7 +50,8 @@ What was looked at before the transaction may have changed until it began.
 class CommitRequest:
     """What a commit makes exist: a manifest at a place in a run, if the line's head is as expected.
 
-    `replace_seq` names a row that goes to trash in the same transaction, if `guard` lets it.
+    `replace_seq` names a row that goes to trash in the same transaction, if it is live still and
+    `guard` lets it.
     """
 
     run: str
@@ -162,7 +160,7 @@ def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
             f"another writer has saved step {request.step} since it was looked at",
             run=request.run,
         )
-    ask(request.guard, tx, [request.run])
+    ask(request.guard, tx)
     # The seq that the writer will give this transaction; jobs that share it share the number, so
     # rows of one transaction are told apart by their run.
     seq = tx.number("seq") + 1
@@ -178,25 +176,25 @@ def insert_checkpoint(tx: Transaction, request: CommitRequest) -> int:
     )
     tx.put("checkpoints", rows.checkpoint_key(request.run, seq), row.encode())
     tx.put("steps", place, rows.u64(seq))
-    if request.replace_seq is not None:
-        trash_checkpoint(tx, request.run, request.replace_seq)
+    replaced = request.replace_seq
+    if replaced is not None and _is_live(tx, request.run, rows.u64(replaced)):
+        trash_checkpoint(tx, request.run, replaced)
     return seq
 
 
 def trash_checkpoints(
     tx: Transaction, checkpoints: Sequence[tuple[str, int]], guard: Guard | None
 ) -> None:
-    """Put live checkpoints into the trash, if `guard` lets each of their runs; all or none."""
-    ask(guard, tx, (run for run, _ in checkpoints))
+    """Put live checkpoints into the trash, if `guard` lets them; all or none."""
+    ask(guard, tx)
     for run, seq in checkpoints:
         trash_checkpoint(tx, run, seq)
 
 
-def ask(guard: Guard | None, tx: Transaction, runs: Iterable[str]) -> None:
-    """Have a guard look at each of some runs, once."""
+def ask(guard: Guard | None, tx: Transaction) -> None:
+    """Have a guard look at what a transaction finds."""
     if guard is not None:
-        for run in dict.fromkeys(runs):
-            guard(RunView(tx, run))
+        guard(RowsView(tx))
 
 
 def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
@@ -215,13 +213,13 @@ def trash_checkpoint(tx: Transaction, run: str, seq: int) -> None:
 def untrash_checkpoints(
     tx: Transaction, checkpoints: Sequence[tuple[str, int]], guard: Guard | None
 ) -> None:
-    """Bring checkpoints back from the trash, if `guard` lets each of their runs; all or none.
+    """Bring checkpoints back from the trash, if `guard` lets them; all or none.
 
     Raises:
         NotFound: one of them is not in the trash any more.
         StepExists: a live checkpoint has the place of one of them.
     """
-    ask(guard, tx, (run for run, _ in checkpoints))
+    ask(guard, tx)
     for run, seq in checkpoints:
         _untrash(tx, run, seq)
 
@@ -267,19 +265,23 @@ def trashed_now(row: rows.Row) -> rows.Row:
 
 
 def bury_checkpoints(
-    tx: Transaction, checkpoints: Sequence[tuple[str, int, bytes]], guard: Guard | None
+    tx: Transaction,
+    checkpoints: Sequence[tuple[str, int, bytes]],
+    guard: Guard | None,
+    state: rows.RowState = "live",
 ) -> None:
-    """Remove live checkpoints past the trash if their payloads are these, and `guard` lets them.
+    """Remove checkpoints for good if their payloads are these, and `guard` lets them.
 
     What a collector does when the grace is over (format.md, section 8): rows become tombstones. A
-    payload that has changed means that somebody tagged or pinned it: that one stays.
+    payload that has changed means that somebody tagged or pinned it: that one stays, and so does
+    one that is not in the state, "live" or "trash", that it was found in.
     """
-    ask(guard, tx, (run for run, _, _ in checkpoints))
+    ask(guard, tx)
     for run, seq, payload in checkpoints:
         key = rows.checkpoint_key(run, seq)
         value = tx.get("checkpoints", key)
         row = None if value is None else rows.Row.decode(value)
-        if value is None or row is None or row.state != "live":
+        if value is None or row is None or row.state != state:
             continue
         if rows.decode_checkpoint(key, value).payload == payload:
             row = rows.with_checkpoint_payload(row, b"")

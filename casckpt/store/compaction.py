@@ -5,7 +5,7 @@ Also how a row comes to name another record of its object, whoever wrote that: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,21 @@ def room(path: Path) -> int:
     """Return the bytes that may be copied: of what is free, as many as packs can be made for."""
     inodes = max(files.free_inodes(path) - layout.RESERVE_COLLECT_FILES, 0)
     return min(files.free_bytes(path), inodes * layout.PACK_SEAL_BYTES)
+
+
+def superfluous(
+    without_objects: Mapping[int, rows.PackRow], held: Mapping[int, int], snapshot: Collection[int]
+) -> set[int]:
+    """Return which packs without live objects are to go, once their facts are elsewhere.
+
+    Those that are worn, and all the small ones that hold little but facts if they are many: each
+    process that changes but a row leaves one. Not those of the newest snapshot, which would have
+    to be written anew.
+    """
+    worn = {n for n, row in without_objects.items() if is_worn(row.size, held.get(n, 0))}
+    small = {n for n, row in without_objects.items() if row.size < SMALL_BYTES}
+    small -= worn.union(snapshot)
+    return worn | (small if len(small) >= SMALL_COUNT else set())
 
 
 def fitting(chosen: set[int], mark: Mark, free_bytes: int) -> set[int]:

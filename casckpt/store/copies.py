@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from casckpt.store import codec, files, layout, packs, records, rows
 from casckpt.store.reading import Reader
 from casckpt.store.records import Record
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,7 @@ class Copies:
         other: another open store to look in, or None.
     """
 
-    def __init__(
-        self, shared: SharedStore, pool: ThreadPoolExecutor, other: SharedStore | None
-    ) -> None:
+    def __init__(self, shared: SharedStore, pool: Workers, other: SharedStore | None) -> None:
         self._shared = shared
         self._reader = Reader(shared, pool)
         self._other = other

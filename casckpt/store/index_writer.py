@@ -70,7 +70,10 @@ class IndexWriter:
         self.environment = environment
         self._sink = sink
         self._jobs: deque[_Job] = deque()
-        self._wake = threading.Condition()
+        # Waited on by `_wake`, but taken and let go by itself: that calls nothing of Python, which
+        # may fail where memory is short, and a signal cannot come between it and its `with`.
+        self._gate = threading.RLock()
+        self._wake = threading.Condition(self._gate)
         self._closing = False
         self._dirty_since: float | None = None
         self._lock = WriterLock(store)
@@ -105,8 +108,7 @@ class IndexWriter:
 
     def _hand_over(self, entry: _Job) -> None:
         """Give a job to the thread, or do it here once the interpreter ends, and begins none."""
-        self._wake.acquire()
-        try:
+        with self._gate:
             if self._closing:
                 raise OperationFailed("the store is closed", "it was used after close()")
             if self._start():
@@ -114,9 +116,6 @@ class IndexWriter:
                 self._wake.notify_all()
             else:
                 self._execute([entry])
-        finally:
-            # Where memory is short `with` may fail to let go: it calls a function of Python.
-            self._wake.release()
 
     def _start(self) -> bool:
         if self._thread is None:
@@ -161,8 +160,7 @@ class IndexWriter:
 
     def _take(self, batch: list[_Job], beat_at: float) -> bool:
         """Wait for jobs and move them to `batch`; return False when closed, and none is left."""
-        self._wake.acquire()
-        try:
+        with self._gate:
             if not self._jobs and not self._closing:
                 timeout = beat_at - time.monotonic()
                 if self._dirty_since is not None:
@@ -176,8 +174,6 @@ class IndexWriter:
                 self._jobs.popleft()  # ORDER: after the list has room for it
                 total += batch[-1].row_count
             return bool(batch) or not self._closing
-        finally:
-            self._wake.release()  # as in `_hand_over`
 
     @staticmethod
     def _quietly(action: Callable[[], None], message: str) -> None:
@@ -269,7 +265,7 @@ class IndexWriter:
     def close(self) -> None:
         """Run what waits, then stop the thread."""
         self._closing = True
-        with contextlib.suppress(MemoryError), self._wake:
+        with contextlib.suppress(MemoryError), self._gate:
             self._wake.notify_all()
         if self._thread is not None and threading.current_thread() is not self._thread:
             # Were it still at work, the index would be closed under it.

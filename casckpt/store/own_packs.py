@@ -87,7 +87,7 @@ class OwnPacks:
     def _seal_later(self, pack: PackWriter) -> None:
         with self._lock:
             if self._sealer is None:
-                self._sealer = Workers(1, thread_name_prefix="casckpt-seal")
+                self._sealer = Workers(1, "casckpt-seal")
             sealer = self._sealer
         sealing = sealer.submit(pack.seal)
         with self._lock:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
 from casckpt.store.records import Record
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 # Records handed to a worker at a time, and units under way: 64 MiB of payload at most.
 _UNIT_BYTES = 4 * layout.MIB
@@ -40,7 +41,7 @@ class PackCheck:
     """One pass over all registered packs, then over the rows that name places in them."""
 
     def __init__(
-        self, shared: SharedStore, pool: ThreadPoolExecutor, found: Findings, effort: Effort | None
+        self, shared: SharedStore, pool: Workers, found: Findings, effort: Effort | None
     ) -> None:
         """Make a check; without `effort` headers are read and no payload."""
         self._shared = shared

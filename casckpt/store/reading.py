@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from casckpt.errors import CasckptError, Corrupt, Deleted, NewerFormat
 from casckpt.store import ahead, codec, files, layout, lists, packs, records, rows
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 _ATTEMPTS = 3
 _UNIT_BYTES = 4 * layout.MIB
@@ -78,7 +79,7 @@ class _Patience:
 class Reader:
     """Reads objects of one open store. Thread safe."""
 
-    def __init__(self, shared: SharedStore, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, shared: SharedStore, pool: Workers) -> None:
         self._shared = shared
         self._pool = pool
 

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from casckpt.store.marking import Mark
 from casckpt.store.reading import Reader
 from casckpt.store.recoding_columns import ColumnCoder, Recoded, Work
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 if TYPE_CHECKING:
     from casckpt.store.repository import Repository
@@ -48,7 +49,7 @@ class Recoder:
     def __init__(
         self,
         shared: SharedStore,
-        pool: ThreadPoolExecutor,
+        pool: Workers,
         plan: Plan,
         level: str,
         progress: Progress | None = None,

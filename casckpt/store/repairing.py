@@ -9,7 +9,6 @@ so that gc goes on. A kill at any moment leaves a store that the next repair fin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,6 +33,7 @@ from casckpt.store.own_packs import register_ends
 from casckpt.store.packs import PackWriter, pack_path
 from casckpt.store.sharing import SharedStore
 from casckpt.store.verification import VerifyReport
+from casckpt.store.workers import Workers
 
 Progress = Callable[[int, int], None]
 _NOBODY = rows.ObjectRow(layout.TYPE_CHUNK, layout.ENCODING_RAW, 0, 0, layout.LOST, 0, 0, 0)
@@ -60,7 +60,7 @@ class RepairReport:
 
 def repair(
     shared: SharedStore,
-    pool: ThreadPoolExecutor,
+    pool: Workers,
     other: SharedStore | None = None,
     progress: Progress | None = None,
 ) -> RepairReport:
@@ -89,9 +89,7 @@ def repair(
 class _Repair:
     """One repair."""
 
-    def __init__(
-        self, shared: SharedStore, pool: ThreadPoolExecutor, other: SharedStore | None
-    ) -> None:
+    def __init__(self, shared: SharedStore, pool: Workers, other: SharedStore | None) -> None:
         self._shared = shared
         self._pool = pool
         self._copies = Copies(shared, pool, other)

@@ -19,8 +19,6 @@ from casckpt.store.rows import CheckpointRow, Row, RowState
 from casckpt.store.sharing import SharedStore
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from casckpt.store.codings import ChunkCoding
     from casckpt.store.collection import GcReport, SpacePlan
     from casckpt.store.commits import CommitRequest, Guard, RowWrite
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from casckpt.store.saving import Saver
     from casckpt.store.usage import StoreSizes
     from casckpt.store.verification import VerifyReport
+    from casckpt.store.workers import Workers
 
 Mode = Literal["a", "r"]
 _LIVE_ONLY: tuple[RowState, ...] = ("live",)
@@ -72,7 +71,7 @@ class Repository:
         self._lock = threading.Lock()
         _handles.add(self)
         self._closed = False
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: Workers | None = None
         self._shared_store: SharedStore | None = sharing.acquire(self.path, writable=mode == "a")
 
     @staticmethod
@@ -147,14 +146,14 @@ class Repository:
                 self._shared_store, self._pool = shared, None
             return shared
 
-    def _workers(self) -> ThreadPoolExecutor:
+    def _workers(self) -> Workers:
         # Not at the top: `ls` has no use for it, and is waited for.
         from casckpt.store.workers import Workers
 
         with self._lock:
             if self._pool is None:
                 count = self.options.workers or os.cpu_count() or 1
-                self._pool = Workers(count, thread_name_prefix="casckpt-work")
+                self._pool = Workers(count, "casckpt-work")
             return self._pool
 
     # ---- saving and reading
@@ -235,7 +234,7 @@ class Repository:
             payload = edit(rows.decode_checkpoint(key, old).payload)
             return rows.with_checkpoint_payload(row, payload).encode(), payload
 
-        return self._edit("checkpoints", key, change, partial(ask, guard, runs=[run]))
+        return self._edit("checkpoints", key, change, partial(ask, guard))
 
     def edit_run(self, run: str, edit: Callable[[bytes | None], bytes]) -> bytes:
         """Replace the payload of a run's row, None if there is none yet, by `edit` of it."""
@@ -336,7 +335,7 @@ class Repository:
     def trash(self, checkpoints: Sequence[tuple[str, int]], guard: Guard | None = None) -> None:
         """Put live checkpoints, given as (run, commit seq), into the trash, all or none.
 
-        `guard` looks at each run in the transaction, and forbids it all by what it raises.
+        `guard` looks at what the transaction finds, and forbids it all by what it raises.
         """
         from casckpt.store.commits import trash_checkpoints
 
@@ -345,25 +344,25 @@ class Repository:
         shared.with_ballast(lambda: shared.writer.run(move, row_count=len(checkpoints)))
 
     def bury(
-        self, checkpoints: Sequence[tuple[str, int, bytes]], guard: Guard | None = None
+        self,
+        checkpoints: Sequence[tuple[str, int, bytes]],
+        guard: Guard | None = None,
+        *,
+        state: Literal["live", "trash"] = "live",
     ) -> None:
-        """Remove live checkpoints, given as (run, commit seq, payload), past the trash.
+        """Remove checkpoints, given as (run, commit seq, payload), for good.
 
-        One whose payload is not this any more (it was tagged or pinned meanwhile) stays.
+        One whose payload is not this any more (it was tagged or pinned meanwhile) stays, and so
+        does one that is not in this `state` any more.
         """
         from casckpt.store.commits import bury_checkpoints
 
         shared = self._shared(write=True)
-        remove = partial(bury_checkpoints, checkpoints=checkpoints, guard=guard)
+        remove = partial(bury_checkpoints, checkpoints=checkpoints, guard=guard, state=state)
         shared.with_ballast(lambda: shared.writer.run(remove, row_count=len(checkpoints)))
 
     def untrash(self, checkpoints: Sequence[tuple[str, int]], guard: Guard | None = None) -> None:
-        """Bring checkpoints, given as (run, commit seq), back from the trash, all or none.
-
-        Raises:
-            NotFound: one of them is not there any more.
-            StepExists: a live checkpoint has the place of one of them.
-        """
+        """Bring checkpoints, as (run, commit seq), back; see `commits.untrash_checkpoints`."""
         from casckpt.store.commits import untrash_checkpoints
 
         move = partial(untrash_checkpoints, checkpoints=checkpoints, guard=guard)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -35,6 +35,7 @@ from casckpt.store.objects import (
 from casckpt.store.packs import PackFailed
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 _Result = TypeVar("_Result")
 
@@ -63,7 +64,7 @@ class Saver:
     def __init__(
         self,
         shared: SharedStore,
-        pool: ThreadPoolExecutor,
+        pool: Workers,
         level: str,
         memory_bytes: int,
         max_delta_depth: int,

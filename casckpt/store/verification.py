@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +23,7 @@ from casckpt.store.findings import Findings, Key
 from casckpt.store.index_writer import read_roots
 from casckpt.store.packs import pack_path
 from casckpt.store.sharing import SharedStore
+from casckpt.store.workers import Workers
 
 Progress = Callable[[int, int], None]
 LEVELS: Final = ("structure", "refs", "bytes")
@@ -72,7 +72,7 @@ class VerifyReport:
 
 def verify(
     shared: SharedStore,
-    pool: ThreadPoolExecutor,
+    pool: Workers,
     level: str = "bytes",
     progress: Progress | None = None,
     effort: Effort | None = None,

@@ -6,37 +6,19 @@ What a fault strikes keeps its threads: only children that look switch them off.
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
-from collections.abc import Callable
 from typing import Any
 
-from casckpt.store import own_packs
+from casckpt.store import workers
 from casckpt.store.index_writer import IndexWriter
 
 _execute = IndexWriter._execute
 
 
-class Here(concurrent.futures.Executor):
-    """Carries out what it is given before `submit` returns."""
-
-    def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "") -> None:
-        """Take what a pool of threads takes."""
-
-    def submit(self, work: Callable[..., Any], /, *given: Any, **how: Any) -> Any:
-        """Return a future that is done."""
-        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        try:
-            done.set_result(work(*given, **how))
-        except BaseException as exc:
-            done.set_exception(exc)
-        return done
-
-
 def switch_off() -> None:
     """Let every store of this process work in the thread that calls it, from now on."""
-    vars(concurrent.futures)["ThreadPoolExecutor"] = Here
-    vars(own_packs)["ThreadPoolExecutor"] = Here
+    # As at the end of the interpreter: what is handed to a pool is done before `submit` returns.
+    vars(workers)["_threads"] = lambda count, name: None
     # Whoever asks is the writer's thread, so jobs are never handed over.
     asking = property(lambda writer: threading.current_thread(), lambda writer, thread: None)
     one_at_a_time = threading.RLock()  # a training has a thread that saves, all the same

@@ -90,6 +90,23 @@ def test_containers_of_other_kinds_are_told_once(store):
     }
 
 
+def test_containers_whose_paths_read_alike_are_two(store):
+    store.save("r", {1: [0], "1": (0,)})
+    store.save("r", {1: (0,), "1": (0,)})
+    diff = store.diff("r@0", "r@1")
+    assert not diff.same_state
+    assert [(one.before, one.after) for one in diff.changed] == [("list", "tuple")]
+
+
+def test_integers_of_more_digits_than_python_writes_are_shown_by_both_ends(store):
+    ((before, after, _),) = changes(store, 10**5000, 10**5000 + 1).values()
+    assert before.startswith("0x")
+    assert (before[-4:], after[-4:]) == ("0000", "0001")
+    store.save("r", -(10**5000))
+    (change,) = store.diff("r@1", "r@2").changed
+    assert change.after.startswith("-0x")
+
+
 def test_keys_that_read_alike_are_two_paths(store):
     assert changes(store, {1: "a", "1": "b"}, {1: "a", "1": "c"}) == {"1'": ('"b"', '"c"', 0)}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
 
 import casckpt
-from casckpt.checkpoint import handle
+from casckpt.checkpoint import guards, handle
 from casckpt.checkpoint.queries import Catalog
 from casckpt.errors import (
     BadRef,
@@ -17,6 +18,7 @@ from casckpt.errors import (
     Deleted,
     NotFound,
     OperationFailed,
+    RunMoved,
     StepExists,
 )
 from casckpt.store import Repository, SaveAgain
@@ -25,8 +27,8 @@ from casckpt.store.saving import Saver
 np = pytest.importorskip("numpy")
 
 
-def weights(seed):
-    return np.random.default_rng(seed).standard_normal(1000)
+def weights(seed, count=1000):
+    return np.random.default_rng(seed).standard_normal(count)
 
 
 @pytest.mark.parametrize(("met", "saved"), [(4, True), (5, False)])
@@ -112,6 +114,67 @@ def test_what_is_marked_at_the_last_moment_outlives_a_gc(
             assert store.restore(ref) == {"v": int(ref[2:])}
 
 
+@pytest.fixture
+def own(tmp_path):
+    """Return a store of the test's own: rows of runs are not removed."""
+    with casckpt.open(tmp_path / "own") as found:
+        yield found
+
+
+_numbers = itertools.count()
+
+
+def other(old):
+    """Return a row of a run without lines, each time another one."""
+    return b'{"lines": [], "current": 0, "n": %d}' % next(_numbers)
+
+
+def at_each_moment(monkeypatch, store, change):
+    """Have another process make a change before every removal."""
+    trash = store._repository.trash
+
+    def after(rows, guard):
+        change()
+        return trash(rows, guard)
+
+    monkeypatch.setattr(store._repository, "trash", after)
+
+
+def test_other_runs_at_work_keep_no_gc_from_its_plan(own, monkeypatch):
+    store = own
+    saved(store)
+    plan = store.plan_gc(casckpt.KeepLast(1))
+    at_each_moment(monkeypatch, store, lambda: store._repository.edit_run("other", other))
+    assert len(store.gc(plan).dropped) == 3
+
+
+def test_a_run_that_others_work_on_without_end_is_left_alone_and_the_rest_is_dropped(
+    own, monkeypatch
+):
+    store = own
+    saved(store)
+    for step in range(3):
+        store.save("busy", {"v": step}, step)
+    plan = store.plan_gc(casckpt.KeepLast(1))
+    at_each_moment(monkeypatch, store, lambda: store._repository.edit_run("busy", other))
+    done = store.gc(plan)
+    assert [ck.ref for ck in done.dropped] == ["r@0", "r@1", "r@2"]
+    assert [ck.ref for ck in done.skipped] == ["busy@0", "busy@1"]
+
+
+def test_what_came_back_and_was_pinned_after_the_look_is_not_dropped(store):
+    saved(store)
+    (found,) = [row for row in store._repository.checkpoint_rows("r") if row.step == 1]
+    store.delete("r@1")
+    seen = guards.Seen(store._repository)
+    store.undelete("r@1")
+    store.pin("r@1")
+    doomed = [("r", found.seq)]
+    with pytest.raises(RunMoved):
+        store._repository.trash(doomed, seen.allows(doomed))
+    assert store.get("r@1").pinned
+
+
 def test_a_pin_at_the_last_moment_forbids_a_delete(store, monkeypatch):
     saved(store)
     at_the_last_moment(monkeypatch, store, "trash_checkpoints", lambda: store.pin("r@1"))
@@ -127,6 +190,13 @@ def test_what_is_marked_at_the_last_moment_is_not_replaced(store, monkeypatch, m
     with pytest.raises(StepExists, match="cannot be replaced"):
         store.save("r", {"v": "other"}, 3, replace=True)
     assert store.restore("r@3") == {"v": 3}
+
+
+def test_a_step_whose_checkpoint_goes_at_the_last_moment_is_saved_all_the_same(store, monkeypatch):
+    saved(store)
+    at_the_last_moment(monkeypatch, store, "_publish", lambda: store.delete("r@3"))
+    store.save("r", {"v": "other"}, 3, replace=True)
+    assert store.restore("r@3") == {"v": "other"}
 
 
 @pytest.mark.parametrize(
@@ -185,11 +255,27 @@ def test_of_two_in_the_trash_that_were_at_one_place_the_last_removed_comes_back(
     assert store.restore("r") == {"v": 3}
 
 
+def test_what_comes_back_is_looked_up_in_one_go(store, monkeypatch):
+    for step in range(30):
+        store.save("r", {"v": step}, step, tags=f"t{step}")
+    store.delete("r")
+    looks, tags = [], []
+    real, read = Repository.checkpoint_rows, guards.payload_tags
+    monkeypatch.setattr(
+        Repository, "checkpoint_rows", lambda *a, **k: looks.append(a) or real(*a, **k)
+    )
+    monkeypatch.setattr(guards, "payload_tags", lambda payload: tags.append(1) or read(payload))
+    assert store.undelete("r").step == 29
+    assert len(looks) < 10
+    assert len(tags) <= 30
+    assert len(store.checkpoints("r")) == 30
+
+
 @pytest.fixture
 def collected(store, monkeypatch):
     """Save two steps; the first cannot be read, the second is collected before it is."""
-    for step in range(2):
-        store.save("r", {"w": weights(step)}, step)
+    store.save("r", {"w": weights(0)}, 0)
+    store.save("r", {"w": weights(1, 100_000)}, 1)  # most of its pack, which is collected
     real = Catalog.manifest_and_refs
 
     def read(self, checkpoint):

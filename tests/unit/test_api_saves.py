@@ -15,7 +15,16 @@ import pytest
 
 import casckpt
 from casckpt.checkpoint.queries import Catalog
-from casckpt.errors import BadLeaf, BadRef, BadRequest, Corrupt, RunMoved, StepExists
+from casckpt.errors import (
+    BadLeaf,
+    BadRef,
+    BadRequest,
+    Corrupt,
+    NoSpace,
+    NotFound,
+    RunMoved,
+    StepExists,
+)
 from casckpt.store import layout
 
 np = pytest.importorskip("numpy")
@@ -266,6 +275,19 @@ def test_who_asks_while_a_save_is_in_flight_is_not_kept_waiting(store, monkeypat
     assert len(store.checkpoints("r")) == 1
     gate.set()
     assert pending.result() == store.latest("r")
+
+
+@pytest.mark.parametrize("ask", [lambda s: s.get("new"), lambda s: s.restore("new")])
+def test_who_asks_for_a_run_whose_first_save_failed_is_told(store, monkeypatch, ask):
+    def fail(*arguments):
+        raise NoSpace("the disk is full")
+
+    monkeypatch.setattr(store, "_commit", fail)
+    store.save_async("new", state(0))._finished.wait(30)
+    with pytest.raises(NoSpace, match="the disk is full"):
+        ask(store)
+    with pytest.raises(NotFound):
+        ask(store)
 
 
 def test_an_async_error_is_told_by_restore_wait_and_close(tmp_path):

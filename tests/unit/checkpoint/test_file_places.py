@@ -44,6 +44,23 @@ def test_the_newest_file_of_a_name_is_the_file(store, places, put):
     assert (content(places), content(places, "g")) == (None, "other")
 
 
+@pytest.mark.parametrize("mark", ["tag", "pin"])
+def test_a_version_that_is_marked_at_the_last_moment_stays(store, places, put, monkeypatch, mark):
+    put("zero")
+    one = put("one")
+    real = places._remove
+
+    def remove(checkpoints, guard):
+        if not store.get(one).tags and not store.get(one).pinned:
+            store.tag(one, "good") if mark == "tag" else store.pin(one)
+        return real(checkpoints, guard)
+
+    monkeypatch.setattr(places, "_remove", remove)
+    two = put("two")
+    assert content(places) == "two"
+    assert store.checkpoints("r") == [one, two]
+
+
 def test_what_is_not_there_or_kept_is_not_removed(store, places, put):
     with pytest.raises(NotFound):
         places.remove_file("r", "f")

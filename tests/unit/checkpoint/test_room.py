@@ -141,7 +141,7 @@ def test_what_policies_left_out_is_freed_and_what_people_removed_stays(
 ):
     """Also if the first time was interrupted."""
 
-    def full(*arguments):
+    def full(*arguments, **options):
         raise NoSpace("no room", "the disk is full")
 
     path = tmp_path / "s"
@@ -156,7 +156,7 @@ def test_what_policies_left_out_is_freed_and_what_people_removed_stays(
                 room.note_superfluous(store._repository, "r", row.seq)
         store.undelete("r@2")
         with monkeypatch.context() as patched:
-            patched.setattr(type(store._repository), "untrash", full)
+            patched.setattr(type(store._repository), "bury", full)
             assert not room.make_room(store._repository, again=True)
         assert room.make_room(store._repository, again=True)
         assert "with 1 checkpoint that keep= left out" in caplog.text

@@ -75,7 +75,7 @@ def test_a_large_state_is_copied_whole_by_as_many_threads_as_there_are(monkeypat
         def no_thread(self, work):
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(staging.ThreadPoolExecutor, "submit", no_thread)
+        monkeypatch.setattr(staging.Workers, "submit", no_thread)
     numbers = np.random.default_rng(0).integers(0, 256, 9_000_001, np.uint8)
     strided = np.arange(1000)[::3]
     state = {"large": numbers, "strided": strided}

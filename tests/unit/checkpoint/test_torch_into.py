@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -293,6 +295,33 @@ def test_what_is_tied_is_taken_by_arrays_and_tensors_alike(base, taken, as_numpy
         assert isinstance(back["a"], base or (np.ndarray if as_numpy else torch.Tensor))
         for name, wanted in (("a", values), ("same", values), ("part", values[2:])):
             assert Saved([back[name]]).restore(as_numpy=True)[0].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("as_numpy", [False, True])
+@pytest.mark.parametrize("count", [0, 10, 40_000])
+def test_one_memory_of_two_libraries_is_taken_at_each_place_by_its_own(count, as_numpy):
+    array = np.arange(count, dtype=np.float32)
+    tensor = torch.from_numpy(array)
+    of = {"array": array, "tensor": tensor, "part": tensor[1:5]}
+
+    def filled(value, like):
+        numbers = np.full(tuple(value.shape), -1, np.float32)
+        return None if like is None else like(numbers)
+
+    kinds = (None, np.asarray, torch.from_numpy)
+    for order in itertools.permutations(of):
+        state = {name: of[name] for name in order}
+        for likes in itertools.product(kinds, repeat=len(state)):
+            pairs = zip(state.items(), likes, strict=True)
+            into = {name: filled(value, like) for (name, value), like in pairs}
+            back = Saved(state).restore(into=dict(into), as_numpy=as_numpy)
+            for name, value in state.items():
+                assert np.array_equal(np.asarray(back[name]), np.asarray(value))
+                is_array = name == "array" or as_numpy
+                own = np.ndarray if is_array else torch.Tensor
+                assert (
+                    isinstance(back[name], own) if into[name] is None else back[name] is into[name]
+                )
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from casckpt.errors import Corrupt, StoreBusy
-from casckpt.store import BlobSource, Repository, layout, marking, rows
+from casckpt.store import BlobSource, Repository, compaction, layout, marking, rows
 from casckpt.store.commits import RowWrite
 from casckpt.store.index_writer import IndexWriter
 from tests.unit.store.stores import MIB, check, lose_index, pack_files, save
@@ -210,3 +210,27 @@ def test_facts_that_a_snapshot_stands_for_keep_no_pack(path):
         assert report.freed_bytes == pytest.approx(plan.freed_bytes, rel=0.2)
         assert repository.gc().freed_bytes == 0
         assert repository.row("history", b"key").payload == b"1099"
+
+
+def test_packs_that_hold_little_but_facts_are_merged_once_they_are_many(path):
+    with Repository.open(path) as repository:
+        saved = save(repository, [b"x" * 1000])
+    for _ in range(2 * compaction.SMALL_COUNT):
+        with Repository.open(path) as repository:
+            repository.edit_checkpoint("run", saved.seq, lambda old: old + b".")
+    assert len(pack_files(path)) > 2 * compaction.SMALL_COUNT
+    with Repository.open(path) as repository:
+        repository.gc(now=True)
+    few = len(pack_files(path))
+    assert few < 6
+    for _ in range(3):
+        with Repository.open(path) as repository:
+            repository.gc(now=True)
+            check(repository, saved)
+    assert len(pack_files(path)) <= few
+    lose_index(path)
+    Repository.rebuild_index(path)
+    with Repository.open(path) as repository:
+        (row,) = repository.checkpoint_rows()
+        assert row.payload == b"\x01payload" + b"." * 2 * compaction.SMALL_COUNT
+        check(repository, saved)

@@ -10,6 +10,7 @@ import pytest
 from casckpt.errors import NotFound, RunMoved, StepExists
 from casckpt.store import BlobSource, CommitRequest, Repository
 from casckpt.store.commits import RowWrite
+from casckpt.store.environment import Transaction
 from tests.unit.store.stores import Saved, check, request, save
 
 
@@ -87,9 +88,9 @@ def test_removing_and_bringing_back_is_all_or_none_as_a_guard_in_the_transaction
     seen = []
 
     def guard(view):
-        seen.append((view.run, [row.seq for row in view.checkpoints], view.records))
-        if view.run == "b":
-            raise RunMoved("run b has moved")
+        seen.append({run: [row.seq for row in view.checkpoints(run)] for run in "ab"})
+        seen.append(view.records)
+        raise RunMoved("run b has moved")
 
     repository.edit_run("b", lambda old: b"record")
     for call in (
@@ -100,7 +101,8 @@ def test_removing_and_bringing_back_is_all_or_none_as_a_guard_in_the_transaction
         with pytest.raises(RunMoved):
             call()
         assert [(row.run, row.seq) for row in repository.checkpoint_rows()] == places
-    assert seen[0] == ("a", [saves[0].seq, saves[1].seq], {"b": b"record"})
+    assert seen[0] == {"a": [saves[0].seq, saves[1].seq], "b": [saves[2].seq]}
+    assert seen[1] == {"b": b"record"}
     repository.trash(places)
     with pytest.raises(RunMoved):
         repository.untrash(places, guard)
@@ -111,14 +113,46 @@ def test_removing_and_bringing_back_is_all_or_none_as_a_guard_in_the_transaction
             saver.commit(CommitRequest("b", 0, 5, 0, manifest.id, b"", places[2][1], guard=guard))
 
 
-def test_a_replaced_row_that_is_gone_fails_the_whole_commit(repository):
+def test_a_row_to_be_replaced_that_is_gone_already_is_no_hindrance(repository):
     first = save(repository, [b"1"], step=1)
     repository.trash([("run", first.seq)])
     with repository.saver() as saver:
         manifest = saver.put_manifest([], b"again")
-        with pytest.raises(NotFound):
-            saver.commit(request(manifest.id, first.seq, replace_seq=first.seq))
-    assert repository.checkpoint_rows() == []
+        seq = saver.commit(request(manifest.id, first.seq, replace_seq=first.seq))
+    assert [row.seq for row in repository.checkpoint_rows()] == [seq]
+    assert [row.seq for row in repository.checkpoint_rows(states=("trash",))] == [first.seq]
+
+
+def test_what_a_guard_asks_for_is_read_once(repository, monkeypatch):
+    places = [(f"run{n}", save(repository, [b"x"], run=f"run{n}").seq) for n in range(20)]
+    scans = []
+    real = Transaction.scan
+
+    def scan(tx, table, *rest):
+        scans.append((table, *rest))
+        return real(tx, table, *rest)
+
+    def guard(view):
+        for run, _ in places * 2:
+            assert len(view.checkpoints(run)) == 1
+            assert view.records == {}
+
+    monkeypatch.setattr(Transaction, "scan", scan)
+    repository.trash(places, guard)
+    assert sorted(scans) == sorted(set(scans))
+    assert len(scans) == 21
+
+
+def test_what_is_buried_from_the_trash_must_be_there_still(repository):
+    saved = save(repository, [b"a"], step=1)
+    place = ("run", saved.seq, b"\x01payload")
+    repository.bury([place], state="trash")
+    assert [row.state for row in repository.checkpoint_rows()] == ["live"]
+    repository.trash([place[:2]])
+    repository.bury([place])
+    assert len(repository.checkpoint_rows(states=("trash",))) == 1
+    repository.bury([place], state="trash")
+    assert len(repository.checkpoint_rows(states=("tombstone",))) == 1
 
 
 def test_commits_of_threads_that_share_a_transaction_keep_their_rows(repository):

@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+import casckpt
+from casckpt.store import workers
 from casckpt.store.workers import Workers
 
 AT_EXIT = """
@@ -36,7 +38,7 @@ BEFORE = 'store.save_async("q", {"w": 1}).result()\n'
 
 
 def test_a_pool_works_in_threads_of_its_own():
-    with Workers(2) as pool:
+    with Workers(2, "test") as pool:
         assert pool.submit(threading.current_thread).result() is not threading.current_thread()
         assert list(pool.map(abs, [-1, 2])) == [1, 2]
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -45,14 +47,54 @@ def test_a_pool_works_in_threads_of_its_own():
 
 @pytest.mark.parametrize("by", ["interpreter", "its threads"])
 def test_at_the_interpreters_end_the_caller_works(monkeypatch, by):
-    pool = Workers(2)
+    pool = Workers(2, "test")
     if by == "interpreter":
         monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
     else:
-        monkeypatch.setattr(pool, "_shutdown", True)
+        monkeypatch.setattr(pool._threads, "_shutdown", True)
     assert pool.submit(threading.current_thread).result() is threading.current_thread()
     assert isinstance(pool.submit(int, "x").exception(), ValueError)
     pool.shutdown()
+
+
+def test_where_no_pool_can_be_made_any_more_the_caller_works(monkeypatch):
+    monkeypatch.setattr(workers, "_threads", lambda count, name: None)
+    with Workers(2, "test") as pool:
+        assert pool.submit(threading.current_thread).result() is threading.current_thread()
+        assert isinstance(pool.submit(int, "x").exception(), ValueError)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(abs, 1)
+
+
+OPENED_AT_EXIT = """
+import atexit, sys, threading
+import casckpt
+
+def last():
+    assert "concurrent.futures.thread" not in sys.modules
+    with casckpt.open(sys.argv[1]) as store:
+        if sys.argv[2] == "async":
+            store.save_async("r", {"w": b"x" * 100_000}, 1).result()
+        elif sys.argv[2] == "save":
+            store.save("r", {"w": b"x" * 100_000}, 1)
+        assert len(store.restore("r")["w"]) == 100_000
+    print("done")
+
+atexit.register(last)
+"""
+
+
+@pytest.mark.parametrize("how", ["save", "async", "restore"])
+def test_a_store_that_is_first_opened_at_exit_works(tmp_path, how):
+    if how == "restore":
+        with casckpt.open(tmp_path / "s") as store:
+            store.save("r", {"w": b"x" * 100_000}, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED_AT_EXIT, str(tmp_path / "s"), how],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("how", ["", "async", "async first"])
