@@ -191,8 +191,9 @@ class Curation(Compacting):
 
         Args:
             plan: from `plan_gc`; None drops nothing.
-            now: free the bytes of what is dropped at once. Otherwise it stays in the trash, from
-                where `undelete` brings it back, for at least an hour.
+            now: free at once what is dropped, and what else the runs of the plan, or all runs
+                without a plan, have in the trash. Otherwise that stays there, from where `undelete`
+                brings it back, for at least an hour.
             force: collect although far more would go than was removed since the last time.
 
         Raises:
@@ -207,7 +208,11 @@ class Curation(Compacting):
                 "left alone, because they changed since the plan was made: %s",
                 ", ".join(checkpoint.ref for checkpoint in skipped),
             )
-        report = self._repository.gc(now=now, force=force)
+        ended: bool | set[str] = now
+        if now and plan is not None and plan.run != "*":
+            trash = self._catalog.matching(plan.run.removesuffix("~*"), trash=True)
+            ended = {checkpoint.run for checkpoint in trash}
+        report = self._repository.gc(now=ended, force=force)
         return GcResult(tuple(drop), tuple(skipped), report.freed_bytes, report.dead_bytes)
 
     def _named(self, ref_or_run: str | Checkpoint) -> tuple[Self, list[Checkpoint]]:

@@ -34,12 +34,14 @@ class GcPlan:
         reasons: REF of each of both to why.
         freed_bytes: what the disk gets back once the bytes are swept; what other checkpoints
             share is not in it.
+        run: the run, or glob over runs, that it was made for.
     """
 
     keep: tuple[Checkpoint, ...]
     drop: tuple[Checkpoint, ...]
     reasons: Mapping[str, tuple[str, ...]]
     freed_bytes: int
+    run: str = "*"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def make_plan(
         drop=drop,
         reasons={ck.ref: reasons[ck] for ck in chosen},
         freed_bytes=freed_bytes(repository, drop),
+        run=run,
     )
 
 

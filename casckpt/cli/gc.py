@@ -81,8 +81,9 @@ def gc(
 
     Policies count per line of a run, and a checkpoint stays if any of them keeps it. The newest
     of a line, the best by its loop's monitor, pinned and tagged ones always stay. What is dropped
-    goes to the trash, where `undelete` finds it for at least an hour; a gc after that, or --now,
-    frees its bytes. Without a policy nothing is dropped.
+    goes to the trash, where `undelete` finds it for at least an hour; a gc after that frees its
+    bytes. --now does so at once, with what RUN, or every run, has in the trash. Without a policy
+    nothing is dropped.
     """
     pattern = stores.split(output.settings, run)[0] if run else "*"
     with stores.opened(output.settings, "r" if dry_run else "a") as store:
@@ -90,14 +91,19 @@ def gc(
         policy = _policy(keep_last, keep_best, keep_every, keep_newer_than)
         with waiting(output, "planning"):
             plan = store.plan_gc(policy, pattern, max_bytes=max_bytes)
+        # What was removed within the hour goes with --now only, and only that of the runs meant.
+        ending = _waiting(store, pattern) if now else []
         if not output.json and not output.quiet:
             if policy is not None or plan.drop:
                 _show(output, plan)
-            _sum(output, plan, now, 0 if now else _waiting(store))
+            if ending:
+                output.lines(f"{one.ref}  in the trash, goes for good" for one in ending)
+            _sum(output, plan, now, len(_waiting(store, "*")) - len(ending))
         if dry_run:
             _dry(output, plan)
             return
-        if plan.drop and not agreed(output, _question(plan, now), yes=yes, command="gc"):
+        question = _question(plan, ending, now)
+        if (plan.drop or ending) and not agreed(output, question, yes=yes, command="gc"):
             output.note("Nothing was changed.")
             return
         with waiting(output, "collecting"):
@@ -130,15 +136,19 @@ def _with_mode(
     return metric, mode, number
 
 
-def _waiting(store: Store) -> int:
-    """Return how many checkpoints went to the trash within the hour: only --now frees these."""
+def _waiting(store: Store, pattern: str) -> list[Checkpoint]:
+    """Return what runs have put into the trash within the hour: only --now frees these."""
     from datetime import UTC, datetime
 
     from casckpt.store.layout import GRACE_S
 
     now = datetime.now(UTC)
-    trash = [one.trashed_at for one in store.checkpoints(trash=True)]
-    return sum(at is not None and (now - at).total_seconds() < GRACE_S for at in trash)
+    trash = store._catalog.matching(pattern.removesuffix("~*"), trash=True)
+    return [
+        one
+        for one in trash
+        if one.trashed_at is not None and (now - one.trashed_at).total_seconds() < GRACE_S
+    ]
 
 
 def _policy(
@@ -208,7 +218,7 @@ def _sum(output: Output, plan: GcPlan, now: bool, waiting: int) -> None:
     most = later = ""
     if plan.drop and not now:
         later = " once it leaves the trash"
-    elif waiting:
+    elif waiting > 0:
         stay = "stays" if waiting == 1 else "stay"
         most = "at most "
         later = f", since {formatting.count(waiting, 'checkpoint')} {stay} in the trash"
@@ -245,12 +255,12 @@ def _dry(output: Output, plan: GcPlan) -> None:
         output.note("Dry run: nothing was changed.")
 
 
-def _question(plan: GcPlan, now: bool) -> str:
-    """Return what is asked before acting."""
-    drops = formatting.count(len(plan.drop), "checkpoint")
+def _question(plan: GcPlan, ending: Sequence[Checkpoint], now: bool) -> str:
+    """Return what is asked before acting; `ending` is in the trash already."""
     if now:
+        drops = formatting.count(len(plan.drop) + len(ending), "checkpoint")
         return f"Drop {drops} for good and free {formatting.size(plan.freed_bytes)}?"
-    return f"Move {drops} to the trash?"
+    return f"Move {formatting.count(len(plan.drop), 'checkpoint')} to the trash?"
 
 
 def _report(output: Output, plan: GcPlan, done: GcResult, now: bool, left: int = 0) -> None:

@@ -2,7 +2,8 @@
 
 Training moves checkpoints to the trash and replaces rolling ones; nobody should have to run gc by
 hand for that. After a commit, and on close, a process looks at a few numbers of the index, and at
-most every ten minutes starts `python -m casckpt.store.autocollect STORE`. A collector waits for
+most every ten minutes, or five seconds where the store has doubled, starts
+`python -m casckpt.store.autocollect STORE`. A collector waits for
 nobody, so training does not notice; what is busy or fails is left to the next.
 """
 
@@ -23,9 +24,14 @@ from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
 
 INTERVAL_S: Final = 600.0
+SOON_S: Final = 5.0
+_SAVE_S: Final = 2.0
 LEAST_BYTES: Final = 256 * layout.MIB
 SHARE: Final = 0.2
 """Of the registered bytes: below this a collection rewrites more than it frees."""
+
+SOON_SHARE: Final = 0.5
+"""A store that has doubled since is worth looking at sooner: what is new pays for the look."""
 
 _children: list[subprocess.Popen[bytes]] = []
 
@@ -35,10 +41,11 @@ def is_due(tx: Transaction, now_ns: int) -> bool:
 
     It is if the last one was ten minutes ago, something was removed since or waits in the trash
     past its grace, and the bytes registered since then, all of which may be dead, exceed 256 MiB
-    and a fifth of the store; or if only the trash waits, once an hour.
+    and a fifth of the store; after five seconds, if they exceed half of it. It is once an hour, if
+    only the trash waits.
     """
     since_s = clock.age_s(now_ns, tx.number("gc_at"))
-    if since_s < INTERVAL_S or tx.number("rebuilt"):
+    if since_s < SOON_S or tx.number("rebuilt"):
         return False
     trashed_ns = tx.number("trash_since")
     waits = bool(trashed_ns) and clock.age_s(now_ns, trashed_ns) > layout.GRACE_S
@@ -48,7 +55,8 @@ def is_due(tx: Transaction, now_ns: int) -> bool:
         return True
     registered = sum(rows.PackRow.decode(value).size for _, value in tx.scan("packs"))
     grown = registered - tx.number("marked_bytes")
-    return grown > max(LEAST_BYTES, SHARE * registered)
+    share = SHARE if since_s >= INTERVAL_S else SOON_SHARE
+    return grown > max(LEAST_BYTES, share * registered)
 
 
 def start_if_due(shared: SharedStore) -> bool:
@@ -83,7 +91,10 @@ def main(path: Path) -> int:
     os.nice(19)
     try:
         with Repository.open(path) as repository:
-            repository.gc()
+            if repository.gc().waiting_packs:
+                # Saves in flight may rely on what was condemned; soon they are over.
+                time.sleep(_SAVE_S)
+                repository.gc()
     except CasckptError as exc:
         return exc.exit_code
     return 0

@@ -102,7 +102,7 @@ class Recode(Protocol):
 def collect(
     shared: SharedStore,
     *,
-    now: bool = False,
+    now: Collection[str] | None = expiry.NOBODY,
     force: bool = False,
     recode: Recode | None = None,
 ) -> GcReport:
@@ -110,7 +110,7 @@ def collect(
 
     Args:
         shared: the open store.
-        now: let checkpoints leave the trash although their grace is not over.
+        now: runs whose checkpoints leave the trash although their grace is not over; None for all.
         force: go on although most of the store is dead and no removal explains it.
         recode: stores chunks anew first; collections follow one another until it is done.
 
@@ -125,7 +125,7 @@ def collect(
             creation.free_ballast(shared.path, collecting=True)
         try:
             while True:
-                collector = _Collector(shared, now=now, force=force, recode=recode)
+                collector = _Collector(shared, now, force, recode)
                 report = collector.run()
                 if not collector.unfinished:
                     return report
@@ -137,7 +137,7 @@ class _Collector:
     """One collection; its methods are the protocol's steps."""
 
     def __init__(
-        self, shared: SharedStore, *, now: bool, force: bool, recode: Recode | None
+        self, shared: SharedStore, now: Collection[str] | None, force: bool, recode: Recode | None
     ) -> None:
         self._shared = shared
         self._now = now

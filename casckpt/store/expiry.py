@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 from casckpt.store import clock, layout, rows
 from casckpt.store.collectors import check_run
@@ -12,9 +13,13 @@ from casckpt.store.commits import trashed_now
 from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
 
+NOBODY: Final[frozenset[str]] = frozenset()
 
-def expire(shared: SharedStore, run: bytes, *, now: bool) -> int:
-    """Turn trash whose grace is over, or all of it with `now`, into tombstones; return how much.
+
+def expire(shared: SharedStore, run: bytes, *, now: Collection[str] | None = NOBODY) -> int:
+    """Turn trash whose grace is over into tombstones, and that of some runs; return how much.
+
+    `now` names the runs whose trash goes though its grace is not over; None means all of them.
 
     It is done for the collector `run`, in transactions of its own. Where a clock was wrong, so that
     a checkpoint will have come into the trash only later, its grace begins now.
@@ -24,12 +29,18 @@ def expire(shared: SharedStore, run: bytes, *, now: bool) -> int:
         for key, value in tx.scan("checkpoints"):
             row = rows.Row.decode(value)
             if row.state == "trash":
-                if now or _is_over(row):
+                if _is_over(row) or _is_of(key, value, now):
                     over.append(key)
                 elif clock.is_ahead(*_times(row)):
                     ahead.append(key)
     _each(shared, partial(_begin_grace, run=run), ahead)
     return _each(shared, partial(_bury, run=run, now=now), over)
+
+
+def _is_of(key: bytes, value: bytes, runs: Collection[str] | None) -> bool:
+    if runs is None:
+        return True
+    return bool(runs) and rows.decode_checkpoint(key, value).run in runs
 
 
 def _times(row: rows.Row) -> tuple[int, int, bytes]:
@@ -48,27 +59,26 @@ def _each(shared: SharedStore, change: Callable[..., int], keys: list[bytes]) ->
     return count
 
 
-def _trash(tx: Transaction, keys: list[bytes]) -> Iterator[tuple[bytes, rows.Row]]:
-    """Yield those of the rows that are in the trash still."""
+def _trash(tx: Transaction, keys: list[bytes]) -> Iterator[tuple[bytes, bytes, rows.Row]]:
+    """Yield (key, value, row) of those of the rows that are in the trash still."""
     for key in keys:
         value = tx.get("checkpoints", key)
-        row = None if value is None else rows.Row.decode(value)
-        if row is not None and row.state == "trash":
-            yield key, row
+        if value is not None and (row := rows.Row.decode(value)).state == "trash":
+            yield key, value, row
 
 
 def _begin_grace(tx: Transaction, run: bytes, keys: list[bytes]) -> int:
     check_run(tx, run)
-    for key, row in _trash(tx, keys):
+    for key, _, row in _trash(tx, keys):
         tx.put("checkpoints", key, trashed_now(row).encode())
     return len(keys)
 
 
-def _bury(tx: Transaction, run: bytes, keys: list[bytes], now: bool) -> int:
+def _bury(tx: Transaction, run: bytes, keys: list[bytes], now: Collection[str] | None) -> int:
     check_run(tx, run)
     count = 0
-    for key, row in _trash(tx, keys):
-        if not (now or _is_over(row)):
+    for key, value, row in _trash(tx, keys):
+        if not (_is_over(row) or _is_of(key, value, now)):
             continue  # brought back and removed again since it was looked at
         bare = rows.with_checkpoint_payload(row, b"")
         tx.put("checkpoints", key, replace(bare, state="tombstone").encode())

@@ -376,11 +376,12 @@ class Repository:
 
         return collection.plan(self._shared(), drop)
 
-    def gc(self, *, now: bool = False, force: bool = False) -> GcReport:
-        """Free what nothing reaches; trash whose grace is over first, or all of it with `now`."""
+    def gc(self, *, now: bool | Collection[str] = False, force: bool = False) -> GcReport:
+        """Free what nothing reaches; see `collection.collect`. True for `now` means all runs."""
         from casckpt.store import collection
 
-        return collection.collect(self._shared(write=True), now=now, force=force)
+        runs = (None if now else ()) if isinstance(now, bool) else now
+        return collection.collect(self._shared(write=True), now=runs, force=force)
 
     def sizes(self) -> StoreSizes:
         """Return what the store takes on disk."""

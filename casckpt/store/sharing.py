@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import threading
 import time
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 # How often a process looks whether a collection is due; the numbers change with whole saves.
-_LOOK_EVERY_S = 60.0
+_LOOK_EVERY_S = 10.0
 
 _registry_lock = threading.RLock()
 _open: dict[tuple[int, int], SharedStore] = {}
@@ -229,6 +230,7 @@ class SharedStore:
     def _end_writing(self) -> None:
         try:
             if self._written:
+                self._looked_at = -math.inf
                 self.collect_if_due()
             with contextlib.suppress(CasckptError):
                 self.own.close()

@@ -256,6 +256,22 @@ def test_gc_frees_no_trash_of_this_hour_and_says_so(new_cli):
     assert now.err == ""
 
 
+def test_gc_of_a_run_ends_the_grace_of_its_own_trash_only_and_asks(own_cli):
+    assert own_cli("rm", "bpm/nn@20").code == 0
+    assert own_cli("rm", "bpm/xgboost@200").code == 0
+    for words in (["gc", "bpm/nn", "--now"], ["gc", "--now", "--json"]):
+        asked = own_cli(*words)
+        assert asked.code == 2
+        assert "nobody to ask: Drop " in asked.err
+    assert len(refs(own_cli, "--trash")) == 2
+    done = own_cli("gc", "bpm/nn", "--now", "--yes")
+    assert "bpm/nn@20  in the trash, goes for good\n" in done.out
+    assert ", since 1 checkpoint stays in the trash\n" in done.out
+    assert refs(own_cli, "--trash") == ["bpm/xgboost@200"]
+    assert own_cli("undelete", "bpm/xgboost@200").code == 0
+    assert own_cli("gc", "--now").code == 0  # nothing goes, so nothing is asked
+
+
 def test_gc_keeps_the_best_as_the_loop_declared(new_cli):
     with casckpt.open(new_cli.store) as store, store.run("net") as run:
         for epoch in run.epochs(4, {"v": 0}, save_every=1, monitor="score", mode="max"):

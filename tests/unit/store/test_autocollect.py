@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def repository(tmp_path: Path) -> Repository:
     repository = Repository.open(tmp_path / "s")
     yield repository
     repository.close()
+
+
+def _replace(repository: Repository, steps: Iterable[int]) -> None:
+    """Save steps that are each removed again, for good."""
+    for step in steps:
+        seq = _save(repository, step, 400_000)
+        row = repository.checkpoint_row("r", seq)
+        assert row is not None
+        repository.bury([("r", seq, row.payload)])
 
 
 def _due(repository: Repository, after_s: float) -> bool:
@@ -57,14 +67,50 @@ def test_much_that_was_replaced_is_due_after_ten_minutes(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autocollect, "LEAST_BYTES", 500_000)
+    kept = _save(repository, 0, 3_000_000)
     repository.gc()
-    seqs = [_save(repository, step, 400_000) for step in range(4)]
-    for seq in seqs[:3]:
-        row = repository.checkpoint_row("r", seq)
-        assert row is not None
-        repository.bury([("r", seq, row.payload)])
+    _replace(repository, range(1, 5))
     assert not _due(repository, autocollect.INTERVAL_S - 60)
     assert _due(repository, autocollect.INTERVAL_S + 60)
+    assert repository.checkpoint_row("r", kept) is not None
+
+
+def test_a_store_that_has_doubled_is_due_after_seconds(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autocollect, "LEAST_BYTES", 500_000)
+    _save(repository, 0, 400_000)
+    repository.gc()
+    _replace(repository, range(1, 5))
+    assert not _due(repository, autocollect.SOON_S - 3)
+    assert _due(repository, autocollect.SOON_S + 3)
+
+
+def test_what_saves_in_flight_still_hold_is_freed_by_the_same_child(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autocollect.os, "nice", lambda increment: increment)
+    _save(repository, 0, 300_000)
+    repository._shared().own.seal_all()
+    _replace(repository, [1])
+    _save(repository, 2, 1000)
+    row = repository.checkpoint_row("r", repository.commit_at("r", 0, 0, 0) or 0)
+    assert row is not None
+    repository.bury([("r", row.seq, row.payload)])
+    before = repository.sizes().pack_bytes
+    saver = repository.saver()  # holds a lease
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        saver.__exit__(None, None, None)
+
+    saver.__enter__()
+    monkeypatch.setattr(autocollect.time, "sleep", sleep)
+    assert autocollect.main(repository.path) == 0
+    monkeypatch.undo()
+    assert autocollect._SAVE_S in pauses
+    assert repository.sizes().pack_bytes < before - 250_000
 
 
 def test_a_commit_starts_the_child_and_the_child_frees(
