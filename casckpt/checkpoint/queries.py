@@ -368,12 +368,15 @@ class Catalog:
                 f"`casckpt status {run}` shows how it stands",
                 run=run,
             )
-        names = sorted({row.run for row in self._repository.checkpoint_rows()})
+        rows = self._repository.checkpoint_rows()
+        names = sorted({row.run for row in rows})
         runs = f"{len(names)} run{'' if len(names) == 1 else 's'}"
         why = f"the store {self._repository.path} has {runs}"
         if is_glob(run):
             return NotFound(f"no run matches {run}", why, run=run)
-        near = _near(run, names)
+        # As `ls` shows them, ids lack the mark that they have in a REF.
+        is_id = len(run) > 5 and any(row.manifest_id.hex().startswith(run) for row in rows)
+        near = [f"id:{run}"] if is_id else _near(run, names)
         hint = f"did you mean {', '.join(near)}?" if near else ""
         return NotFound(f"no run {run}", why, hint, run=run, near=near)
 

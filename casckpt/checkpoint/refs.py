@@ -257,7 +257,7 @@ def check_mode(mode: str | None, metric: str = "METRIC") -> Mode:
     if mode == "max":
         return "max"
     raise BadRef(
-        f"best {metric} of what end?" if mode is None else f"bad mode {mode!r}",
+        f"best {metric}: the smallest or the largest?" if mode is None else f"bad mode {mode!r}",
         "whether the smallest or the largest value is best is never guessed",
         f"write {metric}:min or {metric}:max, in Python mode='min' or mode='max'",
     )

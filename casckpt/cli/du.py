@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 _HELP = """Show where the bytes are, of RUN or of all runs, and what was saved.
 
     LOGICAL is what restoring everything would write. UNIQUE is what only that run holds: bytes on
-    disk that no other run shares. STORED is what is on disk: of the store all its files, of a run
-    all it reaches, so runs that share do not add up. SAVED is 1 - stored/logical, and 0 where
-    more is stored, as in a new store, whose index takes its room before much is saved.
+    disk that no other run shares. STORED is what is on disk: of the store all its files, but for
+    what is set aside for a full disk, of a run all it reaches, so runs that share do not add up.
+    SAVED is 1 - stored/logical, and 0 where more is stored, as in a new store, whose index takes
+    its room before much is saved.
 
     --codings tells how the chunks are stored: what is coded (the numbers, or their difference to
     another checkpoint: sub, xor, dictionary), and the coder of each byte plane.

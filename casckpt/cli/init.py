@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from casckpt.checkpoint.places import STORE_FOLDER
-from casckpt.cli import stores
+from casckpt.cli import formatting, stores
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.errors import BadRequest
@@ -32,6 +32,7 @@ def init(output: Output, path: Path | None) -> None:
             f"use it: `casckpt ls --store {shlex.quote(str(chosen))}`",
         )
     from casckpt.api import Store
+    from casckpt.store import layout
 
     Store(chosen, mode="a").close()
     place = str(chosen.absolute())
@@ -41,6 +42,8 @@ def init(output: Output, path: Path | None) -> None:
         output.line(place)
     else:
         output.line(f"store made at {place}")
+        aside = formatting.size((chosen / layout.BALLAST_FILE).stat().st_size)
+        output.note(f"{aside} are set aside, so that removing works on a full disk.")
         if path is not None and path.name != STORE_FOLDER:
             given, there = shlex.quote(str(path)), shlex.quote(place)
             output.note(f"Commands find it with --store {given}, or export CASCKPT_STORE={there}")

@@ -40,11 +40,12 @@ def size(context: click.Context, parameter: click.Parameter, text: str | None) -
 
 
 def rate(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """Return bytes a second, as in `50MB/s` or `50M`; sizes as above, above 0."""
+    """Return bytes a second, as in `50MB/s` or `50M`: with a unit, above 0."""
     if text is None:
         return None
     match = re.match(_SIZE, text.removesuffix("/s"))
-    value = None if match is None else size(context, parameter, match[0])
+    # A bare number is meant to be something else than bytes.
+    value = None if match is None or not match[2] else size(context, parameter, match[0])
     if not value:
         raise _refused(context, parameter, f"{text!r} is no rate\nwrite 50MB/s, 800K/s, 1.5G/s")
     return value

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from casckpt.training.guards import MismatchPolicy
     from casckpt.training.run import Run
 
-_SPLIT = "data.split"
+_OWN = ("data.split", "data.given")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,13 @@ def run_folds(run: Run, splitter: Any, x: Any, y: Any, groups: Any) -> Iterator[
     splits = _splits(splitter, x, y, groups)
     run.expect("fold-*", len(splits))
     policy = _policy(run._policy)
+    # Of a dataset that has no fingerprint its type counts.
+    given = Fingerprinter(lenient=True).of((x, y, groups), "the data of folds").hex()
     for number, (train, test) in enumerate(splits, 1):
         run.check_stop()
         digest = Fingerprinter().of((train, test), f"the split of fold {number}").hex()
-        child = run.child(f"fold-{number}", data={"split": digest}, on_mismatch=policy)
+        data = {"split": digest, "given": given}
+        child = run.child(f"fold-{number}", data=data, on_mismatch=policy)
         if not child.finished:
             run._part_done = False
             # What comes after its loop belongs to the fold: only the end of the body finishes it.
@@ -80,8 +83,8 @@ def _splits(splitter: Any, x: Any, y: Any, groups: Any) -> list[tuple[Any, Any]]
 
 
 def _policy(policy: MismatchPolicy) -> MismatchPolicy:
-    """Return the parent's actions, but a fold whose split is another begins anew."""
+    """Return the parent's actions, but a fold of another split, or other data, begins anew."""
     rest = policy if isinstance(policy, Mapping) else {"env.*": policy, "*": policy}
     if isinstance(policy, str) and policy != "allow":
         rest = {"env.*": "warn", "*": policy}
-    return cast("MismatchPolicy", {_SPLIT: "restart", **rest})
+    return cast("MismatchPolicy", {**dict.fromkeys(_OWN, "restart"), **rest})

@@ -112,8 +112,8 @@ class RunWork(RunBase):
         """Yield the folds that are not finished, each with a run of its own below this one.
 
         A fold is finished when the body of the loop ends; `children("fold-*")` tells how all of
-        them did. A fold whose split is another than before begins anew: give splitters a
-        random_state.
+        them did. A fold whose split or data are others than before begins anew: give splitters
+        a random_state. Of what no fingerprint can be taken of, such as a dataset, the type counts.
 
         Args:
             splitter: has `split(X, y, groups)`, as in scikit-learn; or pairs (train, test).

@@ -126,7 +126,8 @@ def judge(code: int, *, told: int | None, asked: bool, restarts: int, max_restar
         return Verdict(False, f"{_HOPELESS[meaning]}; starting it again would not help")
     how = f"it was killed by {name_of(-code)}" if code < 0 else f"it failed with exit code {code}"
     if restarts >= max_restarts:
-        limit = f"after {restarts} restarts" if restarts else "and restarts are off"
+        times = f"{restarts} restart{'' if restarts == 1 else 's'}"
+        limit = f"after {times}" if restarts else "and restarts are off"
         return Verdict(False, f"{how}, {limit}")
     return Verdict(True, how)
 

@@ -214,3 +214,12 @@ def test_a_glob_that_fits_no_run_says_how_many_there_are(branched):
     error = branched.no_run("x*")
     assert error.what == "no run matches x*"
     assert error.why == "the store here/store has 2 runs"
+
+
+def test_an_id_without_its_mark_is_told_how_to_be_written(store):
+    saved = store.save("r", {"v": 1})
+    with pytest.raises(NotFound, match=rf"did you mean id:{saved.id[:10]}\?"):
+        store.get(saved.id[:10])
+    with pytest.raises(NotFound) as caught:
+        store.get("0123456789")
+    assert "id:" not in str(caught.value)

@@ -113,3 +113,13 @@ def test_a_stage_in_a_fold_belongs_to_it(store, name):
 def test_what_cannot_split_is_refused(store, name):
     with store.run(name) as run, pytest.raises(BadRequest, match="cannot split"):
         list(run.folds(7, None))
+
+
+def test_folds_of_other_data_begin_anew(store, name):
+    x = np.arange(12.0)
+    whole = [(n, e) for n in (1, 2, 3) for e in (1, 2)]
+    assert train(store, name, X=x) == whole
+    assert train(store, name, X=x.copy()) == []
+    assert train(store, name, X=x * 100) == whole
+    assert train(store, name, X=object()) == whole
+    assert train(store, name, X=object()) == []
