@@ -23,13 +23,14 @@ from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint, check_metrics
 from casckpt.checkpoint.refs import (
     ALL_LINES,
+    Ref,
     check_pattern,
     is_glob,
     names_glob,
     parse_ref,
     selects_run,
 )
-from casckpt.errors import BadRef, Busy, NotFound, RunMoved
+from casckpt.errors import BadRef, Busy, CasckptError, NotFound, RunMoved
 from casckpt.ids import check_tag
 from casckpt.logs import logger
 
@@ -245,7 +246,7 @@ class Curation(Compacting):
             line = ALL_LINES if parsed.line is None else parsed.line
             returning = store._catalog.last_trashed(parsed.run, line)
         else:
-            returning = [store._catalog.resolve_trash(parsed)]
+            returning = [store._in_trash(parsed)]
         store._repository.untrash([(ck.run, ck.seq) for ck in returning], returnable(returning))
         back = {
             (checkpoint.run, checkpoint.seq): checkpoint
@@ -253,6 +254,22 @@ class Curation(Compacting):
             for checkpoint in store._catalog.of_line(run, ALL_LINES)
         }
         return [back.get((one.run, one.seq), one) for one in returning]
+
+    def _in_trash(self, ref: Ref) -> Checkpoint:
+        try:
+            return self._catalog.resolve_trash(ref)
+        except NotFound:
+            try:
+                live = self._catalog.resolve(ref)
+            except CasckptError:
+                live = None
+            if live is None:
+                raise
+            raise NotFound(
+                f"{live.ref} is not in the trash",
+                "it is live",
+                "`casckpt ls --trash` shows what can come back",
+            ) from None
 
     def _drop(self, plan: GcPlan | None) -> tuple[list[Checkpoint], list[Checkpoint]]:
         """Move what a plan drops to the trash; return it, and what had to be left alone."""

@@ -272,6 +272,14 @@ def _select_best(ref: Ref, selector: Selector, checkpoints: Sequence[Checkpoint]
             f"write {_name(ref)}@best:{known[0] if known else 'METRIC'}:min (or :max)",
         )
     if selector.mode is None:
+        metrics = {name for ck in checkpoints for name in ck.metrics}
+        name, colon, tail = selector.metric.rpartition(":")
+        if colon and name in metrics and selector.metric not in metrics:
+            raise BadRef(
+                f"{ref.text}: {tail!r} is neither min nor max",
+                "which end is best is never guessed",
+                f"write {_name(ref)}@best:{name}:min (or :max)",
+            )
         raise BadRef(
             f"{ref.text}: is the smallest or the largest {selector.metric} best?",
             "it is never guessed",

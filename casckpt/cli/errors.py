@@ -43,6 +43,11 @@ def report(error: BaseException) -> Report:
         command = error.ctx.command_path if error.ctx else "casckpt"
         what, _, remedy = error.format_message().partition("\n")
         why = ""
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            what, remedy = "a command of it has to be named", ""
+        elif isinstance(error, click.MissingParameter):
+            what = what.removesuffix(" Choose from:")
+            remedy = remedy and f"choose from {' '.join(remedy.split())}"
         if isinstance(error, click.BadParameter) and ": " in what:
             what, _, why = what.partition(": ")
         name = command.removeprefix("casckpt").strip()

@@ -226,6 +226,12 @@ def _sum(output: Output, plan: GcPlan, now: bool, waiting: int) -> None:
         f"keeps {len(plan.keep):,}, drops {drops}; frees {most}"
         f"{formatting.size(plan.freed_bytes)} ({formatting.exact(plan.freed_bytes)}){later}"
     )
+    held_bytes = sum(checkpoint.logical_bytes for checkpoint in plan.drop) - plan.freed_bytes
+    if held_bytes > max(_NOTED_ABOVE, 4 * plan.freed_bytes):
+        output.note(
+            "Most of what these hold is shared with checkpoints that stay, or is what those are "
+            "differences to; `casckpt compact` may store these in less."
+        )
 
 
 def _reasons(plan: GcPlan, checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -143,6 +143,7 @@ def _sorted(found: Sequence[Checkpoint], field: str) -> list[Checkpoint]:
         raise BadRequest(
             f"cannot sort by {name!r}",
             f"fields are {', '.join(_FIELDS)}; and no checkpoint here has a metric of that name",
+            "`casckpt ls --sort created`, or --sort -created for the newest first",
         )
 
     def value(checkpoint: Checkpoint) -> tuple[object, ...] | None:

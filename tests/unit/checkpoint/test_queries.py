@@ -216,6 +216,22 @@ def test_a_glob_that_fits_no_run_says_how_many_there_are(branched):
     assert error.why == "the store here/store has 2 runs"
 
 
+def test_a_mode_that_is_mistyped_is_named(store):
+    store.save("r", {"v": 1}, metrics={"loss": 1, "a:b": 2})
+    with pytest.raises(BadRef, match=r"'mni' is neither min nor max\n.*\n.*r@best:loss:min"):
+        store.get("r@best:loss:mni")
+    with pytest.raises(BadRef, match="is the smallest or the largest a:b best"):
+        store.get("r@best:a:b")
+
+
+def test_what_is_live_is_not_in_the_trash(store):
+    store.save("r", {"v": 1}, 1)
+    with pytest.raises(NotFound, match=r"r@1 is not in the trash\n.*it is live"):
+        store.undelete("r@1")
+    with pytest.raises(NotFound, match="nothing of r is in the trash"):
+        store.undelete("r@2")
+
+
 def test_an_id_without_its_mark_is_told_how_to_be_written(store):
     saved = store.save("r", {"v": 1})
     with pytest.raises(NotFound, match=rf"did you mean id:{saved.id[:10]}\?"):

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from casckpt import errors as library
-from casckpt.cli import errors
+from casckpt.cli import errors, root
 
 DOCS = Path(__file__).parents[3] / "docs" / "errors.md"
 
@@ -105,3 +105,18 @@ def test_only_debug_shows_the_traceback(capsys):
         assert "Traceback" not in capsys.readouterr().err
         errors.show(error, as_json=False, debug=True, color="never")
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_group_without_a_command_and_a_missing_choice_take_three_lines():
+    for words, what, hint in (
+        (["cache"], "cache: a command of it has to be named", "see `casckpt cache --help`"),
+        (
+            ["completion"],
+            "completion: Missing argument '{bash|zsh|fish}'.",
+            "choose from bash, zsh, fish",
+        ),
+    ):
+        with pytest.raises(click.UsageError) as caught:
+            root.casckpt.main(words, standalone_mode=False, prog_name="casckpt")
+        shown = errors.report(caught.value)
+        assert (shown.what, shown.why, shown.hint) == (what, "", hint)
