@@ -314,7 +314,7 @@ def refused(value: object, path: str, why: str = "", hint: str = "") -> BadLeaf:
     return BadLeaf(
         f"{path or 'the root'}: {article} {name} cannot be stored",
         why or _why(value),
-        hint,
+        hint or _instead(value),
         path=path,
         type_name=name,
     )
@@ -324,6 +324,25 @@ def _why(value: object) -> str:
     if unkept := tree_classes.unkept(value):
         return f"it has attributes that are not its fields: {', '.join(unkept)}"
     return "a state holds arrays, tensors, numbers, strings, bytes, None, paths and containers"
+
+
+def _instead(value: object) -> str:
+    """Return what to do with values that scripts often have in a state; empty for any other."""
+    kinds = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(value).__mro__}
+    for kind, plain in _PLAIN:
+        if kind in kinds:
+            return f"save {plain} in its place, or wrap it in casckpt.Pickled(...)"
+    return ""
+
+
+_PLAIN: Final = (
+    ("builtins.set", "sorted(it)"),
+    ("builtins.frozenset", "sorted(it)"),
+    ("builtins.range", "list(it)"),
+    ("enum.Enum", "its value"),
+    ("argparse.Namespace", "vars(it)"),
+    ("types.SimpleNamespace", "vars(it)"),
+)
 
 
 @dataclass(slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import enum
 import functools
 import inspect
 import logging
 import sys
+import types
 from collections import Counter, OrderedDict, namedtuple
 
 import numpy as np
@@ -193,3 +196,24 @@ def test_a_library_that_is_not_installed_is_told_from_one_that_is_broken(lazily)
     lazily("broken", "import a_part_of_broken_that_is_missing")
     with pytest.raises(ModuleNotFoundError, match="a_part_of_broken_that_is_missing"):
         leaves.handler("broken")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        ({1, 2}, "sorted(it)"),
+        (frozenset("a"), "sorted(it)"),
+        (range(3), "list(it)"),
+        (Colour.RED, "its value"),
+        (argparse.Namespace(lr=1), "vars(it)"),
+        (types.SimpleNamespace(lr=1), "vars(it)"),
+    ],
+)
+def test_what_scripts_often_have_is_told_what_to_save_in_its_place(value, plain):
+    with pytest.raises(BadLeaf) as caught:
+        flatten({"x": value})
+    assert caught.value.hint == f"save {plain} in its place, or wrap it in casckpt.Pickled(...)"
