@@ -100,7 +100,7 @@ def gc(
                 output.lines(f"{one.ref}  in the trash, goes for good" for one in ending)
             _sum(output, plan, now, len(_waiting(store, "*")) - len(ending))
         if dry_run:
-            _dry(output, plan)
+            _dry(output, plan, ending)
             return
         question = _question(plan, ending, now)
         if (plan.drop or ending) and not agreed(output, question, yes=yes, command="gc"):
@@ -108,8 +108,9 @@ def gc(
             return
         with waiting(output, "collecting"):
             done = store.gc(plan, now=now, force=force)
-        left = len(store.checkpoints(trash=True))
-    _report(output, plan, done, now, left)
+        trash = {one.id for one in store.checkpoints(trash=True)}
+    purged = [one for one in ending if one.id not in trash]
+    _report(output, plan, done, now, purged, len(trash))
 
 
 def _with_mode(
@@ -239,21 +240,24 @@ def _reasons(plan: GcPlan, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(plan.reasons.get(checkpoint.ref, ()))
 
 
-def _plan_record(plan: GcPlan, drop: Sequence[Checkpoint]) -> dict[str, Any]:
-    """Return the plan as JSON holds it, with what it drops, or has dropped."""
+def _plan_record(
+    plan: GcPlan, drop: Sequence[Checkpoint], purge: Sequence[Checkpoint]
+) -> dict[str, Any]:
+    """Return the plan as JSON holds it, with what it drops and purges of the trash, or has so."""
     return {
         "keep": [
             {**views.record(checkpoint), "reasons": list(_reasons(plan, checkpoint))}
             for checkpoint in plan.keep
         ],
         "drop": [views.record(checkpoint) for checkpoint in drop],
+        "purge": [views.record(checkpoint) for checkpoint in purge],
     }
 
 
-def _dry(output: Output, plan: GcPlan) -> None:
+def _dry(output: Output, plan: GcPlan, ending: Sequence[Checkpoint]) -> None:
     """Finish a dry run."""
     if output.json:
-        document = _plan_record(plan, plan.drop)
+        document = _plan_record(plan, plan.drop, ending)
         output.document("gc", **document, freed_bytes=plan.freed_bytes, dry_run=True)
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in plan.drop)
@@ -269,12 +273,19 @@ def _question(plan: GcPlan, ending: Sequence[Checkpoint], now: bool) -> str:
     return f"Move {formatting.count(len(plan.drop), 'checkpoint')} to the trash?"
 
 
-def _report(output: Output, plan: GcPlan, done: GcResult, now: bool, left: int = 0) -> None:
+def _report(
+    output: Output,
+    plan: GcPlan,
+    done: GcResult,
+    now: bool,
+    purged: Sequence[Checkpoint] = (),
+    left: int = 0,
+) -> None:
     """Say what was done, and why it is less than planned; `left` are still in the trash."""
     freed_bytes = done.freed_bytes
     if output.json:
         # Not the plan: what was pinned, tagged or dropped by others since was left alone.
-        document = _plan_record(plan, done.dropped)
+        document = _plan_record(plan, done.dropped, purged)
         output.document("gc", **document, freed_bytes=freed_bytes, dry_run=False)
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in done.dropped)

@@ -264,12 +264,18 @@ def test_gc_of_a_run_ends_the_grace_of_its_own_trash_only_and_asks(own_cli):
         assert asked.code == 2
         assert "nobody to ask: Drop " in asked.err
     assert len(refs(own_cli, "--trash")) == 2
+    plan = json.loads(own_cli("gc", "--now", "-n", "--json").out)
+    assert [one["ref"] for one in plan["purge"]] == ["bpm/nn@20", "bpm/xgboost@200"]
+    assert json.loads(own_cli("gc", "-n", "--json").out)["purge"] == []
     done = own_cli("gc", "bpm/nn", "--now", "--yes")
     assert "bpm/nn@20  in the trash, goes for good\n" in done.out
     assert ", since 1 checkpoint stays in the trash\n" in done.out
     assert refs(own_cli, "--trash") == ["bpm/xgboost@200"]
     assert own_cli("undelete", "bpm/xgboost@200").code == 0
     assert own_cli("gc", "--now").code == 0  # nothing goes, so nothing is asked
+    assert own_cli("rm", "bpm/nn@10").code == 0
+    done = json.loads(own_cli("gc", "--now", "--yes", "--json").out)
+    assert [one["ref"] for one in done["purge"]] == ["bpm/nn@10"]
 
 
 def test_gc_keeps_the_best_as_the_loop_declared(new_cli):
