@@ -1,35 +1,52 @@
-/* The set agrees with a plain search, through growth. One input byte makes one id, so repeats and 0 are common. */
+/* The set agrees with a plain search, through growth. The first byte says how many ids a call gets, each other byte
+ * makes one id, so repeats and 0 are common. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "casckpt.h"
 
+enum { ID_LEN = 32, LARGEST_BATCH = 48 };
+
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t input_len);
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t input_len) {
+    if (input_len < 1) return 0;
+    const size_t batch = 1 + input[0] % LARGEST_BATCH;
     int seen[256] = {0};
     size_t slots = 16;
     uint64_t used = 0;
     uint64_t *table = calloc(slots + 1, sizeof *table);
     if (table == NULL) abort();
-    for (size_t i = 0; i < input_len; i++) {
-        uint8_t *id = calloc(1, 32);
-        if (id == NULL) abort();
-        id[7] = input[i]; /* high byte: all ids want the same slot */
-        uint8_t found = 2;
+    for (size_t start = 1; start < input_len; start += batch) {
+        const size_t count = input_len - start < batch ? input_len - start : batch;
+        uint8_t *ids = calloc(count, ID_LEN);
+        uint8_t *found = malloc(count);
+        if (ids == NULL || found == NULL) abort();
+        /* The highest of the eight bytes: all ids want the same slot. */
+        for (size_t i = 0; i < count; i++) ids[i * ID_LEN + 7] = input[start + i];
+        memset(found, 2, count);
+        if (cas_prefix_contains(table, slots, ids, count * ID_LEN, found, count) != CAS_OK) abort();
+        for (size_t i = 0; i < count; i++) {
+            if (found[i] != seen[input[start + i]]) abort();
+        }
+        uint64_t missing = 0;
+        for (size_t i = 0; i < count; i++) {
+            missing += seen[input[start + i]] == 0;
+            seen[input[start + i]] = 1;
+        }
         uint64_t added = 0;
-        if (cas_prefix_contains(table, slots, id, 32, &found, 1) != CAS_OK || found != seen[input[i]]) abort();
-        if (cas_prefix_add(table, slots, &used, id, 32, &added) == CAS_ERR_CAPACITY) {
+        cas_status status = cas_prefix_add(table, slots, &used, ids, count * ID_LEN, &added);
+        while (status == CAS_ERR_CAPACITY) {
             uint64_t *larger = calloc(2 * slots + 1, sizeof *larger);
             if (larger == NULL || cas_prefix_rehash(table, slots, larger, 2 * slots) != CAS_OK) abort();
             free(table);
             table = larger;
             slots *= 2;
-            if (cas_prefix_add(table, slots, &used, id, 32, &added) != CAS_OK) abort();
+            status = cas_prefix_add(table, slots, &used, ids, count * ID_LEN, &added);
         }
-        if (added != (seen[input[i]] ? 0 : 1)) abort();
-        seen[input[i]] = 1;
-        free(id);
+        if (status != CAS_OK || added != missing) abort();
+        free(ids);
+        free(found);
     }
     free(table);
     return 0;
