@@ -169,6 +169,8 @@ class RunBase:
         if not self._session.is_begun:
             self._session.lock()
             self._catch_up()
+        elif state is not None:
+            self._check_newest()
         facts = dict(self._facts)
         if state is not None:
             facts.update(self._compare_model(state))
@@ -293,6 +295,18 @@ class RunBase:
         self.resumed, self._extra = moved(cast("Run", self))
         self._parent_id = parent_of(self.resumed, self.name, self.line)
         self._row_at = 0 if self.resumed is None else self.resumed.step
+
+    def _check_newest(self) -> None:
+        """Refuse to train again what another Run of this process has saved meanwhile."""
+        newest, last = self.store._catalog.newest(self.name, self.line), self._last()
+        if newest is None or (last is not None and newest.position <= last.position):
+            return
+        stands = "at its beginning" if last is None else f"at {last.ref}"
+        raise BadRequest(
+            f"this Run of {self.name} is not the newest",
+            f"another has saved {newest.ref} since, and this one stands {stands}",
+            "call store.run again",
+        )
 
     def _compare_model(self, state: Any) -> guards.Facts:
         model = guards.model_facts(state)

@@ -271,6 +271,23 @@ def test_another_run_of_the_process_is_refused_while_a_loop_is_under_way(store, 
     assert list(second.epochs(4, state)) == [4]
 
 
+def test_a_run_that_another_has_overtaken_does_not_train_again_what_is_saved(store, name):
+    """As in a notebook that opens the run anew in one cell, and goes on with the old one below."""
+    old, state = store.run(name), {"n": 0}
+    assert list(old.epochs(2, state)) == [1, 2]
+    assert list(store.run(name).epochs(3, state)) == [3]
+    refused = rf"not the newest.*\n.*{name}@3 since.* stands at {name}@2"
+    for begin in (lambda: old.epochs(4, state), lambda: old.steps(4, state, [1])):
+        with pytest.raises(BadRequest, match=refused):
+            begin()
+    assert list(store.run(name).epochs(4, state)) == [4]
+    logger = store.run(f"{name}/logged")
+    logger.log(loss=1.0)
+    assert list(store.run(f"{name}/logged").epochs(1, state)) == [1]
+    with pytest.raises(BadRequest, match="stands at its beginning"):
+        logger.epochs(2, state)
+
+
 def test_a_loop_that_was_left_is_in_nobodys_way(store, name):
     """As in a notebook, where a cell that failed is run again and nobody has closed anything."""
     kept = []
