@@ -70,7 +70,8 @@ def ls(
     """List checkpoints, of RUN or of all runs.
 
     RUN may be a pattern such as 'bpm/*'. Without --best and --sort the order is run, line, step,
-    and --limit shows the newest N.
+    and --limit shows the newest N. SIZE is what the state holds, NEW how much of that
+    was not stored before, with some KB of the save's own records; both before compression.
     """
     if best and sort:
         raise BadRequest("ls takes --best or --sort, not both", "each of them sets the order")
