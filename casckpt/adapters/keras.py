@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from casckpt.adapters import missing_extra
 from casckpt.checkpoint.policies import Policy
 from casckpt.errors import BadRequest
+from casckpt.training import randomness
 from casckpt.training.loops.epochs import AtEnd, EpochLoop, LoopOptions
 from casckpt.training.loops.every import Every
 from casckpt.training.loops.foreign import fit_begins, fit_ended, leaving_fit
@@ -40,7 +41,8 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
         save_every: as in `Run.epochs`.
         monitor: as in `Run.epochs`; of Keras's logs.
         mode: as in `Run.epochs`.
-        patience: as in `Run.epochs`. Keras's own EarlyStopping forgets its count.
+        patience: as in `Run.epochs`. Keras's own EarlyStopping forgets its count, not that it has
+            ended the training if it stands before this callback.
         keep: as in `Run.epochs`.
         at_end: as in `Run.epochs`.
 
@@ -65,7 +67,7 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self._every = Every.of(save_every, "epoch")
         self._monitor = Monitor.of(monitor, mode, patience)
         self._keep, self._at_end = keep, at_end
-        self._loop: EpochLoop | None = None
+        self._loop: _FitLoop | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Lock the run, restore the model, and skip the epochs that are done.
@@ -93,7 +95,7 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
             state["more"] = self._parts
         fit_begins(self._run)
         with leaving_fit(self._run):
-            self._loop = loop = EpochLoop(self._run, state, options, save_latest=True)
+            self._loop = loop = _FitLoop(self._run, state, options)
         model._initial_epoch = loop.done
         if loop.is_over:
             model._initial_epoch = options.total
@@ -113,6 +115,7 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
             return
         with leaving_fit(self._run):
             self._run.log({name: float(value) for name, value in (logs or {}).items()})
+            loop.is_ended = bool(self.model.stop_training)
             if loop.end_body() or loop.is_over:
                 self.model.stop_training = True
 
@@ -124,6 +127,32 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc]
             with leaving_fit(self._run):
                 loop.leave()
             fit_ended(self._run)
+
+
+class _FitLoop(EpochLoop):
+    """The loop of a run, driven by `fit`.
+
+    Attributes:
+        is_ended: whether another callback, such as EarlyStopping, has ended the training.
+    """
+
+    def __init__(self, run: Run, state: Any, options: LoopOptions) -> None:
+        self.is_ended = False
+        super().__init__(run, state, options, save_latest=True)
+        saved = self.extra.loop
+        # With more epochs to go it is asked again.
+        if saved.get("ended") and saved["total"] == options.total:
+            self.is_ended = True
+            randomness.restore(self.streams)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.is_ended or super().is_over
+
+    def counters(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the loop."""
+        return {**super().counters(), "ended": self.is_ended}
 
 
 class _Model:

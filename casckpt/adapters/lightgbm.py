@@ -25,6 +25,7 @@ from casckpt.adapters.lightgbm_parts import (
     over_all,
 )
 from casckpt.errors import BadRequest
+from casckpt.training import randomness
 from casckpt.training.loops import rounds as rounds_of
 
 try:
@@ -97,6 +98,8 @@ def train(
         "stopping": None,
     }
     history: Log = state["history"]
+    # Objectives, metrics and callbacks may draw from the generators of the process.
+    randomness.restore(run._position()[1].streams)
     segment, done = state["segment"], int(state["rounds"])
     own, stopping = early_stopping(
         [over_all(one, num_boost_round) for one in dict.fromkeys(callbacks)],

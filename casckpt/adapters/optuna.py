@@ -19,6 +19,7 @@ from casckpt.adapters.optuna_storage import HANDLER as HANDLER
 from casckpt.adapters.optuna_storage import RowsStorage, add_trials
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
+from casckpt.training import randomness
 
 try:
     import optuna
@@ -94,6 +95,8 @@ def optimize(
     study = _study(run, own, wanted, per_trial, pruner)
     work = _Work(run, study, objective, n_total, timeout_total_s, _as_tuple(catch), callbacks)
     work.say()
+    # An objective may draw from the generators of the process, as for the weights of a model.
+    randomness.restore(run._position()[1].streams)
     if work.is_over:
         return study
     run._alone("optuna")

@@ -16,6 +16,7 @@ from casckpt.adapters.xgboost_parts import (
     HANDLER as HANDLER,
 )
 from casckpt.adapters.xgboost_parts import (
+    OTHER_NAME,
     Log,
     Recorder,
     Shifted,
@@ -28,6 +29,7 @@ from casckpt.adapters.xgboost_parts import (
     without_config,
 )
 from casckpt.errors import BadRequest
+from casckpt.training import randomness
 from casckpt.training.loops import rounds as rounds_of
 
 try:
@@ -100,6 +102,8 @@ def train(
         "history": {},
         "tuned": {},
     }
+    # Objectives and callbacks may draw from the generators of the process.
+    randomness.restore(run._position()[1].streams)
     history: Log = state["history"]
     tuned: dict[str, Any] = state["tuned"]
     segment = state["segment"]
@@ -267,9 +271,9 @@ def _segment_params(
     params: Mapping[str, Any], tuned: Mapping[str, Any], done: int, exact: bool
 ) -> dict[str, Any]:
     """Return the parameters of the segment that begins after `done` rounds."""
-    result = {**params, **tuned}
-    if "learning_rate" in tuned:
-        result.pop("eta", None)  # the same under another name
+    # Under either of its names, or xgboost would have to choose.
+    hidden = {OTHER_NAME.get(name) for name in tuned}
+    result = {**{name: value for name, value in params.items() if name not in hidden}, **tuned}
     if exact:
         seed = result.pop("random_state", None)
         result["seed"] = seed_at(int(result.get("seed") or seed or 0), done)

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 Log = dict[str, dict[str, list[float]]]
 """Data set to metric to its value after each round, as xgboost keeps it."""
 
+_ALIASES: Final = (
+    ("eta", "learning_rate"),
+    ("gamma", "min_split_loss"),
+    ("lambda", "reg_lambda"),
+    ("alpha", "reg_alpha"),
+)
+OTHER_NAME: Final = {one: other for pair in _ALIASES for one, other in (pair, pair[::-1])}
+"""The other name of parameters of xgboost that have two."""
+
 _STOP_CHECK_S: Final = 0.2
 _WHOLE: Final = "ubj"
 
@@ -185,7 +194,9 @@ class Tuned(xgboost.callback.TrainingCallback):
                 pairs = [(params, value)]
             else:
                 pairs = list(params.items() if isinstance(params, dict) else params)
-            self.params.update(pairs)
+            for name, one in pairs:
+                self.params.pop(OTHER_NAME.get(name, ""), None)
+                self.params[name] = one
             set_param(pairs)
 
         model.set_param = noting

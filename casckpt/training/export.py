@@ -98,4 +98,6 @@ def _csv(history: dict[str, list[tuple[int, float]]]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    files.write_whole(path, text.encode(), path.with_name(f".{path.name}.new"))
+    # Names of metrics that no text can hold were logged by earlier versions.
+    data = text.encode("utf-8", "backslashreplace")
+    files.write_whole(path, data, path.with_name(f".{path.name}.new"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from casckpt.errors import BadRequest
+from casckpt.training import randomness
 from casckpt.training.fingerprints.values import Fingerprinter
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def run_folds(run: Run, splitter: Any, x: Any, y: Any, groups: Any) -> Iterator[
         digest = Fingerprinter().of((train, test), f"the split of fold {number}").hex()
         data = {"split": digest, "given": given}
         child = run.child(f"fold-{number}", data=data, on_mismatch=policy)
-        if not child.finished:
+        if child.finished:
+            # The next fold draws what it would have drawn behind this one.
+            _, extra = child._position()
+            randomness.restore(extra.of_rank(run._peers.rank, run._peers.size).streams)
+        else:
             run._part_done = False
             # What comes after its loop belongs to the fold: only the end of the body finishes it.
             child._in_body = True

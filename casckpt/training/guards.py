@@ -6,8 +6,10 @@ Fields have names that patterns match: those of the config (`optimizer.lr`), `da
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -309,6 +311,13 @@ def _plain(value: Any) -> Any:
     name = getattr(value, "__qualname__", None)
     if isinstance(name, str):
         return f"{getattr(value, '__module__', '')}.{name}"
+    if isinstance(value, functools.partial):
+        return [_plain(one) for one in (value.func, value.args, value.keywords)]
+    if isinstance(getattr(value, "shape", None), tuple):
+        from casckpt.training.fingerprints.values import Fingerprinter
+
+        with contextlib.suppress(BadRequest):  # a dataset in a file, which only says what it is
+            return f"{type(value).__name__} {Fingerprinter().of(value, 'a setting').hex()}"
     text = repr(value)
     return text if " at 0x" not in text else f"{type(value).__module__}.{type(value).__qualname__}"
 

@@ -259,7 +259,8 @@ def numbers(values: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[s
         )
     both = {**values, **more} if values else more
     for name, value in both.items():
-        if type(value) is not float or type(name) is not str or not name:
+        # Of a name that is not printable `check_metrics` tells whether it can be kept.
+        if type(value) is not float or type(name) is not str or not (name and name.isprintable()):
             return check_metrics({name: _detached(value) for name, value in both.items()})
     return dict(both)
 

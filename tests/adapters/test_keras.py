@@ -211,3 +211,22 @@ def test_the_signals_are_the_programs_own_when_the_fit_ended_or_was_left(tmp_pat
         ["ended", True, 6],
         2,
     ]
+
+
+@pytest.mark.slow
+def test_a_training_that_early_stopping_has_ended_is_over(tmp_path):
+    said = run(tmp_path, """
+        done = []
+        for epochs in (9, 9, 12):
+            net = model()
+            with casckpt.open("store") as store, store.run("nn") as opened:
+                stop = keras.callbacks.EarlyStopping("loss", patience=1, min_delta=100.0)
+                history = net.fit(x, y, epochs=epochs, batch_size=16, verbose=0,
+                                  callbacks=[stop, casckpt.keras.Callback(opened)])
+                done.append([len(history.epoch), digest(net), opened.store.latest("nn").step])
+            keras.backend.clear_session()
+        print(json.dumps(done))
+    """)  # fmt: skip
+    assert said[0][0] == said[0][2] == 2
+    assert said[1] == [0, *said[0][1:]]
+    assert said[2][0] == 2  # more epochs go on

@@ -84,6 +84,20 @@ def test_interrupted_is_uninterrupted(store, name, boosting, at):
     assert text(train(store, name, 12, params)) == text(whole)
 
 
+def test_an_objective_draws_from_the_process_as_if_never_interrupted(store, name):
+    def noisy(predicted, training):
+        return (predicted - training.get_label()) * np.random.random(len(predicted)), predicted**0
+
+    def booster(run_name, at=None):
+        np.random.seed(1)
+        return text(train(store, run_name, 12, {**PLAIN, "objective": noisy}, at=at))
+
+    whole = booster(f"{name}-whole")
+    with pytest.raises(Interrupted):
+        booster(name, at=8)
+    assert booster(name) == whole
+
+
 def test_early_stopping_and_history_go_on(store, name):
     log, plain_log = {}, {}
     training = data()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 
 import optuna
@@ -349,3 +350,24 @@ def test_killed_at_random_moments_it_makes_the_same_study(tmp_path):
     program = tmp_path / "search_optuna.py"
     program.write_text(PROGRAM)
     check(program, tmp_path, framework="optuna")
+
+
+def test_an_objective_draws_from_the_process_as_if_never_interrupted(store, name):
+    """As one that makes a network from the generators that the program has seeded once."""
+
+    def values(run_name, die_at=None):
+        random.seed(1)
+
+        def noisy(trial):
+            if trial.number == die_at:
+                random.random()
+                raise Killed
+            return trial.suggest_float("x", 0, 1) * random.random()
+
+        study = optimize(store, run_name, noisy, 4, sampler=SAMPLERS["random"])
+        return [trial.value for trial in study.trials], random.random()
+
+    whole = values(f"{name}-whole")
+    with pytest.raises(Killed):
+        values(name, die_at=2)
+    assert values(name) == whole

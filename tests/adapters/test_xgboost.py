@@ -157,6 +157,35 @@ def test_a_learning_rate_schedule_sees_one_training(store, name):
     assert raw(train(store, name, 12, PLAIN, callbacks=[schedule()])) == raw(plain)
 
 
+@pytest.mark.parametrize("given", ["eta", "learning_rate"])
+@pytest.mark.parametrize("names", [["eta"], ["learning_rate"], ["eta", "learning_rate", "eta"]])
+def test_what_a_callback_sets_stays_under_either_name(store, name, given, names):
+    class Set(xgboost.callback.TrainingCallback):
+        def before_iteration(self, model, epoch, evals_log):
+            if epoch in (2, 3, 4) and epoch - 2 < len(names):
+                model.set_param(names[epoch - 2], 0.3 / epoch)
+            return False
+
+    params = {**{k: v for k, v in PLAIN.items() if k not in ("eta", "learning_rate")}, given: 0.5}
+    plain = xgboost.train(params, data(), 12, callbacks=[Set()])
+    ours = train(store, name, 12, params, callbacks=[Set()])
+    assert np.array_equal(ours.predict(data(1)), plain.predict(data(1)))
+
+
+def test_an_objective_draws_from_the_process_as_if_never_interrupted(store, name):
+    def noisy(predicted, training):
+        return (predicted - training.get_label()) * np.random.random(len(predicted)), predicted**0
+
+    def booster(run_name, at=None):
+        np.random.seed(1)
+        return raw(train(store, run_name, 12, PLAIN, obj=noisy, at=at))
+
+    whole = booster(f"{name}-whole")
+    with pytest.raises(Interrupted):
+        booster(name, at=8)
+    assert booster(name) == whole
+
+
 def test_a_finished_training_returns_the_stored_booster_and_trains_nothing(store, name):
     first = train(store, name, 10)
     assert raw(train(store, name, 10, at=1)) == raw(first)

@@ -18,16 +18,18 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.training.fingerprints.imports import ImportWriter, imports_of
 from casckpt.training.fingerprints.objects import (
+    BY_REPR,
     PLAIN,
     first_function,
     globals_read_by,
     holds,
     is_generated,
+    is_number,
     is_plain,
     key_text,
     names_of,
@@ -183,10 +185,13 @@ class CodeWriter:
         if isinstance(value, types.FunctionType | staticmethod | classmethod):
             _text(out, f"member {name}")
             self._write(value, out, where)
-        elif is_plain(value):
+        elif is_plain(value) or is_number(value) or isinstance(value, BY_REPR):
             if not name.startswith("__"):
                 _text(out, f"value {name}")
                 self._to.write(value, out, where)
+        elif isinstance(value, PurePath):
+            _text(out, f"value {name}")
+            self._to.write(str(value), out, where)
         elif self._leads_home(value):
             _text(out, f"member {name}")
             self._call(value, out, where)
@@ -235,7 +240,7 @@ class CodeWriter:
         if isinstance(value, types.FunctionType | type) or hasattr(value, "__wrapped__"):
             _text(out, f"calls {shown}")
             self._write(value, out, f"{where} -> {shown}")
-        elif is_plain(value):
+        elif is_plain(value) or is_number(value):
             # What begins so says where code is, and differs in a script and a module.
             if name.isupper() or (is_read and not name.startswith("__")):
                 _text(out, f"constant {shown}")
@@ -245,7 +250,10 @@ class CodeWriter:
             self._call(value, out, f"{where} -> {shown}")
             if not isinstance(value, _BOUND | functools.partialmethod):
                 self._imports.of_global(scope, name, out)
-        elif isinstance(value, _TABLES) and self._table(value, shown, out, where):
+        elif isinstance(value, _TABLES):
+            if self._table(value, shown, out, where):
+                self._imports.of_global(scope, name, out)
+        elif is_read:
             self._imports.of_global(scope, name, out)
 
     def _table(self, table: Any, shown: str, out: bytearray, where: str) -> bool:

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import decimal
 import dis
+import fractions
 import functools
+import re
+import sys
 import types
+import uuid
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, Final
 
 PLAIN: Final = (int, float, complex, str, bytes, bool, type(None))
+
+BY_REPR: Final = (
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    datetime.tzinfo,
+    decimal.Decimal,
+    fractions.Fraction,
+    uuid.UUID,
+    range,
+    slice,
+    re.Pattern,
+    type(Ellipsis),
+    type(NotImplemented),
+)
+"""Types whose repr says all there is to them, and whose values nobody changes."""
 
 
 def first_function(value: Any) -> Any:
@@ -106,3 +128,9 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, tuple | frozenset):
         return all(map(is_plain, value))
     return isinstance(value, PLAIN)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a scalar of numpy: a number like Python's, which nobody changes."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)

@@ -11,16 +11,12 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import datetime
-import decimal
 import enum
-import fractions
 import functools
 import pathlib
 import re
 import struct
 import types
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +25,7 @@ from casckpt.checkpoint.leaves import root_of
 from casckpt.checkpoint.manifest import canonical
 from casckpt.errors import BadLeaf, BadRequest
 from casckpt.training.fingerprints import arrays, settings
+from casckpt.training.fingerprints.objects import BY_REPR
 from casckpt.training.fingerprints.spelling import put
 
 if TYPE_CHECKING:
@@ -38,22 +35,6 @@ if TYPE_CHECKING:
 _LENGTH: Final = struct.Struct("<Q")
 _FLOAT: Final = struct.Struct("<d")
 _COMPLEX: Final = struct.Struct("<dd")
-
-_BY_REPR: Final = (
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    datetime.tzinfo,
-    decimal.Decimal,
-    fractions.Fraction,
-    uuid.UUID,
-    range,
-    slice,
-    re.Pattern,
-    type(Ellipsis),
-    type(NotImplemented),
-)
-"""Types whose repr says all there is to them."""
 
 _CODE: Final = (
     types.FunctionType,
@@ -198,13 +179,15 @@ class Fingerprinter:
             self.code_writer().write(value, out, where)
         elif isinstance(value, types.ModuleType):
             self.code_writer().write_module(value, out)
-        elif isinstance(value, _BY_REPR):
+        elif isinstance(value, BY_REPR):
             self._by_repr(value, out, where)
         elif isinstance(value, types.SimpleNamespace | argparse.Namespace):
             self._named(b"N", value, vars(value), out, where)
         elif dataclasses.is_dataclass(value):
             fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
             self._named(b"D", value, fields, out, where)
+            others = settings.settings_of(value)
+            self._more({name: others[name] for name in others.keys() - fields}, out, where)
             if callable(value):
                 self.code_writer().write_class_of(value, out, where)
         elif isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -245,7 +228,10 @@ class Fingerprinter:
             out += b"z"
             with self.leniently():
                 self.write(value.default_factory, out, where)
-        held = settings.settings_of(value)
+        self._more(settings.settings_of(value), out, where)
+
+    def _more(self, held: Mapping[str, Any], out: bytearray, where: str) -> None:
+        """Write attributes beside what an object is made of."""
         if held:
             out += b"."
             with self.leniently():

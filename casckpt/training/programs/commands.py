@@ -28,6 +28,8 @@ from casckpt.training.lines import now_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_WORKERS: Final = ("multiprocessing.spawn", "multiprocessing.forkserver", "popen_loky")
+
 VERSION: Final = 1
 """FORMAT: version of a recorded command; a reader passes over others."""
 
@@ -147,6 +149,9 @@ def _own() -> list[str] | None:
     """Return the command line of this process, or None if it cannot be run again alone."""
     words = list(sys.orig_argv)
     is_prompt = hasattr(sys, "ps1") or bool(sys.flags.interactive) or len(words) < 2
+    is_prompt |= sys.argv[:1] == ["-"]  # a program that was piped in is gone
+    # What libraries start their workers by names pipes, which end with whoever has opened them.
+    is_prompt |= any(one in word for one in _WORKERS for word in words[1:])
     if is_prompt or "ipykernel" in sys.modules or not sys.executable:
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -173,12 +173,15 @@ def supervise(
         BadRequest: the command cannot be started.
     """
     shared = Path(tempfile.mkdtemp(prefix="casckpt-run-"))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    # Those that we were started to ignore, as under nohup, are not for us: a blocked signal would
+    # be waited for all the same.
+    waited = frozenset(one for one in _WAITED if signal.getsignal(one) != signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     since = now_text()
     try:
         wanted = {**os.environ, **(environment or {}), SUPERVISOR: str(shared)}
         variables = {key: value for key, value in wanted.items() if value is not None}
-        child = _Child(argv, cwd, variables, stdout, before, shared, since)
+        child = _Child(argv, cwd, variables, stdout, before, waited, shared, since)
         return _keep_running(child, max_restarts, tell, lambda: is_stopped(since))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -195,11 +198,14 @@ class _Child:
         environment: Mapping[str, str],
         stdout: int | None,
         mask: set[signal.Signals | int],
+        waited: frozenset[signal.Signals],
         shared: Path,
         since: str,
     ) -> None:
         self._argv, self._cwd, self._environment = list(argv), cwd, environment
         self._stdout, self._mask, self._shared, self._since = stdout, mask, shared, since
+        self._waited = waited
+        self.requests = _BY_REQUEST & waited
         self._id, self._start_count = uuid.uuid4().hex, 0
         self.asked = False
         self._process: subprocess.Popen[bytes]
@@ -233,7 +239,7 @@ class _Child:
     def wait(self) -> int:
         """Return its exit code, or minus a signal; signals that come meanwhile are passed on."""
         while (code := self._process.poll()) is None:
-            found = signal.sigtimedwait(_WAITED, _LOOK_S)
+            found = signal.sigtimedwait(self._waited, _LOOK_S)
             if found is None or found.si_signo == signal.SIGCHLD:
                 continue
             self.asked |= found.si_signo in _BY_REQUEST
@@ -283,18 +289,20 @@ def _keep_running(
         crashes = 1 if ran_s >= SETTLED_S else crashes + 1
         pause_s = delay_s(crashes)
         tell(Event("restart", verdict.text, delay_s=pause_s, restarts=restarts + 1))
-        stopped = _pause(pause_s, is_stopped)
+        stopped = _pause(pause_s, child.requests, is_stopped)
         if stopped is not None:
             tell(Event("end", "stopped while waiting", code=stopped, restarts=restarts))
             return Outcome(stopped, restarts, "stopped while waiting to start again")
         restarts += 1
 
 
-def _pause(seconds: float, is_stopped: Callable[[], bool]) -> int | None:
+def _pause(
+    seconds: float, requests: frozenset[signal.Signals], is_stopped: Callable[[], bool]
+) -> int | None:
     """Wait; return the code to leave with if somebody asks to stop meanwhile."""
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0:
-        found = signal.sigtimedwait(_BY_REQUEST, min(left_s, _LOOK_S))
+        found = signal.sigtimedwait(requests, min(left_s, _LOOK_S))
         if found is not None:
             is_interrupt = found.si_signo == signal.SIGINT
             return _SHELL_SIGNAL + signal.SIGINT if is_interrupt else STOPPED

@@ -143,3 +143,35 @@ def test_a_home_that_cannot_be_written_is_no_reason_not_to_train(tmp_path, monke
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with casckpt.open(tmp_path / "store") as store:
         store.run("net").close()
+
+
+SPAWNED = """
+import multiprocessing, sys, casckpt
+def work():
+    with casckpt.open(sys.argv[1]) as store, store.run("net") as run:
+        list(run.epochs(1, {}))
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[2]).Process(target=work)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+def test_what_a_library_started_its_worker_by_is_no_command(script, tmp_path, how):
+    script.write_text(SPAWNED)
+    done = start(script, how)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(NotFound, match="no command"):
+        commands.read(tmp_path / "store", "net")
+
+
+def test_a_program_that_was_piped_in_is_gone(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-", "store", "0.1"],
+        cwd=tmp_path, input=SCRIPT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(NotFound, match="no command"):
+        commands.read(tmp_path / "store", "net")

@@ -379,3 +379,35 @@ def test_a_plain_value_of_another_module_of_ours_counts(package):
     before = casckpt.fingerprint(module.f)
     module.settings.rate = 5
     assert casckpt.fingerprint(module.f) != before
+
+
+LIBRARY = {
+    "a path": ("from pathlib import Path\nP = Path('{}')", "str(P)"),
+    "a pattern": ("import re\nP = re.compile('{}')", "P.match"),
+    "a date": ("import datetime\nP = datetime.date(2020, 1, {})", "P.day"),
+    "a decimal": ("from decimal import Decimal\nP = Decimal({})", "P"),
+    "a range": ("P = range({})", "len(P)"),
+    "a numpy scalar": ("import numpy as np\nP = np.float32({})", "P"),
+    "a dtype": ("import numpy as np\nP = np.dtype('f{}')", "P"),
+    "an array": ("import numpy as np\nP = np.array([{}])", "P"),
+    "a getter": ("import operator\nP = operator.itemgetter({})", "P(x)"),
+    "a template": ("import string\nP = string.Template('{}')", "P"),
+    "a bytearray": ("P = bytearray(b'{}')", "P"),
+    "a path of a class": ("from pathlib import Path\nclass A:\n    p = Path('{}')", "A.p"),
+    "a pattern of a class": ("import re\nclass A:\n    p = re.compile('{}')", "A.p"),
+    "a scalar of a class": ("import numpy as np\nclass A:\n    p = np.int64({})", "A.p"),
+    "an object made of another": ("P = bytearray(b'{}')\nQ = memoryview(P)", "Q"),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_what_a_module_makes_of_libraries_counts(package, name):
+    made, body = LIBRARY[name]
+    text = f"{made}\n\nUNUSED = object()\n\ndef extract(x):\n    return {body}\n"
+
+    def of(value):
+        return casckpt.fingerprint(package(main=text.format(value)).extract)
+
+    assert of(4) == of(4) != of(8)
+    unrelated = text.format(4).replace("object()", "object")
+    assert casckpt.fingerprint(package(main=unrelated).extract) == of(4)

@@ -138,6 +138,16 @@ def test_the_code_of_a_dataclass_that_is_called_counts(monkeypatch):
     assert first != casckpt.fingerprint(Scale(2.0))
 
 
+def test_attributes_of_a_dataclass_that_are_no_fields_count():
+    def scale(**more):
+        made = Scale(2.0)
+        vars(made).update(more)
+        return casckpt.fingerprint(made)
+
+    assert len({scale(), scale(unit="m"), scale(unit="km")}) == 3
+    assert scale(unit="m", client=object()) == scale(client=object(), unit="m")
+
+
 # ---- tables
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
@@ -123,3 +125,25 @@ def test_folds_of_other_data_begin_anew(store, name):
     assert train(store, name, X=x * 100) == whole
     assert train(store, name, X=object()) == whole
     assert train(store, name, X=object()) == []
+
+
+def test_folds_draw_from_the_process_as_if_never_interrupted(store, name):
+    """As a script does that seeds once and makes the model of each fold with what comes next."""
+
+    def scores(run_name, die_before=None):
+        random.seed(1)
+        np.random.seed(1)
+        with store.run(run_name) as run:
+            for fold in run.folds(SPLITS, None):
+                if fold.number == die_before:
+                    raise RuntimeError("power cut")
+                state = {"w": random.random()}
+                for _ in fold.run.epochs(2, state):
+                    state["w"] += random.random() + np.random.random()
+            return [store.restore(f"{run_name}/fold-{n}")["w"] for n in (1, 2, 3)], random.random()
+
+    whole = scores(name)
+    for number in (2, 3):
+        with pytest.raises(RuntimeError):
+            scores(f"{name}-{number}", die_before=number)
+        assert scores(f"{name}-{number}") == whole

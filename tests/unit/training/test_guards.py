@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import dataclasses
 import enum
+import functools
 import logging
 import os
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from casckpt import State
@@ -260,3 +263,29 @@ def test_the_structure_of_a_model(store, name):
     assert caught.value.differences[0][0] == "model.model.weight"
     assert script(store, name, 4, on_mismatch={"model*": "allow"}) == (3, 0)
     assert script(store, name, 5, on_mismatch="restart") == (3, 1)
+
+
+def scale(x, by=1):
+    return x * by
+
+
+@pytest.mark.parametrize("where", ["config", "data"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.arange(5000.0), np.arange(5000.0) + (np.arange(5000) == 2500)),
+        (np.array([0.123456789]), np.array([0.123456788])),
+        (np.arange(6), np.arange(6).reshape(2, 3)),
+        (functools.partial(scale, by=1), functools.partial(scale, by=2)),
+    ],
+)
+def test_arrays_and_partials_count_by_what_they_hold(store, name, where, one, other):
+    def begin(value):
+        given = {where: {"v": value}}
+        with store.run(name, on_mismatch="raise", **given) as run:
+            return list(run.epochs(2, {"n": 0}))
+
+    assert begin(one) == [1, 2]
+    assert begin(copy.deepcopy(one)) == []
+    with pytest.raises(ConfigMismatch):
+        begin(other)

@@ -79,6 +79,17 @@ def test_what_is_no_number(store, name, value):
     run.close()
 
 
+@pytest.mark.parametrize("bad", ["loss/\udcff", "a\0b", ""])
+def test_a_name_that_cannot_be_kept_is_refused_where_it_is_logged(store, name, bad):
+    """As of a file whose name is no text."""
+    with store.run(name) as run:
+        for more in ({}, {"step": 3}):
+            with pytest.raises(BadRequest, match="bad metric name"):
+                run.log({bad: 1.0}, **more)
+        run.log({"größe 2": 1.0}, step=1)
+    assert store.history(name) == {"größe 2": [(1, 1.0)]}
+
+
 def test_metrics_are_the_last_values_of_all_sessions(train, store, name):
     train(3)
     run = store.run(name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -90,3 +91,24 @@ def test_variables_can_be_taken_away(monkeypatch):
             max_restarts=0, tell=lambda event: None, environment=environment,
         )  # fmt: skip
         assert outcome.code == code
+
+
+NOHUP = """
+import signal, sys
+for number in (signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+from casckpt.training.programs import supervisor
+supervisor.FIRST_DELAY_S = 0.01
+told = []
+outcome = supervisor.supervise(["sh", "-c", "kill -HUP $PPID; kill -INT $PPID; sleep 1; exit 3"],
+                               max_restarts=1, tell=told.append)
+assert outcome.restarts == 1, outcome
+"""
+
+
+def test_signals_that_it_was_started_to_ignore_ask_for_nothing():
+    """As under nohup, and as a shell starts what goes on in the background."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOHUP], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
