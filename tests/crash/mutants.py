@@ -440,7 +440,7 @@ CAUGHT_BY: dict[str, tuple[str, ...]] = {
     "format_first": ("--kind", "kill", "--workload", "init"),
     "current_first": ("--kind", "kill", "--workload", "rebuild"),
     "no_facts": ("--kind", "lost", "--workload", "attach"),
-    "facts_die_with_their_pack": ("--replay", "lost:gc:100000"),
+    "facts_die_with_their_pack": ("--kind", "lost", "--workload", "turn_chains"),
     "copies_not_flushed": ("--kind", "power", "--workload", "compact", *_SEEDS),
     "coded_against_another_chunk": ("--kind", "none", "--workload", "turn_chains"),
     "chains_not_checked_when_moved": ("--kind", "none", "--workload", "turn_chains"),
