@@ -11,6 +11,7 @@ from casckpt.cli import completers, stores
 from casckpt.cli.checkpoints import record
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
+from casckpt.errors import NotFound
 
 if TYPE_CHECKING:
     from casckpt.api import Store
@@ -57,7 +58,19 @@ def tag(output: Output, ref: str, names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completers.tags)
 def untag(output: Output, ref: str, names: tuple[str, ...]) -> None:
     """Take names away from a checkpoint."""
-    _change(output, [ref], lambda store, target: store.untag(target, *names), _tags)
+
+    def change(store: Store, target: Checkpoint) -> Checkpoint:
+        for name in names:
+            if name not in target.tags:
+                has = ", ".join(target.tags)
+                raise NotFound(
+                    f"{target.ref} has no tag {name}",
+                    f"its tags are {has}" if has else "it has none",
+                    f"`casckpt untag {target.run}@{name} {name}` finds the one that has it",
+                )
+        return store.untag(target, *names)
+
+    _change(output, [ref], change, _tags)
 
 
 @command("pin", examples=("casckpt pin bpm/nn@best:val_loss:min",))

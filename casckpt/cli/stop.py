@@ -28,12 +28,13 @@ _LOOK_S = 0.5
 @click.argument("name", shell_complete=completers.runs)
 @click.option("--wait", is_flag=True, help="Return when nobody is at work on it any more.")
 def stop(output: Output, name: str, wait: bool) -> None:
-    """Ask whoever trains NAME, or a run below it, to save and leave.
+    """Ask whoever trains NAME, or a run below it, to save and leave; NAME may be a pattern.
 
     It looks at the request between batches, items and epochs, saves, and leaves with exit code 75;
     the same command, or `casckpt resume NAME`, goes on there. Not an error if nobody is at work:
     a `casckpt run` that is about to start it, or start it again, heeds it all the same.
     """
+    from casckpt.checkpoint.refs import is_glob
     from casckpt.training.stops import request_stop
 
     (name,) = stores.split(output.settings, name)
@@ -44,7 +45,8 @@ def stop(output: Output, name: str, wait: bool) -> None:
         working = _working(family)
         own = next((one.status for one in family if one.name == name), "")
         # Whoever is at work or not: a supervised command may be between its start and its loop.
-        request_stop(store._repository, name)
+        for one in sorted({run.name for run in family} if is_glob(name) else {name}):
+            request_stop(store._repository, one)
         if working and wait:
             family = _wait(store, name)
     still = _working(family)

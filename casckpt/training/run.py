@@ -175,6 +175,7 @@ class Run(RunLoops, RunWork):
         )  # fmt: skip
         assert isinstance(saved, Checkpoint)
         self._saved, self._parent_id = saved, saved.id
+        self._row_at = saved.step  # as for who goes on from it
         self._session.tracker.note_save()
         self._session.stir()
         return saved

@@ -117,6 +117,11 @@ def test_tag_untag_pin_unpin(own_cli):
     assert own_cli("tag", "bpm/nn@30", "a", "b").out == "bpm/nn@30  tags: a, b\n"
     assert refs(own_cli, "--tag", "a") == ["bpm/nn@30"]
     assert own_cli("untag", "bpm/nn@a", "a").out == "bpm/nn@30  tags: b\n"
+    for words in (["bpm/nn@40", "b"], ["bpm/nn", "b"], ["bpm/nn@30", "b", "c"]):
+        missing = own_cli("untag", *words)
+        assert missing.code == 12
+        assert f"has no tag {words[-1]}" in missing.err
+    assert refs(own_cli, "--tag", "b") == ["bpm/nn@30"]
     assert own_cli("pin", "bpm/nn@30", "bpm/nn@40").out.count("pinned") == 2
     document = json.loads(own_cli("unpin", "bpm/nn@30", "--json").out)
     assert document["checkpoints"][0]["pinned"] is False

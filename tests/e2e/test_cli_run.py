@@ -278,6 +278,35 @@ def test_the_command_gets_the_store_that_was_found(new_cli, tmp_path):
         assert store.latest("net").step == 2
 
 
+def test_stop_takes_a_pattern(new_cli, tmp_path):
+    program = tmp_path / "two.py"
+    program.write_text(
+        "import sys, time, casckpt\n"
+        "with casckpt.open(sys.argv[1]) as store, store.run(sys.argv[2]) as run:\n"
+        "    for epoch in run.epochs(600, {}):\n"
+        "        print(epoch, flush=True)\n"
+        "        time.sleep(0.05)\n"
+    )
+    names = ["a/one", "a/two", "b"]
+    trainings = [
+        subprocess.Popen(
+            [sys.executable, program, new_cli.store, name], stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    try:
+        for one in trainings:
+            assert one.stdout.readline() == "1\n"
+        answer = new_cli("stop", "a/*", "--wait")
+        assert (answer.code, answer.out) == (0, "a/* has stopped\n")
+        assert [one.wait(20) for one in trainings[:2]] == [75, 75]
+        assert trainings[2].poll() is None
+    finally:
+        for one in trainings:
+            one.kill()
+            one.communicate()
+
+
 def test_stop_of_nobody_and_of_nothing(own_cli):
     answer = own_cli("stop", "bpm/nn")
     assert answer.code == 0

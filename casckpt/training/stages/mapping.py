@@ -99,9 +99,9 @@ class _Mapping:
         self._fn = fn
         self._options = options
         self._retry: Retry = check_retry(options.retry)
-        self._open_max = max(options.workers, ledger.save_every)
+        self._open_max = max(options.workers, -(-ledger.save_every // (options.batch_size or 1)))
         self._pace = Pace(options.per_second, lambda: ledger.run.stopping)
-        self._unsaved = 0
+        self._unsaved = self._unsaved_items = 0
 
     def run(self, batches: Sequence[Batch]) -> bool:
         """Work through the batches; on a request to stop, leave with what is finished saved.
@@ -124,7 +124,7 @@ class _Mapping:
             if outcome is None:
                 return self._ledger.must_end()
             self._take(numbers, outcome)
-            if self._unsaved >= self._ledger.save_every:
+            if self._unsaved_items >= self._ledger.save_every:
                 self._save()
         return False
 
@@ -161,7 +161,8 @@ class _Mapping:
                         is_cut = True
                 # What is finished but not durable counts as open, and may be all there is.
                 is_full = len(running) + self._unsaved >= self._open_max
-                if self._unsaved and (self._unsaved >= self._ledger.save_every or is_full):
+                is_due = self._unsaved_items >= self._ledger.save_every
+                if self._unsaved and (is_due or is_full):
                     self._save()
         finally:
             self._pace.cancel()
@@ -192,6 +193,7 @@ class _Mapping:
     def _take(self, numbers: Batch, outcome: _Outcome) -> None:
         """Hand what a call gave to the ledger."""
         self._unsaved += 1
+        self._unsaved_items += len(numbers)
         if outcome.error is not None:
             for number in numbers:
                 self._ledger.put_failure(number, outcome.error)
@@ -230,7 +232,7 @@ class _Mapping:
         return values
 
     def _save(self) -> None:
-        self._unsaved = 0
+        self._unsaved = self._unsaved_items = 0
         self._ledger.flush()
 
 

@@ -182,7 +182,8 @@ class Stage:
         """Call a function for every item that is not done, and return all results in order.
 
         A kill at any moment repeats at most max(workers, save_every) calls: those that were
-        begun and whose results were not durable. A change of `fn` alone redoes nothing, and is
+        begun and whose results were not durable. They are as soon as `save_every` items wait,
+        however many of them a call makes. A change of `fn` alone redoes nothing, and is
         warned of; name it in `uses` if it should.
 
         `run.stop()`, from `fn` or elsewhere, ends it as it ends a loop: calls under way are

@@ -69,6 +69,21 @@ def test_batches_and_a_size_that_changes(store, name):
     assert seen == [2, 2, 1, 4, 3]
 
 
+def test_a_group_is_of_items_however_many_a_call_makes(store, name):
+    class PowerCut(BaseException):
+        pass
+
+    def fn(items):
+        if items[0] >= 60:
+            raise PowerCut
+        return items
+
+    with pytest.raises(PowerCut), store.run(name) as run:
+        run.stage("s", range(100), save_every=20).map(fn, batch_size=5)
+    with store.run(name) as run:
+        assert run.stage("s", range(100)).done_count == 60
+
+
 def test_keys_are_passed_where_asked_for(store, name):
     with store.run(name) as run:
         items = {"a": 1, "b": 2}

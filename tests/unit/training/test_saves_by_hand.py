@@ -112,3 +112,15 @@ def test_a_plain_save_that_no_loop_made_says_what_to_do(store, name):
         run.save({"something": [1]})
     with store.run(name) as run, pytest.raises(TreeMismatch, match=r"run\.save\(state, name="):
         run.epochs(3, {"n": 0})
+
+
+def test_what_is_logged_and_saved_behind_a_save_is_of_its_step(store, name):
+    """As behind the adapters, which save the run: there a session that went on said another."""
+    for number in (1, 2):
+        with store.run(name) as run:
+            if number == 1:
+                run.save({"n": 4}, 4)
+            run.log(accuracy=0.5)
+            run.save({"n": 4}, name="predictions")
+    assert store.history(name)["accuracy"] == [(4, 0.5)]
+    assert steps(store, f"{name}/predictions") == [4]
