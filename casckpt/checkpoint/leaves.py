@@ -342,6 +342,7 @@ _PLAIN: Final = (
     ("enum.Enum", "its value"),
     ("argparse.Namespace", "vars(it)"),
     ("types.SimpleNamespace", "vars(it)"),
+    ("collections.abc.Sequence", "list(it)"),  # such as results of a stage
 )
 
 

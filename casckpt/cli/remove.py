@@ -60,6 +60,8 @@ def rm(output: Output, ref: str, stage: str | None, dry_run: bool, yes: bool) ->
                 f"{checkpoint.ref}  {formatting.size(checkpoint.logical_bytes)}"
                 for checkpoint in chosen
             )
+            if results:
+                output.line(f"{target}  {formatting.count(results, 'result')} of stages, for good")
         if not dry_run:
             question = f"Move {formatting.count(len(chosen), 'checkpoint')} to the trash"
             if results:

@@ -52,6 +52,7 @@ def test_cache_lists_and_drops_what_runs_share(cli):
 
 
 def test_a_stage_is_dropped_by_itself_and_done_again(cli):
+    assert "of stages, for good\n" in cli("rm", "nas", "-n").out
     plan = cli("rm", "nas", "--stage", "features", "-n")
     assert plan.out == "nas  stage features: 3 results\n"
     assert cli("rm", "nas", "--stage", "features").code == 2

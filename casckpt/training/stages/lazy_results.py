@@ -54,6 +54,10 @@ class Results(Sequence[Any]):
             return [self._read(number) for number in self._places[index]]
         return self._read(self._places[index])
 
+    def __reduce__(self) -> tuple[type[list[Any]], tuple[list[Any]]]:
+        """Return how it is pickled and copied: as a list of what it reads."""
+        return list, (list(self),)
+
     def __iter__(self) -> Iterator[Any]:
         """Yield the results in the order of the items."""
         for number in self._places:

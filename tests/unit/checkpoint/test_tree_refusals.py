@@ -10,7 +10,7 @@ import inspect
 import logging
 import sys
 import types
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, UserList, namedtuple
 
 import numpy as np
 import pytest
@@ -206,6 +206,7 @@ class Colour(enum.Enum):
     ("value", "plain"),
     [
         ({1, 2}, "sorted(it)"),
+        (UserList([1]), "list(it)"),
         (frozenset("a"), "sorted(it)"),
         (range(3), "list(it)"),
         (Colour.RED, "its value"),

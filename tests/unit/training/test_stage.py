@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 
 import numpy as np
@@ -49,6 +50,17 @@ def test_items_are_done_once_and_results_come_in_their_order(work):
     assert work.results == first
     assert work(["c", "a"]) == []
     assert [one["item"] for one in work.results] == ["c", "a"]
+
+
+def test_results_are_copied_and_pickled_as_a_list(store, name):
+    with store.run(name) as run:
+        results = run.stage("s", [1, 2]).map(lambda item: {"n": item})
+        with pytest.raises(BadLeaf, match=r"save list\(it\) in its place"):
+            run.save({"all": results})
+        run.save({"all": casckpt.Pickled(results), "own": list(results)})
+    back = store.restore(name, allow_pickle=True)
+    assert back == {"all": [{"n": 1}, {"n": 2}], "own": [{"n": 1}, {"n": 2}]}
+    assert copy.deepcopy(results) == back["own"]
 
 
 @pytest.mark.parametrize("save_every", [1, 2, 10])
