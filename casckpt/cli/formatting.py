@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _MONTH_S = 30.44 * 86400
 _DTYPE = r"([<>|])([biufc])(\d+)"
 _DTYPE_KINDS = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
+_STRUCTURED = "structured"
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -36,7 +37,8 @@ def dtype_name(dtype: str) -> str:
     """Return the name of a dtype for numpy's code of it, `float32` for `<f4`; others as it is."""
     found = re.fullmatch(_DTYPE, dtype)
     if found is None:
-        return dtype
+        # FORMAT: a structured dtype is JSON, as long as it has fields.
+        return _STRUCTURED if dtype.startswith("{") else dtype
     order, kind, size_bytes = found[1], found[2], int(found[3])
     name = "bool" if kind == "b" else f"{_DTYPE_KINDS[kind]}{8 * size_bytes}"
     return f"{name} big-endian" if order == ">" else name

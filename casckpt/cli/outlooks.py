@@ -30,21 +30,24 @@ STATUS_COLORS = {
 
 
 def look(store: Store, name: str | None = None) -> list[Outlook]:
-    """Return how a run stands, or all runs that are no part of another one.
+    """Return how a run stands, those a pattern fits, or all; of these none that is part of another.
 
     Raises:
         NotFound: there is no such run.
     """
+    from casckpt.checkpoint.refs import is_glob
     from casckpt.training.watching.outlook import outlook_of
     from casckpt.training.watching.status import is_under
 
     found = store.runs()
-    names = {one.name for one in found}
-    tops = [
-        one for one in found if (one.name == name if name else not _has_parent(one.name, names))
-    ]
+    names = {one.name for one in (store.runs(name) if name and is_glob(name) else found)}
+    if name is not None and not is_glob(name):
+        tops = [one for one in found if one.name == name]
+    else:
+        tops = [one for one in found if one.name in names and not _has_parent(one.name, names)]
     if name is not None and not tops:
-        raise NotFound(f"there is no run {name}", "", "see `casckpt status`", run=name)
+        what = f"no run matches {name!r}" if is_glob(name) else f"there is no run {name}"
+        raise NotFound(what, "", "see `casckpt status`", run=name)
     repository = store._repository
     outlooks = []
     for one in tops:
@@ -141,7 +144,7 @@ def progress(outlook: Outlook) -> str:
         words.append(f"{sum(outlook.failed.values()):,} failed")
     for group in outlook.groups:
         total = "" if group.total is None else f"/{group.total}"
-        words.append(f"{group.done}{total} {group.pattern}")
+        words.append(f"{group.done}{total} {_named(group)}")
     return ", ".join(words) or "-"
 
 
@@ -193,10 +196,17 @@ def _amount(part: Progress) -> str:
     return f"{part.done:,}/{part.total:,} {part.part}{share}"
 
 
+def _named(group: Group) -> str:
+    """Return what a group of children is called: those of no pattern are runs like any."""
+    if group.pattern != "*":
+        return group.pattern
+    return "other run" if group.done == 1 else "other runs"
+
+
 def _counts(group: Group) -> str:
     """Return the children of a group in words: `23 of 50 model-* finished, 1 running`."""
     total = "" if group.total is None else f" of {group.total}"
-    words = [f"{group.done}{total} {group.pattern} finished"]
+    words = [f"{group.done}{total} {_named(group)} finished"]
     words += [f"{n} {status}" for status, n in sorted(group.counts.items()) if status != "finished"]
     return ", ".join(words)
 

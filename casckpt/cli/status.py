@@ -52,6 +52,8 @@ def status(
 ) -> int:
     """Show how far NAME is, or all runs: progress, time left, last durable save, best, alarms.
 
+    NAME may be a pattern such as 'bpm/*'.
+
     There is an alarm if saves have stopped while training goes on, if a save failed, if nothing
     moves, or if the process is silent. --watch ends when NAME does; with --json it prints a line
     for each change.
@@ -71,10 +73,17 @@ def status(
     elif output.quiet:
         output.lines(one.info.name for one in found)
     else:
-        output.lines(screen(output, found, named=name is not None))
+        output.lines(screen(output, found, named=_is_one(name)))
         if not found:
             output.note("No runs yet.")
     return int(exit_code and any(one.alarms for one in found))
+
+
+def _is_one(name: str | None) -> bool:
+    """Return whether one run is asked for, and not all or those that a pattern fits."""
+    from casckpt.checkpoint.refs import is_glob
+
+    return bool(name) and not is_glob(str(name))
 
 
 def screen(output: Output, found: Sequence[Outlook], *, named: bool) -> list[str]:
@@ -158,7 +167,7 @@ def watch(
             for _, about in _news(found, before):
                 json_line(command, at=_now(), **about)
         elif output.is_terminal:
-            output.line(_HOME_AND_CLEAR + "\n".join(screen(output, found, named=bool(name))))
+            output.line(_HOME_AND_CLEAR + "\n".join(screen(output, found, named=_is_one(name))))
         else:
             output.lines(_sentence(one) for one, _ in _news(found, before))
         output.flush()

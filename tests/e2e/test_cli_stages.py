@@ -85,6 +85,13 @@ def test_status_counts_children(cli):
     assert "2 of 2 model-* finished" in cli("status", "nas").out
 
 
+def test_status_names_children_of_no_pattern(new_cli):
+    with casckpt.open(new_cli.store) as store, store.run("net") as run:
+        for name, done in (("a", ["1 other run finished"]), ("b", ["2 other runs finished"])):
+            list(run.child(name).epochs(1, {"n": 0}))
+            assert done[0] in new_cli("status", "net").out
+
+
 def test_tree_shows_runs_without_checkpoints_and_where_lines_began(cli):
     with (
         casckpt.open(cli.store) as store,

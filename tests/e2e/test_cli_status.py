@@ -78,6 +78,10 @@ def test_status_of_plain_saves_of_nothing_and_of_a_wrong_name(cli, new_cli):
     assert answer.out == "bpm/nn\nbpm/xgboost\n"
     assert "6 checkpoints" in cli("status", "bpm/nn").out
     assert cli("status", "nonsense").code == 12
+    fitting = cli("status", "bpm/x*")
+    assert [line.split()[0] for line in fitting.out.splitlines()] == ["RUN", "bpm/xgboost"]
+    assert cli("status", "*", "-q").out == answer.out
+    assert "no run matches 'nonsense*'" in cli("status", "nonsense*").err
     assert cli("status", "--interval", "1").code == 2
     assert cli("status", "--exit-code").code == 0
     new_cli("init", str(new_cli.store))

@@ -138,6 +138,7 @@ def test_nothing_is_saved_by_a_store_that_takes_more_than_its_checkpoints(tmp_pa
         ("<c8", "complex64"),
         ("bfloat16", "bfloat16"),
         ("<U7", "<U7"),
+        ('{"fields":[["left_child","<i8",0]],"size":8,"aligned":false}', "structured"),
         ("", ""),
     ],
 )
