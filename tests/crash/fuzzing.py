@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.crash.job import Job
@@ -64,32 +65,42 @@ def _clang(*arguments: str) -> None:
 
 
 def row(job: Job) -> None:
-    """Every target by turns, 20 seconds each, every turn with its own seed."""
+    """Every target by turns, 20 seconds each, every turn with its own seed; `jobs` at a time."""
     if shutil.which("clang") is None:
         job.skipped("fuzzing", "needs clang with libFuzzer")
         return
     short = job.limit is not None
-    seconds = _SHORT_SECONDS if short else _SECONDS
-    sources = {target.stem: target for target in targets()}
-    for name, seed in job.turns(dict.fromkeys(sources, 1 if short else None)):
-        program = build(sources[name], guided=not short and seed % _GUIDED_EVERY == 0)
-        corpus = _BUILD / f"corpus-{name}"
-        corpus.mkdir(exist_ok=True)
-        command = [str(program), f"-seed={seed + 1}", f"-max_len={_LENGTHS[seed % len(_LENGTHS)]}"]
-        command += [
-            f"-max_total_time={seconds}",
-            f"-artifact_prefix={_BUILD}/{name}-",
-            str(corpus),
-        ]
-        done = subprocess.run(
-            command, capture_output=True, check=False, env={**_environment(), "ASAN_OPTIONS": _ASAN}
-        )
-        numbers = [int(a or b) for a, b in _DONE.findall(done.stderr)]
-        job.count(max(numbers, default=0))
-        job.count(max(numbers, default=0), name)
-        if done.returncode != 0:
-            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-            job.found(f"# {' '.join(command)}", f"{name}: {last}")
+    programs = {
+        (target.stem, guided): build(target, guided=guided)
+        for target in targets()
+        for guided in ((False,) if short else (False, True))
+    }
+    totals = {name: 1 if short else None for name, guided in programs if not guided}
+
+    def run(unit: tuple[str, int]) -> subprocess.CompletedProcess[bytes]:
+        name, seed = unit
+        guided = not short and seed % _GUIDED_EVERY == 0
+        return _run(programs[name, guided], name, seed, _SHORT_SECONDS if short else _SECONDS)
+
+    with ThreadPoolExecutor(job.jobs) as pool:
+        for units in job.batches(totals, job.jobs):
+            for (name, _), done in zip(units, pool.map(run, units), strict=True):
+                numbers = [int(a or b) for a, b in _DONE.findall(done.stderr)]
+                job.count(max(numbers, default=0))
+                job.count(max(numbers, default=0), name)
+                if done.returncode != 0:
+                    last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+                    job.found(f"# {' '.join(done.args)}", f"{name}: {last}")
+
+
+def _run(program: Path, name: str, seed: int, seconds: int) -> subprocess.CompletedProcess[bytes]:
+    """Run the program of a target for so long, with a seed, on the target's corpus."""
+    corpus = _BUILD / f"corpus-{name}"
+    corpus.mkdir(exist_ok=True)
+    command = [str(program), f"-seed={seed + 1}", f"-max_len={_LENGTHS[seed % len(_LENGTHS)]}"]
+    command += [f"-max_total_time={seconds}", f"-artifact_prefix={_BUILD}/{name}-", str(corpus)]
+    environment = {**_environment(), "ASAN_OPTIONS": _ASAN}
+    return subprocess.run(command, capture_output=True, check=False, env=environment)
 
 
 def _environment() -> dict[str, str]:

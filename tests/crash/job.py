@@ -20,7 +20,7 @@ class Job:
 
     The work of a row is made of named, numbered units: the seed of a draw, or the place of a point
     in a fixed order. Which are done is kept in the ledger, so that the next run goes on with the
-    others. A unit that was broken off is not counted.
+    others. A unit that was broken off is not counted. `jobs` is how many of them may run at a time.
     """
 
     lab: Lab
@@ -31,6 +31,7 @@ class Job:
     limit: int | None = None
     keep: bool = True
     enough: int | None = None
+    jobs: int = 1
     bad: int = 0
     _saved: float = 0.0
 

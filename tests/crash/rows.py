@@ -4,7 +4,8 @@
     --short             the form for continuous integration: its figure, and nothing is kept
     --seed-range A:B    only these seeds, or these places in the fixed order of points
     --minutes M         stop when the time is over, shared evenly between the rows
-    --jobs N            so many rows side by side, each in a process of its own
+    --jobs N            so many rows side by side, each in a process of its own; of one row,
+                        so many fuzzers
     --until-now         stop a row when it has reached the figure that is to be reached now
     --results DIR       where the counts accumulate (bench/results/reliability)
     --list              the rows with what was reached
@@ -224,7 +225,7 @@ def main(arguments: list[str]) -> int:
         os.chdir(ROOT)
         command = [sys.executable, "-m", "tests.crash.rows", *arguments]
         os.execve(sys.executable, command, shim.environment())
-    if options.jobs > 1:
+    if options.jobs > 1 and len(rows) > 1:
         return _side_by_side(rows, options)
     bad = 0
     for left, row in zip(range(len(rows), 0, -1), rows, strict=True):
@@ -287,6 +288,7 @@ def _run(row: Row, options: argparse.Namespace, minutes: float) -> int:
         limit=row.short if options.short else None,
         keep=not options.short,
         enough=row.now if options.until_now else None,
+        jobs=options.jobs,
     )
     began = time.monotonic()
     try:
