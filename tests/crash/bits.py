@@ -8,6 +8,7 @@ number is that of the bit, counted through all files in the order of their names
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -194,10 +195,17 @@ def total(small: SmallStore, way: str) -> int:
 
 
 def row(job: Job) -> None:
-    """Every damage of the small store in runs of 256, and random ones of a larger store."""
+    """Every damage of the small store in runs of 256, then random ones of a larger store."""
     small = SmallStore(job.lab)
-    totals: dict[str, int | None] = {way: -(-total(small, way) // _BATCH) for way in WAYS}
-    for way, number in job.turns({**totals, "rot": None, "flip": None}):
+    every: dict[str, int | None] = {way: -(-total(small, way) // _BATCH) for way in WAYS}
+    random: dict[str, int | None] = {"rot": None, "flip": None}
+    short = job.limit is not None
+    turns = (
+        job.turns({**every, **random})
+        if short
+        else itertools.chain(job.turns(every), job.turns(random))
+    )
+    for way, number in turns:
         if way in WAYS:
             small.lay_out()
             numbers = range(number * _BATCH, min((number + 1) * _BATCH, total(small, way)))
