@@ -38,7 +38,10 @@ def report(error: BaseException) -> Report:
     system errors 3 (16 for a full disk), and anything else is a bug: 70.
     """
     if isinstance(error, CasckptError):
-        return Report(type(error).__name__, error.exit_code, error.what, error.why, error.hint)
+        # What Python can be asked for instead no command can; that one may simply be named.
+        whole = error.details.get("newest_whole")
+        hint = f"the newest whole checkpoint is {whole}" if whole else error.hint
+        return Report(type(error).__name__, error.exit_code, error.what, error.why, hint)
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "casckpt"
         what, _, remedy = error.format_message().partition("\n")

@@ -73,6 +73,14 @@ def test_an_error_is_three_lines_on_stderr_without_a_traceback(capsys):
     )
 
 
+def test_a_damaged_checkpoint_is_answered_with_a_ref_and_not_with_an_argument_of_python():
+    hint = "take r@2, the newest whole checkpoint, or pass fallback=True"
+    damaged = library.Corrupt("r@3 is damaged: w", "bits", hint, newest_whole="r@2")
+    assert errors.report(damaged).hint == "the newest whole checkpoint is r@2"
+    alone = library.Corrupt("r@3 is damaged: w", "bits", "no other is whole", newest_whole=None)
+    assert errors.report(alone).hint == "no other is whole"
+
+
 def test_what_takes_many_lines_stands_below_its_first(capsys):
     errors.show(
         library.FilesLeftOut("a", "one\ntwo", "b"), as_json=False, debug=False, color="never"
