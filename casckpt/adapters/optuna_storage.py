@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -245,8 +248,25 @@ def add_trials(study: optuna.Study, trials: Iterable[optuna.trial.FrozenTrial]) 
 
 def _memory(name: str, directions: list[str]) -> optuna.storages.InMemoryStorage:
     storage = optuna.storages.InMemoryStorage()
-    storage.create_new_study([optuna.study.StudyDirection[one] for one in directions], name)
+    with _unannounced():
+        storage.create_new_study([optuna.study.StudyDirection[one] for one in directions], name)
     return storage
+
+
+@contextmanager
+def _unannounced() -> Iterator[None]:
+    """Keep this thread's storages in memory out of Optuna's log: nobody began a study."""
+    thread = threading.get_ident()
+    logger = logging.getLogger("optuna.storages._in_memory")
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(of_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(of_others)
 
 
 def _trial_facts(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:

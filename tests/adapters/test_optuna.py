@@ -272,6 +272,19 @@ def test_a_study_in_a_state_comes_back(store, name):
     assert restored.best_value == study.best_value
 
 
+def test_a_restored_study_is_not_announced_as_a_new_one(store, name, caplog):
+    store.save(name, {"study": optuna.create_study()})
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    caplog.clear()
+    try:
+        store.restore(name)
+        assert caplog.messages == []
+        optuna.create_study(study_name="theirs")
+        assert "theirs" in caplog.text
+    finally:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
 def append(store_path, name, count):
     with casckpt.open(store_path) as store:
         from casckpt.training.lines import scope
