@@ -1,4 +1,5 @@
-/* Cuts keep their sizes, end at the end, and depend neither on how the stream was split nor on the kernel. */
+/* Cuts keep their sizes, end at the end, and depend neither on how the stream was split, in 64 parts at most, nor on
+   the kernel. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,9 +12,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t input_len) {
     const uint64_t min_bytes = 64 + input[0] % 193u;
     const uint64_t avg_bytes = UINT64_C(256) << (input[1] & 3);
     const uint64_t max_bytes = avg_bytes + input[2] * UINT64_C(33);
-    const size_t step = 1 + input[3] * (size_t)17;
     const uint8_t *data = input + 4;
     const size_t len = input_len - 4;
+    const size_t step = 1 + input[3] * (size_t)17 + len / 64;
     const size_t cap = len / min_bytes + 1;
     uint64_t *whole = malloc(cap * sizeof *whole);
     if (whole == NULL) abort();
