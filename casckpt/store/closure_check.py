@@ -8,10 +8,9 @@ from typing import Final
 from casckpt.errors import Corrupt, NewerFormat
 from casckpt.native import PrefixSet
 from casckpt.store import codec, files, layout, lists, packs, records, rows
-from casckpt.store.environment import Transaction
+from casckpt.store.environment import Chain, Transaction
 from casckpt.store.findings import WHOLE_PACK, Findings, Key, reason
 from casckpt.store.packs import pack_path
-from casckpt.store.reading import Chain
 from casckpt.store.sharing import SharedStore
 
 Keys = frozenset[Key]

@@ -68,6 +68,10 @@ def is_engine_error(error: BaseException) -> bool:
     return isinstance(error, lmdb.Error)
 
 
+Chain = list[tuple[bytes, rows.ObjectRow, rows.PackRow]]
+"""An object and what it rests on, down to its keyframe: id, row, and the row of its pack."""
+
+
 class Transaction:
     """A read or write transaction over the index tables.
 
@@ -185,13 +189,13 @@ class Transaction:
         value = self.get("packs", rows.pack_key(number))
         return None if value is None else rows.PackRow.decode(value)
 
-    def chain(self, identity: bytes) -> list[tuple[bytes, rows.ObjectRow, rows.PackRow]] | None:
+    def chain(self, identity: bytes) -> Chain | None:
         """Return the links from an object down to its keyframe, or None if one is not usable.
 
         A link is usable if its row's pack is live or condemned (protocol, SAVE 2). A chain that
         meets itself or is longer than the format allows is not usable.
         """
-        links: list[tuple[bytes, rows.ObjectRow, rows.PackRow]] = []
+        links: Chain = []
         seen: set[bytes] = set()
         while identity:
             row = self.object(identity)

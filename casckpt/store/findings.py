@@ -65,6 +65,10 @@ class Findings:
         if finding.id and not before.id:
             self.by_key[key] = replace(before, id=finding.id)
 
+    def places(self) -> set[tuple[int, int]]:
+        """Return where nothing can be read: pack number, and offset or WHOLE_PACK."""
+        return {key for key in self.by_key if isinstance(key, tuple) and key[0] != INDEX}
+
     def forget_dropped(self, shared: SharedStore) -> None:
         """Forget findings in packs that a collector has dropped since."""
         numbers = {key[0] for key in self.by_key if isinstance(key, tuple) and key[0] != INDEX}

@@ -14,10 +14,10 @@ from casckpt import native
 from casckpt.errors import BadRequest, Busy, Corrupt, Deleted, NewerFormat
 from casckpt.store import codec, layout, records, rows
 from casckpt.store.commits import keep_usable, revive, set_live
-from casckpt.store.environment import Transaction
+from casckpt.store.environment import Chain, Transaction
 from casckpt.store.own_packs import register_ends
 from casckpt.store.packs import PackWriter
-from casckpt.store.reading import Chain, Reader
+from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
 
 # After this many chunks of a blob in a row for which a delta did not pay, its bases are not read.
@@ -154,18 +154,23 @@ class ObjectWriter:
         if not mine:
             return {}
         cold: list[bytes] = []
+        hurt: set[bytes] = set()
         missing: dict[bytes, bytes | None] = {}
         with self._shared.environment.read() as tx:
             for identity in mine:
                 chain = tx.chain(identity)
                 if chain is None:
                     missing[identity] = None
+                elif self._shared.rests_on_damage(chain):
+                    missing[identity] = None
+                    hurt.add(identity)
                 elif _is_cold(chain):
                     cold.append(identity)
         bases = {
             identity: base
             for identity in missing
-            if (base := self._base_of(wanted[identity])) is not None
+            # Stored whole, what takes the place of something damaged rests on nothing that does.
+            if identity not in hurt and (base := self._base_of(wanted[identity])) is not None
         }
         if bases:
             with self._shared.environment.read() as tx:
@@ -195,7 +200,7 @@ class ObjectWriter:
     ) -> bytes | None:
         """Return what a piece may be stored against; a base to be revived goes to `cold`."""
         chain = tx.chain(base)
-        if piece is None or chain is None:
+        if piece is None or chain is None or self._shared.rests_on_damage(chain):
             return None
         # Every link is one more record to read at each restore.
         spare = len(chain) - self._max_delta_depth
@@ -314,7 +319,9 @@ class ObjectWriter:
             set_live(tx, number, row)
         register_ends(tx, self.written.values())
         for identity, (pack, record) in placed:
-            if keep_usable(tx, identity):
+            here = tx.chain(identity)
+            if here is not None and not self._shared.rests_on_damage(here):
+                keep_usable(tx, identity)
                 continue
             base = record.base
             below = tx.chain(base) if base else []

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from casckpt.errors import CasckptError, Corrupt, Deleted, NewerFormat
 from casckpt.store import ahead, codec, files, layout, lists, packs, records, rows
+from casckpt.store.environment import Chain
 from casckpt.store.sharing import SharedStore
 from casckpt.store.workers import Workers
 
@@ -48,9 +49,6 @@ class _Part:
     length: int
     skip: int
     dest: memoryview
-
-
-Chain = list[tuple[bytes, rows.ObjectRow, rows.PackRow]]
 
 
 class _Patience:
@@ -104,6 +102,8 @@ class Reader:
                 return self._read_object(identity, kind, chain)
             except (Corrupt, FileNotFoundError) as exc:
                 problem = self._as_corrupt(exc, identity)
+                if patience.is_over:
+                    self._note_damage(chain)
         assert problem is not None
         try:
             raise problem
@@ -146,6 +146,24 @@ class Reader:
                 "run `casckpt repair --from STORE` if another store has it",
             )
         return Deleted(f"no {name}", "it was removed")
+
+    def _note_damage(self, chain: Chain) -> None:
+        """Remember which records of a chain cannot be read; the first, if each is as written.
+
+        What a collector has moved or removed meanwhile is noted in vain: no row names its place.
+        """
+        hurt = [row for _, row, pack in chain if not self._is_whole(row, pack)]
+        for row in hurt or [chain[0][1]]:
+            self._shared.damaged.add((row.pack, row.offset))
+
+    def _is_whole(self, row: rows.ObjectRow, pack: rows.PackRow) -> bool:
+        try:
+            with self._shared.packs.borrow(pack.uuid) as file:
+                record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
+                packs.read_payload(file.descriptor, file.path, record)
+        except files.DAMAGE:
+            return False
+        return True
 
     def _as_corrupt(self, error: Exception, identity: bytes) -> CasckptError:
         if isinstance(error, FileNotFoundError):
@@ -289,6 +307,8 @@ class Reader:
                     self._read_part(part, chain, verify)
                 except (Corrupt, Deleted, NewerFormat, FileNotFoundError) as exc:
                     if patience[id(part)].is_over:
+                        if chain is not None and not isinstance(exc, NewerFormat):
+                            self._note_damage(chain)
                         yield part, self._as_corrupt(exc, part.id)
                     else:
                         again.append(part)

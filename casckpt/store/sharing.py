@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from casckpt.errors import CasckptError, NoSpace
 from casckpt.store import aside, creation, environment, files, layout, lock_files, opening
-from casckpt.store.environment import Environment
+from casckpt.store.environment import Chain, Environment
 from casckpt.store.packs import PackFiles
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class SharedStore:
         self._session: Session | None = None
         self._session_lock = threading.Lock()
         self._written = False
+        self.damaged: set[tuple[int, int]] = set()
         self._looked_at = time.monotonic()
         self._lock, alone = opening.take_store_lock(path, readonly=not writable)
         try:
@@ -71,6 +72,13 @@ class SharedStore:
         except BaseException:
             files.close_file(self._lock)
             raise
+
+    damaged: set[tuple[int, int]]
+    """The (pack number, offset) of records that this process could not read where they stand; the
+    offset is -1 where that is so of a whole pack.
+
+    A save takes what rests on one of them for missing, and stores it anew: nothing tells it that
+    the record is whole, and its own bytes are."""
 
     is_copy: bool
     """Whether what is read is a copy of the index, which knows nothing of what came later."""
@@ -122,6 +130,13 @@ class SharedStore:
             raise
         if alone:
             opening.share_lock(self._lock)
+
+    def rests_on_damage(self, chain: Chain) -> bool:
+        """Tell whether a record of a chain is known to be damaged."""
+        return bool(self.damaged) and any(
+            not self.damaged.isdisjoint([(row.pack, row.offset), (row.pack, -1)])
+            for _, row, _ in chain
+        )
 
     def _open_environment(self) -> Environment:
         if not self.writable:

@@ -105,6 +105,7 @@ def verify(
     if level != "structure" or found.by_key:
         with contextlib.suppress(Corrupt):
             closures = ClosureCheck(shared, found).run(index.manifests, index.others)
+    shared.damaged |= found.places()
     return _report(shared, found, index, closures, checked)
 
 

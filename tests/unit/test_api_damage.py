@@ -1,0 +1,105 @@
+"""Saves after damage was found: what a process could not read it does not rely on."""
+
+from __future__ import annotations
+
+import pytest
+
+import casckpt
+from casckpt.errors import CasckptError
+from casckpt.store import records
+from tests.unit.test_api_restores import damage, weights
+
+np = pytest.importorskip("numpy")
+
+
+@pytest.fixture
+def store(tmp_path):
+    with casckpt.open(tmp_path / "store") as store:
+        yield store
+
+
+def restored(store, ref):
+    with pytest.raises(CasckptError):
+        store.restore(ref)
+
+
+def verified(store, ref):
+    assert store.verify("bytes").damaged
+
+
+def repacked(store, kind):
+    """Damage the newest record of a kind."""
+    (path,) = store.path.glob("packs/*/*.pack")
+    data = bytearray(path.read_bytes())
+    with store._repository._shared().environment.read() as tx:
+        found = [
+            row
+            for key, _ in tx.scan("objects")
+            if (row := tx.object(key)) is not None and row.kind == kind
+        ]
+    newest = max(found, key=lambda row: row.offset)
+    data[newest.offset + records.OVERHEAD_BYTES + 32 * newest.ref_count] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("find", "seed"), [(restored, 11), (verified, 12)])
+def test_a_save_does_not_rely_on_what_was_found_damaged(store, find, seed):
+    state = {"frozen": weights(seed), "n": weights(2)}
+    store.save("r", state, 1)
+    damage(store, store.get("r@1"), "frozen")
+    find(store, "r@1")
+    store.save("r", state | {"n": weights(3)}, 2)
+    for step, n in ((1, 2), (2, 3)):
+        back = store.restore(f"r@{step}")
+        assert np.array_equal(back["frozen"], weights(seed))
+        assert np.array_equal(back["n"], weights(n))
+    found = store.verify("bytes")
+    assert {one.ref for one in store.checkpoints("r")} <= set(found.whole)
+
+
+def test_what_rests_on_a_damaged_base_is_stored_whole(store):
+    near = weights(31)
+    for step in range(3):
+        near = near.copy()
+        near[::50] += 1
+        store.save("r", {"w": near}, step)
+    first, second = store.restore("r@0")["w"], store.restore("r@1")["w"]
+    damage(store, store.get("r@0"), "w")
+    restored(store, "r@2")
+    # The base of the next save is at hand in memory, and wrong where it stands.
+    store.save("r", {"w": near + np.float32(1)}, 3)
+    store.save("r", {"w": near}, 4)
+    store.save("s", {"w": second}, 0)
+    assert np.array_equal(store.restore("r@3")["w"], near + np.float32(1))
+    assert np.array_equal(store.restore("r@4")["w"], near)
+    assert np.array_equal(store.restore("s@0")["w"], second)
+    restored(store, "r@0")
+    store.save("s", {"w": first}, 1)
+    assert np.array_equal(store.restore("r@0")["w"], first)
+
+
+def test_a_damaged_list_is_written_anew(store):
+    state = {"w": weights(51, 6_000_000)}
+    store.save("r", state, 1)
+    repacked(store, 2)
+    restored(store, "r@1")
+    store.save("r", state, 2)
+    assert np.array_equal(store.restore("r@2")["w"], state["w"])
+    assert np.array_equal(store.restore("r@1")["w"], state["w"])
+
+
+def test_a_training_that_begins_anew_over_damage_makes_whole_checkpoints(store):
+    frozen = weights(71)
+
+    def train(total):
+        with store.run("lora") as run:
+            state = casckpt.State(frozen=frozen.copy(), adapter=np.zeros(20_000, np.float32))
+            for epoch in run.epochs(total, state, save_every=1):
+                state.adapter = state.adapter + np.float32(epoch)
+            return run.resumed
+
+    train(2)
+    damage(store, store.get("lora@2"), "frozen")
+    assert train(4) is None
+    assert train(6).step == 4
+    assert [store.restore(one) is not None for one in store.checkpoints("lora~*")] == [True] * 8
