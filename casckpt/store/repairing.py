@@ -94,18 +94,19 @@ class _Repair:
         self._pool = pool
         self._copies = Copies(shared, pool, other)
         self._run = b""
-        self._bad: set[bytes] = set()
-        """Ids whose record, as the index names it, cannot be read."""
+        self._bad: dict[bytes, rows.ObjectRow] = {}
+        """Rows whose record cannot be read, by id."""
         self._refilled: dict[bytes, None] = {}
 
     def run(self, progress: Progress | None) -> RepairReport:
+        _refuse_missing_folder(self._shared)
         self._run = begin_run(self._shared)
         report = verification.verify(self._shared, self._pool, "bytes", progress)
         _refuse_damaged_index(report)
         hurt = self._hurt_packs(report)
         places = {(one.pack, one.offset) for one in report.damaged if one.kind == "record"}
         self._bad = {
-            identity
+            identity: row
             for identity, row in self._rows_in(hurt)
             if (pack_path(self._shared.path, hurt[row.pack].uuid).name, row.offset) in places
             or self._read(row) is None
@@ -120,8 +121,10 @@ class _Repair:
             self._copies.look_for(wanted)
             self._refill(wanted)
             report = verification.verify(self._shared, self._pool, "refs")
-        self._lose(tried)
+        # ORDER: packs are aside before a row of what was in them goes. A pack that no row names is
+        # one that the next collection deletes, and this repair may end here
         quarantined, busy = self._set_aside(hurt)
+        self._lose(tried)
         lost = self._forget_needless()
         verified = verification.verify(self._shared, self._pool, "refs")
         return RepairReport(tuple(self._refilled), lost, quarantined, busy, verified)
@@ -162,7 +165,7 @@ class _Repair:
         missing = {one.id for one in report.damaged if one.kind == "missing"}
         with self._shared.environment.read() as tx:
             links = {link for identity in missing if (link := _broken_link(tx, identity))}
-        return (self._bad | missing | links) - self._refilled.keys()
+        return (self._bad.keys() | missing | links) - self._refilled.keys()
 
     # ---- putting back
 
@@ -200,7 +203,8 @@ class _Repair:
         }
         self._put(changed, {pack.number: pack for _, _, pack, _ in batch}, {})
         self._refilled.update(dict.fromkeys(changed))
-        self._bad -= changed.keys()
+        for identity in changed:
+            self._bad.pop(identity, None)
 
     def _put(
         self,
@@ -239,8 +243,10 @@ class _Repair:
             check_run(tx, self._run)
             for identity in batch:
                 row = tx.object(identity)
-                # One that only rests on something lost is whole itself.
-                if identity in self._bad or _broken_link(tx, identity) == identity:
+                # One that only rests on something lost is whole itself, and one that a save has
+                # stored anew meanwhile stands elsewhere.
+                is_bad = row is not None and row == self._bad.get(identity)
+                if is_bad or _broken_link(tx, identity) == identity:
                     gone = _NOBODY if row is None else replace(_NOBODY, kind=row.kind)
                     gone = gone if row is None else replace(gone, logical=row.logical)
                     tx.put("objects", identity, gone.encode())
@@ -286,7 +292,7 @@ class _Repair:
             # The facts in them are read no more: the index still knows all they said.
             snapshots.write_snapshot(self._shared)
         names = []
-        still = {row.pack for _, row in self._rows_in(free)}
+        still = {row.pack for id_, row in self._rows_in(free) if row != self._bad.get(id_)}
         for number, row in free.items():
             if number not in still and self._drop(number, row):
                 names.append(pack_path(self._shared.path, row.uuid).name)
@@ -316,7 +322,7 @@ class _Repair:
         self._put(changed, written, before)
 
     def _drop(self, number: int, row: rows.PackRow) -> bool:
-        """Take a pack that no row names any more out of the store; its file is kept."""
+        """Take a pack out of the store, of which rows name damage only; its file is kept."""
         path = pack_path(self._shared.path, row.uuid)
         aside = self._shared.path / layout.QUARANTINE_FOLDER
         files.make_folder(aside, exist_ok=True)
@@ -336,6 +342,16 @@ class _Repair:
 
         self._shared.writer.run(forget, facts=False)
         return existed
+
+
+def _refuse_missing_folder(shared: SharedStore) -> None:
+    """Raise Corrupt if all packs are away: rather moved, or on a disk that is not mounted."""
+    if not (shared.path / layout.PACKS_FOLDER).is_dir():
+        raise Corrupt(
+            f"the store at {shared.path} has no packs",
+            f"the folder {layout.PACKS_FOLDER} is missing",
+            "put it back; if it is lost for good, make it, empty, for `casckpt repair` to go on",
+        )
 
 
 def _refuse_damaged_index(report: VerifyReport) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -173,13 +175,13 @@ def test_a_row_that_went_meanwhile_does_not_come_back(path):
 def test_damage_that_comes_while_it_works_stays_for_the_next_one(hurt, monkeypatch):
     path, saved, source = hurt
     last = find(path, saved.data[COUNT][:64])
-    real = repairing._Repair._lose
+    real = repairing._Repair._set_aside
 
-    def lose(self, tried):
-        real(self, tried)
+    def set_aside(self, hurt_packs):
         flip(*last)
+        return real(self, hurt_packs)
 
-    monkeypatch.setattr(repairing._Repair, "_lose", lose)
+    monkeypatch.setattr(repairing._Repair, "_set_aside", set_aside)
     report = repair(path, source)
     monkeypatch.undo()
     # What could be read has left the pack; the pack stays, since a row still names it.
@@ -191,6 +193,83 @@ def test_damage_that_comes_while_it_works_stays_for_the_next_one(hurt, monkeypat
     assert (report.refilled, report.lost) == ((damage.id,), ())
     assert report.quarantined == (last[0].name,)
     with Repository.open(path) as repository:
+        check(repository, saved)
+
+
+def test_what_a_save_stored_anew_meanwhile_is_not_called_lost(hurt, monkeypatch):
+    path, saved, _ = hurt
+    real = repairing._Repair._lose
+
+    def lose(self, tried):
+        with Repository.open(path) as repository:
+            save(repository, saved.data, run="again")
+        real(self, tried)
+
+    monkeypatch.setattr(repairing._Repair, "_lose", lose)
+    assert repair(path).lost == ()
+    assert verify(path).damaged == ()
+    with Repository.open(path) as repository:
+        check(repository, saved)
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_no_collection_deletes_what_a_repair_that_ended_early_left(hurt):
+    path, saved, _ = hurt
+    damaged = {file.name for file in pack_files(path)}
+    points = 0
+    while True:
+        place = path.parent / "try"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(path, place)
+        count = 0
+
+        def die(operation: str, name: str, at: int = points) -> None:
+            nonlocal count
+            if operation in ("lock", "open", "statvfs", "read"):
+                return
+            count += 1
+            if count > at:
+                raise Killed(operation)
+
+        repository = Repository.open(place)
+        files.set_crash_hook(die)
+        ended_early = True
+        try:
+            repository.repair()
+            ended_early = False
+        except BaseException as exc:
+            if not isinstance(exc, Killed) and not isinstance(
+                exc.__cause__ or exc.__context__, Killed
+            ):
+                raise
+        finally:
+            files.set_crash_hook(None)
+            repository.close()
+        with Repository.open(place) as repository:
+            with contextlib.suppress(Corrupt):
+                repository.gc(now=True, force=True)
+            assert read(repository, saved.infos[COUNT]) == saved.data[COUNT]
+        kept = {file.name for file in place.glob("packs/*/*")}
+        kept |= {file.name for file in place.glob("quarantine/*")}
+        assert damaged <= kept, points
+        if not ended_early:
+            break
+        points += 1
+    assert points > 10
+
+
+def test_packs_that_were_moved_away_are_not_called_lost(path):
+    with Repository.open(path) as repository:
+        saved = save(repository, [os.urandom(2000)])
+    away = path.parent / "away"
+    (path / "packs").rename(away)
+    with pytest.raises(Corrupt, match="has no packs"):
+        repair(path)
+    away.rename(path / "packs")
+    assert verify(path).damaged == ()
+    with Repository.open(path) as repository:
+        repository.gc(now=True, force=True)
         check(repository, saved)
 
 
