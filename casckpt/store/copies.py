@@ -85,8 +85,8 @@ class Copies:
     def _scan_file(self, path: Path, wanted: set[bytes]) -> list[_Place]:
         descriptor = files.open_file(path, os.O_RDONLY)
         try:
-            head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, path)
-            uuid = _pack_of(path, head, self._shared.format.uuid)
+            uuid = packs.uuid_in_name(path)
+            packs.read_pack_header(descriptor, path, uuid, self._shared.format.uuid)
             return [
                 _Place(path, uuid, record)
                 for record in packs.scan_pack(descriptor, path, uuid)
@@ -172,12 +172,3 @@ def _whole(chunk: memoryview) -> Copy:
     """Return a chunk coded without a base. Its item size is not known here: planes are left out."""
     encoded = codec.encode_chunk(chunk, 1, "balanced")
     return Copy(layout.TYPE_CHUNK, encoded.encoding, len(chunk), (), bytes(encoded.payload))
-
-
-def _pack_of(path: Path, head: bytes, store_uuid: bytes) -> bytes:
-    uuid, store, _ = records.decode_pack_header(head)
-    if store != store_uuid:
-        raise Corrupt("a foreign pack", "it belongs to another store")
-    if path.name != uuid.hex() + layout.PACK_SUFFIX:
-        raise Corrupt("a foreign pack", "its header names another file")
-    return uuid

@@ -18,6 +18,9 @@ WHOLE_PACK: Final = -1
 CUT_OFF: Final = -2
 """Instead of an offset: the file ends before its registered end."""
 
+HEADER: Final = -3
+"""Instead of an offset: the header of the pack is damaged, and no record for that."""
+
 INDEX: Final = -1
 """Instead of a pack number: the index."""
 
@@ -46,7 +49,7 @@ class Findings:
         return key
 
     def pack(self, number: int, kind: int, pack: str, message: str) -> None:
-        """Add what is wrong with a whole pack; `kind` is WHOLE_PACK or CUT_OFF."""
+        """Add what is wrong with a whole pack; `kind` is WHOLE_PACK, CUT_OFF or HEADER."""
         self._add((number, kind), Finding(pack, 0, b"", "pack", message))
 
     def index(self, name: str, message: str, identity: bytes = b"") -> None:

@@ -23,7 +23,7 @@ from casckpt.errors import (
     StoreBusy,
 )
 from casckpt.programs import command_of, environment_of
-from casckpt.store import clock, creation, files, layout, packs, records, rows
+from casckpt.store import clock, creation, files, layout, packs, rows
 from casckpt.store.environment import Environment
 
 _SMALL_FILE_BYTES = 64 * layout.KIB
@@ -312,19 +312,16 @@ def _newest_fact(file: Path, store_uuid: bytes, registered: dict[bytes, int]) ->
     from casckpt.store import codec, facts
 
     try:
-        uuid = bytes.fromhex(file.name.removesuffix(layout.PACK_SUFFIX))
+        uuid = packs.uuid_in_name(file)
         descriptor = files.open_file(file, os.O_RDONLY)
-    except (ValueError, FileNotFoundError, CasckptError):
+    except (FileNotFoundError, CasckptError):
         return 0
     newest = 0
     try:
         start = max(registered.get(uuid, 0), layout.PACK_HEADER_BYTES)
         if os.fstat(descriptor).st_size <= start:
             return 0
-        head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, file)
-        pack, store, _ = records.decode_pack_header(head)
-        if pack != uuid or store != store_uuid:
-            return 0
+        packs.read_pack_header(descriptor, file, uuid, store_uuid)
         for record in packs.scan_pack(descriptor, file, uuid, start):
             if record.kind == layout.TYPE_FACT:
                 payload = packs.read_payload(descriptor, file, record)

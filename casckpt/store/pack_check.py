@@ -14,7 +14,7 @@ from casckpt.errors import CasckptError, Corrupt, NewerFormat
 from casckpt.store import codec, facts, files, layout, lists, packs, records, rows
 from casckpt.store.effort import Effort, Throttle
 from casckpt.store.environment import Transaction
-from casckpt.store.findings import CUT_OFF, WHOLE_PACK, Findings, reason
+from casckpt.store.findings import CUT_OFF, HEADER, WHOLE_PACK, Findings, reason
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
 from casckpt.store.records import Record
@@ -125,11 +125,11 @@ class PackCheck:
             files.close_file(descriptor)
 
     def _check_pack_header(self, pack: _Pack, descriptor: int) -> None:
-        head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, pack.path)
-        uuid, store, session = records.decode_pack_header(head)
-        if uuid != pack.row.uuid or store != self._shared.format.uuid:
-            raise Corrupt("another pack", "its header names another pack or store")
-        if session != pack.row.session:
+        store = self._shared.format.uuid
+        session, wrong = packs.read_pack_header(descriptor, pack.path, pack.row.uuid, store)
+        if wrong:
+            self._found.pack(pack.number, HEADER, pack.path.name, wrong)
+        elif session != pack.row.session:
             raise Corrupt("another pack", "its header names another session")
 
     def _check_records(self, pack: _Pack, descriptor: int) -> None:

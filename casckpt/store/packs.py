@@ -255,6 +255,37 @@ class PackWriter:
             files.close_file(self._descriptor)
 
 
+def read_pack_header(fd: int, path: Path, uuid: bytes, store_uuid: bytes) -> tuple[bytes, str]:
+    """Return the session that wrote a pack, and what is wrong with its header, if anything is.
+
+    A damaged header takes no record with it: the check of each says which pack it belongs to, and
+    the file's name which this is. The session is not known then: 16 bytes of zero.
+
+    Raises:
+        Corrupt: the header is whole, and that of another pack or store.
+        NewerFormat: it is of a newer version.
+    """
+    head = files.read_at(fd, layout.PACK_HEADER_BYTES, 0, path)
+    try:
+        pack, store, session = records.decode_pack_header(head)
+    except Corrupt as exc:
+        return bytes(16), f"its header is damaged: {exc.why}"
+    if pack != uuid or store != store_uuid:
+        raise Corrupt(f"{path.name} is another pack", "its header names another pack or store")
+    return session, ""
+
+
+def uuid_in_name(path: Path) -> bytes:
+    """Return the uuid of a pack by the name of its file; Corrupt if that is no name of a pack."""
+    try:
+        uuid = bytes.fromhex(path.name.removesuffix(layout.PACK_SUFFIX))
+    except ValueError:
+        uuid = b""
+    if len(uuid) != 16 or path.name != uuid.hex() + layout.PACK_SUFFIX:
+        raise Corrupt("a foreign pack", f"no pack has a name like {path.name}")
+    return uuid
+
+
 class PackFiles:
     """Open packs for reading, at most 128 at a time. Thread safe."""
 
@@ -269,7 +300,7 @@ class PackFiles:
 
         Raises:
             FileNotFoundError: there is no such file.
-            Corrupt: its header is not that of this pack of this store.
+            Corrupt: its header is that of another pack, or of another store.
         """
         with self._lock:
             entry = self._open.get(uuid)
@@ -280,12 +311,7 @@ class PackFiles:
         path = pack_path(self._store, uuid)
         descriptor = files.open_file(path, os.O_RDONLY)
         try:
-            head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, path)
-            pack, store, _ = records.decode_pack_header(head)
-            if pack != uuid or store != self._store_uuid:
-                raise Corrupt(
-                    f"{path.name} is another pack", "its header names another pack or store"
-                )
+            read_pack_header(descriptor, path, uuid, self._store_uuid)
         except BaseException:
             files.close_file(descriptor)
             raise

@@ -1,7 +1,7 @@
 """What packs alone tell: every whole record, and which facts and snapshots there are.
 
 Nothing here trusts an index. A record counts if its header fits its place and its payload fits its
-check; a pack counts if it names this store and its own file (docs/format.md, section 12).
+check; a pack counts unless it names another store or another file (docs/format.md, section 12).
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ class Salvage:
     def _scan_pack(self, path: Path) -> Iterator[tuple[SalvagedPack, Record]]:
         descriptor = files.open_file(path, os.O_RDONLY)
         try:
-            head = files.read_at(descriptor, layout.PACK_HEADER_BYTES, 0, path)
-            uuid, store, session = records.decode_pack_header(head)
-            if store != self._store_uuid:
-                raise Corrupt("a foreign pack", "it belongs to another store, and was left out")
-            if path.name != uuid.hex() + layout.PACK_SUFFIX:
-                raise Corrupt("a foreign pack", "its header names another file, it was left out")
+            uuid = packs.uuid_in_name(path)
+            session, wrong = packs.read_pack_header(descriptor, path, uuid, self._store_uuid)
+            if wrong:
+                if next(packs.scan_pack(descriptor, path, uuid), None) is None:
+                    raise Corrupt("no pack", f"{wrong}, and no record in it is whole")
+                self.unreadable.append(f"{path.name}: {wrong}")
             pack = SalvagedPack(len(self.packs) + 1, uuid, session)
             self.packs.append(pack)
             problems: list[tuple[int, str]] = []

@@ -79,6 +79,45 @@ def test_what_no_copy_has_is_lost_and_all_else_is_kept(stored):
             read(repository, second.infos[1])
 
 
+@pytest.mark.parametrize("offset", [0, 9, 20, 40, 60, 79])
+def test_a_damaged_header_of_a_pack_takes_no_record_with_it(stored, offset):
+    path, first, second, _ = stored
+    for file in pack_files(path):
+        flip(file, offset)
+    report = verify(path)
+    assert {(one.kind, one.offset) for one in report.damaged} == {("pack", 0)}
+    assert len(report.damaged) == 2
+    assert not report.damaged_manifests
+    with Repository.open(path) as repository:
+        check(repository, first)
+        check(repository, second)
+    report = repair(path)
+    assert (report.refilled, report.lost, len(report.quarantined)) == ((), (), 2)
+    assert verify(path).damaged == ()
+    with Repository.open(path) as repository:
+        repository.gc(now=True, force=True)
+        check(repository, first)
+        check(repository, second)
+
+
+def test_an_index_is_rebuilt_from_packs_with_damaged_headers(stored):
+    path, first, second, _ = stored
+    for file in pack_files(path):
+        flip(file, 30)
+    garbage = path / "packs" / "ab" / ("ab" * 16 + ".pack")
+    garbage.parent.mkdir(exist_ok=True)
+    garbage.write_bytes(bytes(5000))
+    shutil.rmtree(path / "index.0")
+    report = Repository.rebuild_index(path)
+    assert len([one for one in report.unreadable if "its header is damaged" in one]) == 3
+    assert verify(path, "refs").damaged_manifests == {}
+    assert len(repair(path).quarantined) == 2
+    assert verify(path).damaged == ()
+    with Repository.open(path) as repository:
+        check(repository, first)
+        check(repository, second)
+
+
 def test_gc_works_after_a_loss_and_the_same_bytes_put_it_back(stored):
     path, _, second, (_, _, two) = stored
     file, at = find(path, two[:64])
