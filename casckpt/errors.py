@@ -249,9 +249,14 @@ class NewerFormat(CasckptError):
 
 
 class NoSpace(CasckptError):
-    """The disk or the quota is full; nothing committed was lost."""
+    """The disk or the quota is full; nothing committed was lost.
+
+    Attributes:
+        left_bytes: what a save had written before it failed, garbage now.
+    """
 
     exit_code = 16
+    left_bytes: int = 0
     default_hint = "free space with `casckpt gc --now`, or by removing checkpoints first"
 
 

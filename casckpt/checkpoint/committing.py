@@ -145,7 +145,8 @@ class Committing(StoreHandle):
             except NoSpace as exc:
                 from casckpt.checkpoint import room
 
-                if not attempts_left or not room.make_room(self._repository, was_made):
+                made = room.make_room(self._repository, exc.left_bytes, was_made)
+                if not made or not attempts_left:
                     needed = sum(leaf.length for leaf in flat.leaves)
                     raise room.full_disk(self._repository, request.run, needed, exc) from exc
                 was_made = True

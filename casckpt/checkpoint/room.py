@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _AGAIN_S: Final = 60.0
 """A disk that stays full is not collected on for every save."""
 
+_LITTLE_BYTES: Final = 1 << 20
+"""What a failed save may leave behind until the next collection."""
+
 _in_vain: dict[Path, float] = {}
 """By store, when a save last failed although what could be freed was."""
 
@@ -38,7 +41,7 @@ def note_superfluous(repository: Repository, run: str, seq: int) -> None:
     _superfluous[repository.path].append((run, seq))
 
 
-def make_room(repository: Repository, again: bool = False) -> bool:
+def make_room(repository: Repository, left_bytes: int, again: bool = False) -> bool:
     """Free what nothing needs before a save fails for want of room; tell if it helped.
 
     First what is dead or has been in the trash for its grace. If that was not enough, what
@@ -47,23 +50,32 @@ def make_room(repository: Repository, again: bool = False) -> bool:
 
     Args:
         repository: the store.
+        left_bytes: what the save itself has left behind: to free that helps nobody.
         again: room was made for this save before.
     """
-    if time.monotonic() - _in_vain.get(repository.path, -math.inf) < _AGAIN_S:
+    was_in_vain = time.monotonic() - _in_vain.get(repository.path, -math.inf) < _AGAIN_S
+    if was_in_vain and left_bytes < _LITTLE_BYTES:
         return False
+    # Rounding, and the tails of packs: to try again for so little only fills the disk anew.
+    little = left_bytes // 64
     try:
-        buried = _bury_superfluous(repository) if again else 0
-        freed = repository.gc().freed_bytes
-        if not freed and (buried := buried or _bury_superfluous(repository)):
-            freed = repository.gc().freed_bytes
+        buried = _bury_superfluous(repository) if again and not was_in_vain else 0
+        freed = repository.gc().freed_bytes - left_bytes
+        if (
+            freed <= left_bytes // 64
+            and not was_in_vain
+            and (buried := buried or _bury_superfluous(repository))
+        ):
+            freed += repository.gc().freed_bytes
     except CasckptError as exc:
         logger.debug("no room was made in %s: %s", repository.path, exc.what)
         return False
-    if freed > 0:
-        noun = "checkpoint" if buried == 1 else "checkpoints"
-        also = f", with {buried} {noun} that keep= left out" if buried else ""
-        logger.warning("the disk was full: %s of dead bytes were freed%s", size(freed), also)
-    return freed > 0
+    if was_in_vain or freed <= little:
+        return False
+    noun = "checkpoint" if buried == 1 else "checkpoints"
+    also = f", with {buried} {noun} that keep= left out" if buried else ""
+    logger.warning("the disk was full: %s of dead bytes were freed%s", size(freed), also)
+    return True
 
 
 def _bury_superfluous(repository: Repository) -> int:
@@ -113,7 +125,7 @@ def full_disk(repository: Repository, run: str, state_bytes: int, error: NoSpace
         f"cannot save {run}: the disk is full",
         # With room enough on the file system it is a quota, or others are quicker.
         f"{why}: up to {size(missing)} are missing" if missing else f"{error.why}; {why}",
-        f"`casckpt gc --now` would free {size(freeable)}"
+        f"`casckpt gc --now` would free up to {size(freeable)}"
         if freeable
         else "gc would free nothing: remove checkpoints with `casckpt rm`, or other files",
         missing_bytes=missing,

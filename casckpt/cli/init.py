@@ -42,8 +42,13 @@ def init(output: Output, path: Path | None) -> None:
         output.line(place)
     else:
         output.line(f"store made at {place}")
-        aside = formatting.size((chosen / layout.BALLAST_FILE).stat().st_size)
-        output.note(f"{aside} are set aside, so that removing works on a full disk.")
+        ballast = chosen / layout.BALLAST_FILE
+        if ballast.exists():
+            aside = formatting.size(ballast.stat().st_size)
+            output.note(f"{aside} are set aside, so that removing works on a full disk.")
+        else:
+            needed = formatting.size(layout.BALLAST_MIN_BYTES)
+            output.note(f"the disk is nearly full: saving begins when {needed} are free.")
         if path is not None and path.name != STORE_FOLDER:
             given, there = shlex.quote(str(path)), shlex.quote(place)
             output.note(f"Commands find it with --store {given}, or export CASCKPT_STORE={there}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from casckpt.errors import CasckptError, Corrupt
+from casckpt.errors import CasckptError, Corrupt, NoSpace
 from casckpt.store import (
     compaction,
     creation,
@@ -224,10 +224,14 @@ class _Collector:
         if self._recode is not None:
             dead_share = compaction.THOROUGH_DEAD_SHARE
         self._held = compaction.held_bytes(self._shared, candidates, mark, dead_share)
-        chosen = compaction.choose(candidates, mark, self._held, dead_share)
+        small = compaction.small(self._shared.path)
+        chosen = compaction.choose(candidates, mark, self._held, dead_share, small)
         chosen = compaction.fitting(chosen, mark, compaction.room(self._shared.path))
-        if chosen:
-            self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
+        # Without room what has moved has moved, and what is dead goes all the same.
+        patient = contextlib.suppress(NoSpace) if self._recode is None else contextlib.nullcontext()
+        with patient:
+            if chosen:
+                self._moved_bytes = compaction.compact(self._shared, self._run, mark, chosen)
 
     # ---- 4 and 5
 

@@ -16,6 +16,7 @@ from casckpt.store.collectors import check_run
 from casckpt.store.commits import keep_usable, set_live
 from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark, scan_objects
+from casckpt.store.own_packs import seal_bytes
 from casckpt.store.packs import PackWriter
 from casckpt.store.sharing import SharedStore
 
@@ -67,10 +68,12 @@ def choose(
     mark: Mark,
     held: Mapping[int, int],
     dead_share: float = DEAD_SHARE,
+    small_bytes: int = SMALL_BYTES,
 ) -> set[int]:
     """Return the numbers of the packs to rewrite, of those that nobody appends to.
 
-    `held` says what is needed of a pack besides objects; see `held_bytes`.
+    `held` says what is needed of a pack besides objects, see `held_bytes`; `small_bytes` below
+    which size a pack is small, see `small`.
     """
     chosen = set()
     small = set()
@@ -78,9 +81,15 @@ def choose(
         live = mark.live_bytes.get(number, 0)
         if live > 0 and is_worn(row.size, live + held.get(number, 0), dead_share):
             chosen.add(number)
-        if live > 0 and row.size < SMALL_BYTES:
+        if live > 0 and row.size < small_bytes:
             small.add(number)
     return chosen | (small if len(small) >= SMALL_COUNT else set())
+
+
+def small(path: Path) -> int:
+    """Return below which size packs are merged: not as large as little room lets them become."""
+    largest = seal_bytes(path)
+    return SMALL_BYTES if largest == layout.PACK_SEAL_BYTES else min(SMALL_BYTES, largest // 16)
 
 
 def room(path: Path) -> int:

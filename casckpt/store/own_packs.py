@@ -15,13 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from casckpt.errors import CasckptError
-from casckpt.store import codec, facts, layout, records, rows
+from casckpt.store import codec, facts, files, layout, records, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.index_writer import IndexWriter
 from casckpt.store.packs import PackFailed, PackWriter, new_uuid
 from casckpt.store.records import Buffer, Record
 from casckpt.store.sessions import Session
 from casckpt.store.workers import Workers
+
+_PACKS_IN_FREE_SPACE = 16
 
 
 class OwnPacks:
@@ -47,6 +49,7 @@ class OwnPacks:
         assert self.writer is not None
         uuid = new_uuid(self._store)
         session = self._session().uuid
+        most_bytes = seal_bytes(self._store)
 
         def register(tx: Transaction) -> int:
             number = max(tx.number("next_pack"), 1)
@@ -60,6 +63,7 @@ class OwnPacks:
         # ORDER: the row first, so that no file is ever without an owner (format.md, B2)
         number = self.writer.run(register, facts=False)
         pack = PackWriter(self._store, uuid, number, self._store_uuid, session)
+        pack.seal_bytes = most_bytes
         with self._lock:
             self._all[number] = pack
         return pack
@@ -232,6 +236,16 @@ class OwnPacks:
         """Close the descriptors only: in the child of a fork."""
         for pack in self._all.values():
             pack.abandon()
+
+
+def seal_bytes(store: Path) -> int:
+    """Return how large a pack gets: small where there is little room.
+
+    What lives in a pack must be moved before the rest of it is freed, and moved to where there is
+    room for it. Of small packs most die as a whole.
+    """
+    share = files.free_bytes(store) // _PACKS_IN_FREE_SPACE
+    return min(layout.PACK_SEAL_BYTES, max(share, layout.MIB))
 
 
 def register_ends(tx: Transaction, packs: Iterable[PackWriter]) -> None:

@@ -62,6 +62,7 @@ class PackWriter:
         self.path = pack_path(store, uuid)
         self.end = layout.PACK_HEADER_BYTES
         self.synced = 0
+        self.seal_bytes = layout.PACK_SEAL_BYTES
         self.failed = False
         self.sealed = False
         self._reserved = 0
@@ -98,7 +99,7 @@ class PackWriter:
     @property
     def full(self) -> bool:
         """Whether a new record should go to another pack."""
-        return self.failed or self.sealed or self.end >= layout.PACK_SEAL_BYTES
+        return self.failed or self.sealed or self.end >= self.seal_bytes
 
     def append(
         self,

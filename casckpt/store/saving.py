@@ -118,6 +118,8 @@ class Saver:
         else:
             # What was written is garbage now; sealed, the next gc takes it.
             self._shared.own.seal_all()
+            if isinstance(error, NoSpace):
+                error.left_bytes = self.stored_bytes
 
     # ---- chunks
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import casckpt
-from casckpt.store import layout
+from casckpt.errors import NoSpace
+from casckpt.store import files
 
 pytestmark = pytest.mark.crash
 
-MIB = 1024 * 1024
 
 SAVE_UNTIL_FULL = """
 import json, sys
@@ -120,14 +120,38 @@ def test_removing_and_collecting_work_on_a_full_disk_and_the_next_save_too(small
     assert_all_there(store, [*done[2:], *again["done"]])
 
 
-def test_a_collection_without_room_to_compact_frees_what_it_can(small_disk):
+def test_what_was_removed_from_a_full_disk_is_free_though_one_process_saved_it_all(small_disk):
     store = small_disk / "store"
-    done = save(store)["done"]  # all in one pack
+    done = save(store)["done"]
     for step in (0, 1, 2):
         assert cli(store, "rm", f"run@{step}", "--yes").returncode == 0
     collected = cli(store, "gc", "--now", "--yes")
     assert collected.returncode == 0, collected.stderr
     assert_all_there(store, done[3:])
+    again = save(store, 2)
+    assert again["failed"] is None
+    assert_all_there(store, [*done[3:], *again["done"]])
+
+
+def test_a_save_that_is_too_large_for_the_disk_leaves_no_less_room(small_disk):
+    path = small_disk / "store"
+    with casckpt.open(path) as store:
+        store.save("small", {"a": np.random.default_rng(0).bytes(2_000_000)})
+        before = files.free_bytes(path)
+        written = sum_of_writes()
+        for seed in (1, 2):
+            with pytest.raises(NoSpace):
+                store.save("large", {"a": np.random.default_rng(seed).bytes(40_000_000)})
+            assert files.free_bytes(path) > before - 200_000
+        # Each tried once: what a failed attempt leaves is no room that was made for another.
+        assert sum_of_writes() - written < 2.5 * before
+        store.save("small", {"a": np.random.default_rng(3).bytes(2_000_000)})
+        assert store.verify("bytes").ok
+
+
+def sum_of_writes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
 
 
 @pytest.mark.parametrize("free_kib", range(0, 260, 52))
@@ -161,16 +185,16 @@ def test_removing_and_collecting_need_no_free_inode(small_disk):
     assert_all_there(store, [*done[6:], *again["done"]])
 
 
-def test_a_loop_goes_on_on_a_disk_that_holds_what_keep_chooses(small_disk, monkeypatch):
+@pytest.mark.parametrize("size", [1_500_000, 2_000_000, 3_000_000, 4_500_000])
+def test_a_loop_goes_on_on_a_disk_that_holds_what_keep_chooses(small_disk, size):
     """The hour in the trash is for people who change their minds, not for the disk to fill up."""
-    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 3 * MIB)  # as small as the disk
     path, steps = small_disk / "store", 30
     with casckpt.open(path) as store, store.run("loop") as run:
         state = casckpt.State(data=b"", epoch=0)
         for epoch in run.epochs(steps, state, save_every=1, keep=casckpt.KeepLast(2)):
-            state.data, state.epoch = np.random.default_rng(epoch).bytes(2_000_000), epoch
+            state.data, state.epoch = np.random.default_rng(epoch).bytes(size), epoch
     with casckpt.open(path, mode="r") as store:
         assert [one.step for one in store.checkpoints("loop")] == [steps - 1, steps]
         newest = store.restore(f"loop@{steps}")
-        assert newest["data"] == np.random.default_rng(steps).bytes(2_000_000)
+        assert newest["data"] == np.random.default_rng(steps).bytes(size)
         assert store.verify().ok

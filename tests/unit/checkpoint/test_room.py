@@ -157,13 +157,13 @@ def test_what_policies_left_out_is_freed_and_what_people_removed_stays(
         store.undelete("r@2")
         with monkeypatch.context() as patched:
             patched.setattr(type(store._repository), "bury", full)
-            assert not room.make_room(store._repository, again=True)
-        assert room.make_room(store._repository, again=True)
+            assert not room.make_room(store._repository, 0, again=True)
+        assert room.make_room(store._repository, 0, again=True)
         assert "with 1 checkpoint that keep= left out" in caplog.text
         assert [one.ref for one in store.checkpoints("r")] == ["r@2", "r@3", "r@4"]
         assert [one.ref for one in store.checkpoints("r", trash=True)] == ["r@1"]
         for step in (2, 3, 4):
             assert np.array_equal(store.restore(f"r@{step}")["a"], array(step))
         assert store.verify().ok
-        room.make_room(store._repository, again=True)
+        room.make_room(store._repository, 0, again=True)
         assert store.undelete("r@1").ref == "r@1"

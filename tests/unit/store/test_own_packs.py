@@ -14,17 +14,26 @@ def put(own, payload: bytes):
     return own.append(layout.TYPE_CHUNK, layout.ENCODING_RAW, bytes(32), len(payload), (), payload)
 
 
-def test_records_of_a_session_go_to_one_pack_until_it_is_full(repository, monkeypatch):
+def test_records_of_a_session_go_to_one_pack_until_it_is_full(repository):
     own = repository._shared().own
     first, _ = put(own, b"a")
     assert put(own, b"b")[0] is first
-    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 1)
+    first.seal_bytes = 1
     second, _ = put(own, b"c")
     assert second is not first
     own.sync([first, second])
     assert first.sealed
     assert first.synced == first.end
     assert second.synced == second.end
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "pack_mib"), [(0, 1), (17, 17 / 16), (160, 10), (1024, 64), (1 << 20, 64)]
+)
+def test_packs_are_small_where_there_is_little_room(repository, monkeypatch, free_mib, pack_mib):
+    monkeypatch.setattr(files, "free_bytes", lambda path: free_mib << 20)
+    pack, _ = put(repository._shared().own, b"a")
+    assert pack.seal_bytes == pack_mib * (1 << 20)
 
 
 def test_a_full_pack_gives_back_what_it_reserved(repository, monkeypatch):

@@ -127,8 +127,8 @@ def test_a_fact_after_a_large_save_reserves_little(pack):
     assert files.allocated_bytes(pack.path) <= (4 << 20) + (256 << 10)
 
 
-def test_a_sealed_pack_takes_nothing_and_a_full_one_says_so(pack, monkeypatch):
-    monkeypatch.setattr(layout, "PACK_SEAL_BYTES", 1000)
+def test_a_sealed_pack_takes_nothing_and_a_full_one_says_so(pack):
+    pack.seal_bytes = 1000
     assert not pack.full
     append(pack, bytes(2000))
     assert pack.full
