@@ -38,6 +38,11 @@ def begin_run(shared: SharedStore) -> bytes:
     return run
 
 
+def fence(tx: Transaction) -> None:
+    """End the collection that goes on, if there is one: its next transaction is not its own."""
+    tx.put("meta", b"gc_run", os.urandom(16))
+
+
 def check_run(tx: Transaction, run: bytes) -> None:
     """Raise StoreBusy unless the collector `run` is still the one (a lost gc.lock is no harm)."""
     if tx.get("meta", b"gc_run") != run:

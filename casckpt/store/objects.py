@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from casckpt import native
 from casckpt.errors import BadRequest, Busy, Corrupt, Deleted, NewerFormat
 from casckpt.store import codec, layout, records, rows
+from casckpt.store.collectors import fence
 from casckpt.store.commits import keep_usable, revive, set_live
 from casckpt.store.environment import Chain, Transaction
 from casckpt.store.own_packs import register_ends
@@ -324,6 +325,9 @@ class ObjectWriter:
                 keep_usable(tx, identity)
                 continue
             base = record.base
+            if here is not None:
+                # A collection that has seen the row where it was counts the new pack as dead.
+                fence(tx)
             below = tx.chain(base) if base else []
             if below is None or any(link == identity for link, _, _ in below):
                 raise SaveAgain("the save was interrupted", "a collector freed a base it relies on")

@@ -53,6 +53,7 @@ MUTANTS: tuple[Mutant, ...] = (
         False,
         "the commit check finds the hole; the rule saves the late miss and bounds the depth",
     ),
+    Mutant(("anew_fences",), "stored anew beside moves"),
     Mutant(("commit_check",), "savers"),
     Mutant(("commit_epoch_again",), "lost locks"),
     Mutant(("commit_sets_live",), "savers"),

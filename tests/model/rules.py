@@ -27,6 +27,7 @@ class Rules:
     kept_rows_set_live: bool = True  # a kept row's whole chain is set live
     replace_unusable: bool = True  # an existing row wins only if it is usable
     base_checked_at_index: bool = True  # base chain whole, and without the own id
+    anew_fences: bool = True  # a save that replaces a usable row takes gc_run from who has it
     # SAVE 6: commit
     commit_check: bool = True  # gc_epoch moved: every chain is looked at again
     commit_epoch_again: bool = True  # the write transaction compares the epoch of the check
@@ -84,6 +85,7 @@ class Bounds:
     layout: Layout = DELTA_LAYOUT  # packs at the start: records as (id, base id or "")
     savers: tuple[int, ...] = ()  # savers that take part, each one save
     bases: tuple[str, ...] = ("X", "Y")  # chunks that may serve as a base of a new delta
+    distrust: bool = False  # a saver may have found a chunk that it hits damaged, and store it anew
     removable: tuple[str, ...] = ()  # checkpoints that the user may remove, once each
     undelete: bool = False  # ... and undelete, once each
     reader: str = ""  # checkpoint that a reader restores

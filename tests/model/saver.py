@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from .rules import Model
@@ -23,6 +24,7 @@ from .state import (
 
 Steps = Iterator[tuple[str, World]]
 OUT = ("idle", "dead", "acked")  # phases outside a save
+ANEW = "!"  # instead of a base: whole, and in the place of a usable row that is known to be damaged
 
 
 def saver_steps(model: Model, world: World) -> Steps:
@@ -73,9 +75,13 @@ def _look_up(model: Model, world: World, who: int) -> Steps:
     bases = [""]
     if any(model.is_chunk(name) for name in missing):
         bases += [b for b in model.bounds.bases if b not in wanted and _may_carry(index, b)]
-    for base in bases:
+    hurt = [""]
+    if model.bounds.distrust:
+        hurt += [name for name in hits if model.is_chunk(name)]
+    for base, damaged in itertools.product(bases, hurt):
         store = [(name, base if model.is_chunk(name) else "") for name in missing]
-        relied = [*hits, base] if base else hits
+        store += [(damaged, ANEW)] if damaged else []
+        relied = [name for name in (*hits, base) if name and name != damaged]
         revive = tuple(name for name in relied if index.cold_packs(name))
         saver = world.savers[who]._replace(
             phase="revive" if revive else "pack",
@@ -83,6 +89,7 @@ def _look_up(model: Model, world: World, who: int) -> Steps:
             revive=revive,
         )
         found = f"{' '.join(missing) or 'nothing'} missing{', base ' + base if base else ''}"
+        found += f", {damaged} damaged" if damaged else ""
         yield f"SAVE 2 saver {who} looks up: {found}", _with(world, who, saver)
 
 
@@ -134,7 +141,9 @@ def _append(model: Model, world: World, who: int) -> Steps:
     """SAVE 3 and 4: append chunks, lists, manifest; the pack may fill up and be sealed."""
     saver = world.savers[who]
     file = world.files[saver.pack] or PackFile(NOBODY, (), 0)
-    records = file.records + saver.store
+    records = file.records + tuple(
+        (name, "" if base == ANEW else base) for name, base in saver.store
+    )
     volatile = model.bounds.power_loss
     synced = file.synced if volatile else len(records)
     after = "sync" if volatile and model.rules.sync_before_index else "index"
@@ -164,7 +173,7 @@ def _index(model: Model, world: World, who: int) -> Steps:
     own = saver.pack
     registering = index.packs[own] == ABSENT and not rules.row_before_file
     if index.packs[own] <= DROPPED and rules.own_pack_checked and not registering:
-        store = tuple((name, "") for name, _ in saver.store)
+        store = tuple((name, base if base == ANEW else "") for name, base in saver.store)
         again = saver._replace(phase="pack", store=store, pack=-1)
         yield f"SAVE 5 saver {who}: its pack {own} was dropped", _with(world, who, again)
         return
@@ -173,7 +182,11 @@ def _index(model: Model, world: World, who: int) -> Steps:
     batch_count = 1 if model.bounds.batch else len(saver.store)
     refused: list[Record] = []
     for name, base in saver.store[:batch_count]:
-        if name in index.rows and (index.usable(name) or not rules.replace_unusable):
+        if base == ANEW:
+            index.rows[name] = (own, "")
+            # The run that goes on has seen the row elsewhere, and counts this pack as dead.
+            world = world._replace(gc_run=-2) if rules.anew_fences else world
+        elif name in index.rows and (index.usable(name) or not rules.replace_unusable):
             if rules.kept_rows_set_live:
                 index.take(name)
         elif base and rules.base_checked_at_index and not _base_holds(index, name, base):

@@ -82,6 +82,13 @@ SCENARIOS: dict[str, Bounds] = {
     ),
     # A row is repointed at another copy of its record.
     "repair": Bounds(removable=("M0",), cycles=2, copies=1, repair=True),
+    # A saver takes a chunk that it has found damaged for missing, and replaces its row.
+    "stored anew": Bounds(
+        savers=(0, 1), removable=("M1",), bases=("X",), distrust=True, seal=True, kills=False
+    ),
+    "stored anew beside moves": Bounds(
+        savers=(0,), removable=("M0",), cycles=2, copies=1, distrust=True, rebuild_check=False
+    ),
     # Blobs of more than one chunk.
     "lists": Bounds(
         refs=LISTS,
@@ -123,6 +130,7 @@ SHORT: dict[str, Bounds] = {
     "lost locks": _small("lost locks", cycles=1),
     "batches": SCENARIOS["batches"],
     "two compactors": _small("two compactors", kills=False),
+    "stored anew": _small("stored anew", savers=(0,)),
     "lists": _small("lists", lost_locks=False),
     "facts": _small("facts", cycles=1),
     "power loss": _small("power loss", savers=(0,)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 import casckpt
-from casckpt.errors import CasckptError
+from casckpt.errors import CasckptError, StoreBusy
 from casckpt.store import records
+from casckpt.store.collectors import begin_run, check_run
 from tests.unit.test_api_restores import damage, weights
 
 np = pytest.importorskip("numpy")
@@ -76,6 +77,22 @@ def test_what_rests_on_a_damaged_base_is_stored_whole(store):
     restored(store, "r@0")
     store.save("s", {"w": first}, 1)
     assert np.array_equal(store.restore("r@0")["w"], first)
+
+
+def test_a_collection_that_saw_the_damaged_place_ends(store):
+    """It counts the pack with the new copy as dead (found by the model of the protocol)."""
+    state = {"w": weights(91)}
+    store.save("r", state, 1)
+    shared = store._repository._shared()
+    run = begin_run(shared)
+    store.save("r", state | {"x": 1}, 2)
+    with shared.environment.read() as tx:
+        check_run(tx, run)
+    damage(store, store.get("r@1"), "w")
+    restored(store, "r@1")
+    store.save("r", state | {"x": 2}, 3)
+    with shared.environment.read() as tx, pytest.raises(StoreBusy):
+        check_run(tx, run)
 
 
 def test_a_damaged_list_is_written_anew(store):
