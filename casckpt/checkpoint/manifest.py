@@ -131,6 +131,12 @@ def encode(manifest: Manifest) -> bytes:
         )
 
 
+def unreadable(ref: str, error: Corrupt) -> Corrupt:
+    """Return the error for a checkpoint whose manifest is damaged."""
+    why = f"its list of tensors cannot be read: {error.why or error.what}"
+    return Corrupt(f"{ref} is damaged", why, ref=ref)
+
+
 def decode(body: bytes | bytearray | memoryview, ref_count: int) -> Manifest:
     """Return the manifest of a body, after checking everything that can be checked without blobs.
 

@@ -29,7 +29,7 @@ from casckpt.checkpoint.refs import (
     select,
     selects_run,
 )
-from casckpt.errors import Ambiguous, BadRef, NotFound
+from casckpt.errors import Ambiguous, BadRef, Corrupt, NotFound
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.manifest import Manifest
@@ -276,14 +276,14 @@ class Catalog:
         # Not at the top: `ls` reads no manifest and starts faster without the parser.
         from casckpt.checkpoint import manifest
 
-        refs, body = self._repository.read_manifest(bytes.fromhex(checkpoint.id))
+        try:
+            refs, body = self._repository.read_manifest(bytes.fromhex(checkpoint.id))
+        except Corrupt as exc:
+            raise manifest.unreadable(checkpoint.ref, exc) from exc
         return manifest.decode(body, len(refs)), list(refs)
 
     def unique_bytes(self, checkpoint: Checkpoint) -> int:
-        """Return the stored bytes that no other checkpoint, trash included, reaches.
-
-        Reads the references of every manifest of the store.
-        """
+        """Return the stored bytes that no other, trash included, reaches; reads every manifest."""
         own = self._repository.closure([bytes.fromhex(checkpoint.id)])
         rows = self._repository.checkpoint_rows(states=_LIVE + _TRASH)
         others = {row.manifest_id for row in rows if row.seq != checkpoint.seq}

@@ -40,6 +40,7 @@ class RepairResult:
         refilled_count: damaged or missing objects that were put back from another copy.
         quarantined: names of damaged packs that were set aside, in the store's `quarantine`.
         verified: what is still damaged, and what is whole; None if nothing was looked at.
+        found_damage: a rebuild met records that cannot be read, or commits without their fact.
     """
 
     rebuilt: bool
@@ -50,6 +51,7 @@ class RepairResult:
     refilled_count: int = 0
     quarantined: tuple[str, ...] = ()
     verified: VerifyResult | None = None
+    found_damage: bool = False
 
 
 def _way_out(place: Path) -> str:
@@ -81,8 +83,10 @@ def repair_store_at(
             "a store is no source for itself", f"{path} is what is repaired", "name another store"
         )
     messages: tuple[str, ...] = ()
+    found_damage = False
     if rebuild_index:
-        messages = _messages(Repository.rebuild_index(path, progress, place_of))
+        rebuilt = Repository.rebuild_index(path, progress, place_of)
+        messages, found_damage = _messages(rebuilt), bool(rebuilt.unreadable or rebuilt.gaps)
     refilled_count = 0
     quarantined: tuple[str, ...] = ()
     verified: VerifyResult | None = None
@@ -101,7 +105,15 @@ def repair_store_at(
         count = len(repository.checkpoint_rows())
     names = tuple(f"{run}@{step}" for run, step in recovered)
     return RepairResult(
-        rebuild_index, accept, count, names, messages, refilled_count, quarantined, verified
+        rebuild_index,
+        accept,
+        count,
+        names,
+        messages,
+        refilled_count,
+        quarantined,
+        verified,
+        found_damage,
     )
 
 

@@ -76,7 +76,8 @@ class Restores(StoreHandle):
             NotFound: there is no such checkpoint, or a glob matches nothing.
             TreeMismatch: `into` does not fit; it lists what is missing, extra and different.
             Corrupt: bytes are damaged. It names the tensors, the checkpoints that share them,
-                and the newest whole one (attributes `paths`, `shared_by`, `newest_whole`).
+                and the newest whole one (attributes `paths`, `shared_by`, `newest_whole`). What
+                was given as `into` may hold anything then.
             PickleRefused: the checkpoint holds pickled objects.
             MissingExtra: a library that it needs is not installed.
         """
@@ -107,8 +108,6 @@ class Restores(StoreHandle):
         except (Corrupt, Deleted) as exc:
             if fallback:
                 return store._fall_back(checkpoint, exc, attempt)
-            if isinstance(exc, Deleted):
-                raise
             raise store._explained(checkpoint, exc) from exc
 
     def _fall_back(self, damaged: Checkpoint, error: Corrupt | Deleted, attempt: Any) -> Any:
@@ -152,14 +151,18 @@ class Restores(StoreHandle):
             misfits: REFs of those that were tried instead and do not fit what was asked.
         """
         if isinstance(error, Deleted):
-            return error
+            row = self._repository.checkpoint_row(damaged.run, damaged.seq)
+            if row is None or row.state != "live":
+                return error
+            error = Corrupt(error.what, "no pack holds it")
         blob_ids = set(getattr(error, "blob_ids", ()))
         shared_by = self._sharing(damaged, blob_ids) if blob_ids else []
         excluded = {damaged, *shared_by}
         whole = self._first_whole(self._newest_first(damaged.run), excluded)
         stand_in = self._first_whole(self._stand_ins(damaged), excluded)
         paths = list(getattr(error, "paths", ()))
-        what = f"{damaged.ref} is damaged: {_names(paths) or error.what}"
+        named = error.what == f"{damaged.ref} is damaged"
+        what = error.what if named else f"{damaged.ref} is damaged: {_names(paths) or error.what}"
         why = (
             f"the same bytes are in {_names([ck.ref for ck in shared_by])}"
             if shared_by

@@ -44,7 +44,7 @@ def repair(output: Output, source: str | None, rebuild_index: bool, accept: bool
     --rebuild-index reads every pack and makes a new index beside the old one, and a format.json
     if that is lost. Until --accept, gc frees nothing, so that a mistake can still be undone.
 
-    Exit code 0: all is whole. 1: something stays lost.
+    Exit code 0: all is whole. 1: something stays lost, or --rebuild-index met damage.
     """
     path = stores.locate(output.settings)
     from casckpt.api import repair_store
@@ -60,7 +60,8 @@ def repair(output: Output, source: str | None, rebuild_index: bool, accept: bool
         output.lines(done.verified.lost if done.verified else ())
     else:
         _show(output, done)
-    return 0 if done.verified is None or done.verified.ok else FINDINGS
+    is_whole = done.verified is None or done.verified.ok
+    return 0 if is_whole and not done.found_damage else FINDINGS
 
 
 def _record(done: RepairResult) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def _record(done: RepairResult) -> dict[str, Any]:
         "checkpoint_count": done.checkpoint_count,
         "recovered": list(done.recovered),
         "messages": list(done.messages),
+        "found_damage": done.found_damage,
         "refilled_count": done.refilled_count,
         "quarantined": list(done.quarantined),
         "verified": None if done.verified is None else record_of(done.verified),

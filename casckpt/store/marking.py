@@ -17,6 +17,7 @@ from casckpt.errors import CasckptError, Corrupt
 from casckpt.native import PrefixSet
 from casckpt.store import layout, packs, records, rows
 from casckpt.store.environment import Transaction
+from casckpt.store.findings import reason
 from casckpt.store.index_writer import read_roots
 from casckpt.store.sharing import SharedStore
 
@@ -155,7 +156,7 @@ def _refs(
             record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
     except (FileNotFoundError, CasckptError) as exc:
         raise Corrupt(
-            f"object {identity.hex()[:10]} cannot be read", f"{exc}; nothing is freed"
+            f"object {identity.hex()[:10]} cannot be read", f"{reason(exc)}; nothing is freed"
         ) from exc
     if record.id != identity:
         raise Corrupt(f"object {identity.hex()[:10]} is not where it should be", "nothing is freed")

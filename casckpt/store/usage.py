@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from casckpt.errors import Corrupt
 from casckpt.store import files, layout, packs, rows
 from casckpt.store.sharing import SharedStore
 
@@ -59,7 +59,7 @@ def closure(shared: SharedStore, manifest_ids: Sequence[bytes]) -> dict[bytes, t
     """Return every object that manifests reach, bases included: id -> (logical, stored bytes).
 
     Logical is 0 for lists and manifests: they are no bytes of the user's. Objects that are
-    missing are left out; `verify` reports them.
+    missing are left out, and so is what only a damaged one names; `verify` reports them.
     """
     found: dict[bytes, tuple[int, int]] = {}
     frontier = list(manifest_ids)
@@ -83,14 +83,10 @@ def closure(shared: SharedStore, manifest_ids: Sequence[bytes]) -> dict[bytes, t
             if row.base:
                 frontier.append(row.base)
             if row.kind != layout.TYPE_CHUNK:
-                try:
-                    with shared.packs.borrow(pack.uuid) as file:
-                        record = packs.read_header(
-                            file.descriptor, file.path, pack.uuid, row.offset
-                        )
-                except FileNotFoundError as exc:
-                    raise Corrupt(
-                        f"the pack {pack.uuid.hex()} is missing", "something in it is needed"
-                    ) from exc
-                frontier.extend(record.refs)
+                with (
+                    contextlib.suppress(*files.DAMAGE),
+                    shared.packs.borrow(pack.uuid) as file,
+                ):
+                    record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
+                    frontier.extend(record.refs)
     return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 import casckpt
-from casckpt.errors import CasckptError, StoreBusy
+from casckpt.api import repair_store
+from casckpt.errors import CasckptError, Corrupt, StoreBusy
 from casckpt.store import records
 from casckpt.store.collectors import begin_run, check_run
+from casckpt.store.packs import pack_path
 from tests.unit.test_api_restores import damage, weights
 
 np = pytest.importorskip("numpy")
@@ -103,6 +107,45 @@ def test_a_damaged_list_is_written_anew(store):
     store.save("r", state, 2)
     assert np.array_equal(store.restore("r@2")["w"], state["w"])
     assert np.array_equal(store.restore("r@1")["w"], state["w"])
+
+
+@pytest.mark.parametrize("offset", [20, 150])
+def test_a_damaged_manifest_is_told_by_the_name_of_its_checkpoint_and_hides_no_other(store, offset):
+    for step in range(3):
+        store.save("r", {"w": weights(step)}, step)
+    shared = store._repository._shared()
+    with shared.environment.read() as tx:
+        row = tx.object(bytes.fromhex(store.get("r@1").id))
+        path = pack_path(store.path, tx.pack(row.pack).uuid)
+    data = bytearray(path.read_bytes())
+    data[row.offset + offset] ^= 1
+    path.write_bytes(data)
+    for asked in (lambda: store.restore("r@1"), lambda: store.entries("r@1")):
+        with pytest.raises(Corrupt, match="r@1 is damaged\nits list of tensors cannot be read"):
+            asked()
+    assert store.get("r@2").unique_bytes > 900_000
+    assert store.stats().logical_bytes > 0
+    if offset == 20:  # of the header, which a collection reads
+        with pytest.raises(Corrupt) as caught:
+            store.gc(now=True)
+        assert len(str(caught.value).splitlines()) == 3
+
+
+def test_what_a_rebuild_could_not_read_is_damage_and_not_removed(store, tmp_path):
+    """Its checkpoint is live: nobody has removed anything."""
+    for step in range(2):
+        store.save("r", {"w": weights(20 + step)}, step)
+    damage(store, store.get("r@1"), "w")
+    store.close()
+    shutil.rmtree(store.path / "index.0")
+    done = repair_store(store.path, rebuild_index=True)
+    assert done.found_damage
+    with casckpt.open(store.path) as again:
+        with pytest.raises(Corrupt, match=r"r@1 is damaged.*\nno pack holds it"):
+            again.restore("r@1")
+        assert np.array_equal(again.restore("r@1", fallback=True)["w"], weights(20))
+        again.save("r", {"w": weights(21)}, 2)
+        assert np.array_equal(again.restore("r@1")["w"], weights(21))
 
 
 def test_a_training_that_begins_anew_over_damage_makes_whole_checkpoints(store):
