@@ -188,8 +188,9 @@ class Committing(StoreHandle):
                 config = manifests.config_beside(refs.index(infos[-1].id), len(beside))
             made = self._manifest(request, place, flat, entries, config)
             if place.existing is not None:
-                before, refs_before = self._catalog.manifest_and_refs(place.existing)
-                if manifests.same_content(made, refs, before, refs_before):
+                if self._is_same(place.existing, made, refs):
+                    if saver.stored_bytes:
+                        saver.put_back()
                     return self._add_to(place.existing, request)
                 self._check_replace(request, place.existing)
             manifest_id = saver.put_manifest(refs, manifests.encode(made)).id
@@ -223,6 +224,16 @@ class Committing(StoreHandle):
             request.run, place.line, manifest_id.hex(), layout_of_plan(plan, infos)
         )
         return self._committed(request, place, seq, manifest_id, facts, stalled=stall_s is None)
+
+    def _is_same(self, existing: Checkpoint, made: Manifest, refs: list[bytes]) -> bool:
+        """Tell whether a checkpoint has this content; one whose manifest is lost has another."""
+        from casckpt.checkpoint import manifest as manifests
+
+        try:
+            before, refs_before = self._catalog.manifest_and_refs(existing)
+        except (Corrupt, Deleted):
+            return False
+        return manifests.same_content(made, refs, before, refs_before)
 
     def _base_layout(self, request: SaveRequest, place: Place) -> Layout:
         """Return the blobs that a save may be coded against: those of the parent."""

@@ -303,6 +303,14 @@ def free_bytes(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def length_of(path: Path) -> int:
+    """Return the bytes of a file, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def identity(path: Path) -> tuple[int, int] | None:
     """Return what tells a file or folder from another of the same name; None if there is none."""
     try:

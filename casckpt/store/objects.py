@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from casckpt import native
 from casckpt.errors import BadRequest, Busy, Corrupt, Deleted, NewerFormat
-from casckpt.store import codec, layout, records, rows
+from casckpt.store import codec, files, layout, records, rows
 from casckpt.store.collectors import fence
 from casckpt.store.commits import keep_usable, revive, set_live
 from casckpt.store.environment import Chain, Transaction
 from casckpt.store.own_packs import register_ends
-from casckpt.store.packs import PackWriter
+from casckpt.store.packs import PackWriter, pack_path
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
 
@@ -121,6 +121,7 @@ class ObjectWriter:
         self._level = level
         self._max_delta_depth = max_delta_depth
         self._refused: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
         self._lock = threading.Lock()
         self.known: set[bytes] = set()
         self.placed: dict[bytes, tuple[PackWriter, records.Record]] = {}
@@ -162,7 +163,7 @@ class ObjectWriter:
                 chain = tx.chain(identity)
                 if chain is None:
                     missing[identity] = None
-                elif self._shared.rests_on_damage(chain):
+                elif not self._reaches(chain):
                     missing[identity] = None
                     hurt.add(identity)
                 elif _is_cold(chain):
@@ -184,6 +185,21 @@ class ObjectWriter:
             missing.update({identity: None for identity in mine if identity in late})
         return missing
 
+    def _reaches(self, chain: Chain) -> bool:
+        """Tell whether the packs of a chain are there, and as long as its records need them.
+
+        A lost or cut file is seen at one look. Whether bytes have changed in it only reading tells.
+        """
+        for _, row, pack in chain:
+            end = row.offset + row.total_bytes
+            if end > self._lengths.get(row.pack, 0):
+                # Not looked at yet, or one that has grown since.
+                length = files.length_of(pack_path(self._shared.path, pack.uuid))
+                self._lengths[row.pack] = length
+                if end > length:
+                    self._shared.damaged.add((row.pack, row.offset))
+        return not self._shared.rests_on_damage(chain)
+
     def _base_of(self, piece: Piece | None) -> bytes | None:
         """Return what a piece is likely to resemble, unless it is to be stored whole."""
         if piece is None or piece.base is None or piece.base.whole:
@@ -201,7 +217,7 @@ class ObjectWriter:
     ) -> bytes | None:
         """Return what a piece may be stored against; a base to be revived goes to `cold`."""
         chain = tx.chain(base)
-        if piece is None or chain is None or self._shared.rests_on_damage(chain):
+        if piece is None or chain is None or not self._reaches(chain):
             return None
         # Every link is one more record to read at each restore.
         spare = len(chain) - self._max_delta_depth

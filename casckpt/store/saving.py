@@ -245,6 +245,14 @@ class Saver:
         """
         return self._finish(partial(insert_checkpoint, request=request), row_count=3)
 
+    def put_back(self) -> None:
+        """Register what was stored, for checkpoints that name it already: it was lost or damaged.
+
+        Raises:
+            SaveAgain: a collector took something this save relies on; begin it anew.
+        """
+        self._finish(lambda tx: None, row_count=0)
+
     def add_rows(self, writes: Sequence[RowWrite]) -> list[bool]:
         """Put rows whose roots are manifests of this save where there are none; durable on return.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
 import casckpt
 from casckpt.api import repair_store
-from casckpt.errors import CasckptError, Corrupt, StoreBusy
+from casckpt.errors import CasckptError, Corrupt, StepExists, StoreBusy
 from casckpt.store import records
 from casckpt.store.collectors import begin_run, check_run
 from casckpt.store.packs import pack_path
@@ -81,6 +82,55 @@ def test_what_rests_on_a_damaged_base_is_stored_whole(store):
     restored(store, "r@0")
     store.save("s", {"w": first}, 1)
     assert np.array_equal(store.restore("r@0")["w"], first)
+
+
+@pytest.mark.parametrize("cut_to", [None, 0, 500_000])
+def test_a_save_sees_that_a_pack_is_lost_or_cut(store, cut_to):
+    state = {"frozen": weights(15), "k": 0}
+    store.save("r", state, 0)
+    with casckpt.open(store.path) as other:
+        other.save("r", state | {"k": 1}, 1)
+    place = store.path
+    store.close()
+    for pack in sorted(place.glob("packs/*/*.pack")):
+        if pack.stat().st_size > 500_000:
+            pack.unlink() if cut_to is None else os.truncate(pack, cut_to)
+    with casckpt.open(place) as again:
+        near = weights(15)
+        near[::50] += 1
+        again.save("r", state | {"k": 2}, 2)
+        again.save("s", {"frozen": near}, 0, parent="r@2")
+    with casckpt.open(place, mode="r") as again:
+        assert np.array_equal(again.restore("r@2")["frozen"], weights(15))
+        assert np.array_equal(again.restore("s@0")["frozen"], near)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+@pytest.mark.parametrize("replace", [False, True])
+def test_the_same_state_at_the_same_step_puts_back_what_was_damaged(store, repaired, replace):
+    state = {"w": weights(16), "k": 0}
+    for step in range(3):
+        store.save("r", state | {"k": step}, step)
+    damage(store, store.get("r@2"), "w")
+    restored(store, "r@2")
+    if repaired:
+        assert not store.repair().verified.ok
+    store.save("r", state | {"k": 2}, 2, replace=replace)
+    for step in range(3):
+        assert np.array_equal(store.restore(f"r@{step}")["w"], weights(16))
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_checkpoint_whose_manifest_is_damaged_can_be_replaced(store, repaired):
+    state = {"w": weights(17)}
+    store.save("r", state, 1)
+    repacked(store, 3)
+    if repaired:
+        assert not store.repair().verified.ok
+    with pytest.raises(StepExists):
+        store.save("r", state, 1)
+    store.save("r", state, 1, replace=True)
+    assert np.array_equal(store.restore("r@1")["w"], weights(17))
 
 
 def test_a_collection_that_saw_the_damaged_place_ends(store):
