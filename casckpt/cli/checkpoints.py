@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from casckpt.checkpoint.refs import is_glob
 from casckpt.cli import formatting
 from casckpt.strictjson import plain
 
@@ -40,8 +41,12 @@ def place(checkpoint: Checkpoint) -> tuple[str, str]:
     return run, step
 
 
-def newest(checkpoints: Sequence[Checkpoint]) -> set[str]:
-    """Return the ids of the newest checkpoint of every run and line."""
+def newest(checkpoints: Sequence[Checkpoint], pattern: str) -> set[str]:
+    """Return the ids of the newest checkpoint of every run and line.
+
+    A run by its name alone is one line: that which is open, with what it began with.
+    """
+    one_line = "~" not in pattern and not is_glob(pattern)
     ordered = sorted(checkpoints, key=_by_position)
-    last = {(checkpoint.run, checkpoint.line): checkpoint.id for checkpoint in ordered}
+    last = {(each.run, 0 if one_line else each.line): each.id for each in ordered}
     return set(last.values())

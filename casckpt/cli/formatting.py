@@ -33,6 +33,10 @@ def size(byte_count: int) -> str:
     return f"{sign}{value:.{digits}f} {unit}"
 
 
+_ARRAY = re.compile(r"(\{.*\}|\S+) (\[(?:\d+(?:, \d+)*)?\](?: .*)?)")
+"""The description of an array: dtype, shape, and what else is known; any other value is JSON."""
+
+
 def dtype_name(dtype: str) -> str:
     """Return the name of a dtype for numpy's code of it, `float32` for `<f4`; others as it is."""
     found = re.fullmatch(_DTYPE, dtype)
@@ -46,8 +50,8 @@ def dtype_name(dtype: str) -> str:
 
 def value_text(text: str) -> str:
     """Return the description of a value, `<f4 [3, 4]`, with its dtype by name."""
-    dtype, bracket, rest = text.partition(" [")
-    return dtype_name(dtype) + bracket + rest
+    found = _ARRAY.fullmatch(text)
+    return text if found is None else f"{dtype_name(found[1])} {found[2]}"
 
 
 def exact(byte_count: int) -> str:

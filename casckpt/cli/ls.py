@@ -105,7 +105,8 @@ def ls(
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in found)
     else:
-        _table(output, found, everything, best, trash)
+        latest = set() if trash else views.newest(everything, pattern)
+        _table(output, found, latest, best, trash)
         _sum(output, found, everything)
 
 
@@ -175,7 +176,7 @@ def _newest(found: Sequence[Checkpoint], limit: int) -> list[Checkpoint]:
 def _table(
     output: Output,
     found: Sequence[Checkpoint],
-    everything: Sequence[Checkpoint],
+    latest: set[str],
     best: str | None,
     trash: bool,
 ) -> None:
@@ -186,7 +187,6 @@ def _table(
     shown = ([best] if best else []) + others
     shown = shown[:METRICS_SHOWN]
     ranked = best is not None and bool(found) and math.isfinite(found[0].metrics[best])
-    latest = set() if trash else views.newest(everything)
     best_of_run: dict[str, str] = {}
     if best:
         for checkpoint in found:

@@ -34,7 +34,8 @@ def tree(output: Output, pattern: str) -> None:
     """Show the runs that match PATTERN, and for each line of a run its steps and its parent."""
     (pattern,) = stores.split(output.settings, pattern)
     with stores.opened(output.settings) as store:
-        found = store.checkpoints(pattern)
+        # A name alone is the line that is open, and what it began with; here all of them count.
+        found = store.checkpoints(pattern if "~" in pattern else f"{pattern}~*")
         everywhere = {checkpoint.id: checkpoint.ref for checkpoint in store.checkpoints()}
         known = _known(store, pattern)
         if not found and not known and pattern != "*":

@@ -87,11 +87,11 @@ def verify(
                 progress=report,
             )
     if output.json:
-        output.document("verify", **record_of(found))
+        output.document("verify", **record_of(found), sample=sample)
     elif output.quiet:
         output.lines(found.lost)
     else:
-        show(output, found, in_turns=older_than is not None)
+        show(output, found, in_turns=older_than is not None, sample=sample)
         if not found.ok:
             output.note("Nothing was changed. `casckpt repair` puts back what has another copy.")
     return 0 if found.ok else FINDINGS
@@ -119,16 +119,20 @@ def record_of(found: VerifyResult) -> dict[str, Any]:
     }
 
 
-def show(output: Output, found: VerifyResult, *, in_turns: bool = False) -> None:
+def show(
+    output: Output, found: VerifyResult, *, in_turns: bool = False, sample: float | None = None
+) -> None:
     """Write what is damaged, and whom it concerns, or that nothing is."""
-    checked = (
-        f"{formatting.size(found.checked_bytes)} checked" if found.checked_bytes else found.level
-    )
+    was_read = found.checked_bytes or sample is not None
+    checked = f"{formatting.size(found.checked_bytes)} checked" if was_read else found.level
+    if sample is not None:
+        checked += f", a sample of {100 * sample:.3g} %"
     if in_turns:
         checked = f"{formatting.size(found.checked_bytes)} were due and checked"
     whole = formatting.count(len(found.whole), "checkpoint")
     if found.ok:
-        output.line(output.style(f"whole: {whole}, {checked}", fg="green"))
+        what = "whole" if sample is None else "no damage met"
+        output.line(output.style(f"{what}: {whole}, {checked}", fg="green"))
         return
     if found.damaged:
         rows = [
