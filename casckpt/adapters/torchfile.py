@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 
 from casckpt.checkpoint.exchange.tensors import StridedView
-from casckpt.errors import MissingExtra
+from casckpt.errors import BadRequest, MissingExtra
 
 
 class TorchTensors:
@@ -89,7 +89,15 @@ class TorchTensors:
         their plain state, so that the file names no code. Numpy values stay; torch.load takes
         those only with `weights_only=False`.
         """
-        torch.save(_plain(state), file)
+        try:
+            torch.save(_plain(state), file)
+        except KeyError as exc:
+            # What torch itself says of a dtype that its files have no storage for.
+            raise BadRequest(
+                "torch files cannot hold this state",
+                str(exc.args[0] if exc.args else exc),
+                "--format tree holds every dtype",
+            ) from exc
 
 
 def _dtype(name: str) -> torch.dtype:

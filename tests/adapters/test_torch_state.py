@@ -334,3 +334,11 @@ def test_state_without_torch(store):
     assert fresh.weights is weights
     assert weights.tolist() == [0.0, 1.0, 2.0]
     assert fresh.rng.random(2).tolist() == expected
+
+
+def test_a_dtype_that_torch_files_cannot_hold_is_said(tmp_path):
+    with casckpt.open(tmp_path / "store") as store:
+        store.save("r", {"w": torch.zeros(4, dtype=torch.int8).view(torch.int4)})
+        with pytest.raises(BadRequest, match="torch files cannot hold this state"):
+            store.export("r", tmp_path / "x.pt", format="torch")
+        assert not (tmp_path / "x.pt").exists()
