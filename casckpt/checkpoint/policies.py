@@ -176,7 +176,7 @@ class KeepAny(Policy):
         """Return the union, with the reasons of both."""
         kept = dict(self.first.keep(line, ages_s))
         for at, reasons in self.second.keep(line, ages_s).items():
-            kept[at] = _joined(kept.get(at, ()), reasons)
+            kept[at] = joined(kept.get(at, ()), reasons)
         return kept
 
     def keep_at_any_size(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> set[int]:
@@ -206,7 +206,7 @@ class KeepBoth(Policy):
         """Return the intersection, with the reasons of both."""
         kept = self.first.keep(line, ages_s)
         also = self.second.keep(line, ages_s)
-        return {at: _joined(kept[at], also[at]) for at in kept if at in also}
+        return {at: joined(kept[at], also[at]) for at in kept if at in also}
 
     def keep_at_any_size(self, line: Sequence[Checkpoint], ages_s: Sequence[float]) -> set[int]:
         """Return what both keep, and one of them at any size."""
@@ -253,7 +253,8 @@ def _duration_text(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
-def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+def joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Return two lists of reasons as one, each reason once."""
     return first + tuple(reason for reason in second if reason not in first)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from casckpt.checkpoint.lines import branch_points, by_line
-from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.policies import Policy, joined
 from casckpt.checkpoint.records import Checkpoint
 
 
@@ -64,7 +64,7 @@ def decide(
         if policy is not None:
             firm.update(line[at] for at in policy.keep_at_any_size(line, ages))
         for at, checkpoint in enumerate(line):
-            why = chosen.get(at, ()) + protected.get(checkpoint, ())
+            why = joined(chosen.get(at, ()), protected.get(checkpoint, ()))
             if why or policy is None:
                 kept.add(checkpoint)
                 reasons[checkpoint] = why or ("no policy",)

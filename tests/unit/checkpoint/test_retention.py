@@ -49,6 +49,15 @@ def test_the_parent_on_the_same_line_is_no_branch_point(make_checkpoint):
     assert set(protections([first, second])) == {second}
 
 
+def test_a_reason_that_a_run_and_a_policy_give_is_named_once(make_checkpoint):
+    only = make_checkpoint(step=0)
+    declared = {only: ("last 1", "best loss")}
+    decision = decide([only], KeepLast(1), only.created, declared=declared)
+    reasons = decision.reasons[only]
+    assert len(set(reasons)) == len(reasons)
+    assert "best loss" in reasons
+
+
 def test_no_policy_drops_nothing(make_checkpoint):
     line = [make_checkpoint(step=i) for i in range(3)]
     decision = decide(line, None, line[0].created)
