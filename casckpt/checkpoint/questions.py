@@ -233,7 +233,7 @@ class Questions(StoreHandle):
             max_rate: bytes that it reads a second, at most; None for no limit.
             resume: go on where the last verify at level "bytes" by this user was stopped. What
                 was whole then is not read again.
-            progress: called with (bytes done, bytes in all).
+            progress: called with (bytes done, bytes in all) of what has to be read.
 
         Returns:
             What is damaged, with the tensors and checkpoints that need it, and what is whole.

@@ -45,14 +45,19 @@ class Turns(Journal):
         """Return the byte up to which a pack was read lately and found whole."""
         name = pack.hex()
         self._asked.add(name)
-        end, at_s = self._read.get(name, (0, 0.0))
-        # A clock that was set back must not keep a pack from its turn.
-        if not self._due_before_s < at_s <= time.time():
+        end = self.peek(pack)
+        if end:
+            self._skipped.add(name)
+        else:
             # Until it is found whole again: what is damaged stays due.
             self._read.pop(name, None)
-            return 0
-        self._skipped.add(name)
         return end
+
+    def peek(self, pack: bytes) -> int:
+        """Return what `end` will, before the pack's turn has come."""
+        end, at_s = self._read.get(pack.hex(), (0, 0.0))
+        # A clock that was set back must not keep a pack from its turn.
+        return end if self._due_before_s < at_s <= time.time() else 0
 
     def note(self, pack: bytes, end: int) -> None:
         """Remember that a pack is whole up to a byte; what was left out keeps its age."""

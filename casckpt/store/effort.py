@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,8 @@ from casckpt.hostnotes import read_note, write_note
 _VERSION: Final = 1
 # Long enough to cost nothing, short enough that a kill loses little.
 _SAVE_EVERY_S: Final = 5.0
+# What a rate allows in this time is asked for at once, and so often a caller that waits looks up.
+_PORTION_S: Final = 0.25
 
 
 class Throttle:
@@ -24,15 +27,19 @@ class Throttle:
         self._rate = bytes_per_s
         self._due_s = 0.0
 
-    def wait(self, byte_count: int) -> None:
-        """Return when `byte_count` more bytes may be read."""
+    def portion(self, most: int) -> int:
+        """Return how many bytes to ask for at a time, `most` at most: no more comes in a burst."""
+        return most if self._rate is None else min(most, int(self._rate * _PORTION_S))
+
+    def wait(self, byte_count: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Return when `byte_count` more bytes may be read; call `meanwhile` until then."""
         if self._rate is None:
             return
-        now_s = time.monotonic()
-        if self._due_s > now_s:
-            time.sleep(self._due_s - now_s)
+        while (left_s := self._due_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, _PORTION_S))
+            meanwhile()
         # What was not used is not saved up: a disk that others need is not read in bursts.
-        self._due_s = max(self._due_s, now_s) + byte_count / self._rate
+        self._due_s = max(self._due_s, time.monotonic()) + byte_count / self._rate
 
 
 class Journal:
@@ -59,6 +66,10 @@ class Journal:
 
     def end(self, pack: bytes) -> int:
         """Return the byte up to which a pack was found whole before; 0 for none of it."""
+        return self.peek(pack)
+
+    def peek(self, pack: bytes) -> int:
+        """Return what `end` will, before the pack's turn has come."""
         return self._ends.get(pack.hex(), 0)
 
     def note(self, pack: bytes, end: int) -> None:

@@ -21,7 +21,8 @@ from casckpt.store.records import Record
 from casckpt.store.sharing import SharedStore
 from casckpt.store.workers import Workers
 
-# Records handed to a worker at a time, and units under way: 64 MiB of payload at most.
+# Records handed to a worker at a time, fewer at a low rate, and units under way: 64 MiB of payload
+# at most.
 _UNIT_BYTES = 4 * layout.MIB
 _UNIT_RECORDS = 1000
 _UNITS_MAX = 16
@@ -35,6 +36,16 @@ class _Pack:
     number: int
     row: rows.PackRow
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Records of a pack that a worker checks: where the last ends, and what of them is due."""
+
+    pack: _Pack
+    end: int
+    due_bytes: int
+    work: Future[Outcome]
 
 
 class PackCheck:
@@ -53,29 +64,29 @@ class PackCheck:
         self._reader = Reader(shared, pool)
         # Rows of `objects` whose place was seen to hold their record, by pack
         self._matched: Counter[int] = Counter()
-        self._under_way: deque[tuple[_Pack, int, Future[Outcome]]] = deque()
+        self._under_way: deque[_Unit] = deque()
         self._hurt: set[int] = set()
-        self._current: _Pack | None = None
         self._checked = self._done = self._total = 0
         self._progress: Callable[[int, int], None] = lambda done, total: None
 
     def run(self, registered: dict[int, rows.PackRow], progress: Callable[[int, int], None]) -> int:
-        """Add what is wrong to the findings; return the bytes of records read and checked."""
+        """Add what is wrong to the findings; return the bytes of records read and checked.
+
+        Progress is of what has to be read: neither what was whole before, nor what is left out.
+        """
         self._progress = progress
         chosen = [
             _Pack(number, row, pack_path(self._shared.path, row.uuid))
             for number, row in registered.items()
             if row.state != rows.DROPPED
         ]
-        self._total = sum(pack.row.size for pack in chosen)
+        self._total = sum(self._share(pack.row.size - self._peek(pack)) for pack in chosen)
         progress(0, self._total)
         try:
             for pack in chosen:
-                before, self._current = self._done, pack
                 self._check_pack(pack)
                 if self._effort is None:
-                    self._advance(pack.row.size - (self._done - before))
-            self._current = None
+                    self._advance(pack.row.size)
             while self._under_way:
                 self._collect()
         except BaseException:
@@ -83,13 +94,20 @@ class PackCheck:
                 self._journal.save()
             raise
         finally:
-            for _, _, future in self._under_way:
-                future.cancel()
+            for unit in self._under_way:
+                unit.work.cancel()
         self._check_rows()
         if self._journal is not None:
             self._journal.finish()
         progress(self._total, self._total)
         return self._checked
+
+    def _peek(self, pack: _Pack) -> int:
+        return self._journal.peek(pack.row.uuid) if self._journal is not None else 0
+
+    def _share(self, count: int) -> int:
+        """Return how many of so many bytes are likely to be read."""
+        return max(count, 0) if self._effort is None else int(max(count, 0) * self._effort.sample)
 
     def _advance(self, count: int) -> None:
         self._done = min(self._done + count, self._total)
@@ -138,11 +156,14 @@ class PackCheck:
             self._match(pack, unit)
             if self._effort is None:
                 continue
-            size = sum(record.total_bytes for record in unit)
-            chosen = [record for record in unit if record.offset >= whole and self._effort.takes()]
-            self._throttle.wait(sum(record.total_bytes for record in chosen))
+            due = [record for record in unit if record.offset >= whole]
+            chosen = [record for record in due if self._effort.takes()]
+            self._throttle.wait(sum(record.total_bytes for record in chosen), self._look_up)
             work = self._pool.submit(self._check_unit, pack, chosen)
-            self._under_way.append((pack, size, work))
+            due_bytes = self._share(sum(record.total_bytes for record in due))
+            end = unit[-1].offset + unit[-1].total_bytes
+            self._under_way.append(_Unit(pack, end, due_bytes, work))
+            self._collect_done()
             while len(self._under_way) >= _UNITS_MAX:
                 self._collect()
 
@@ -151,13 +172,14 @@ class PackCheck:
         problems: list[tuple[int, str]] = []
         unit: list[Record] = []
         size = 0
+        most = self._throttle.portion(_UNIT_BYTES)
         scan = packs.scan_pack(descriptor, pack.path, pack.row.uuid, problems=problems)
         for record in scan:
             if record.offset >= pack.row.size:
                 break
             unit.append(record)
             size += record.total_bytes
-            if size >= _UNIT_BYTES or len(unit) >= _UNIT_RECORDS:
+            if size >= most or len(unit) >= _UNIT_RECORDS:
                 yield unit
                 unit, size = [], 0
         if unit:
@@ -181,25 +203,34 @@ class PackCheck:
 
     # ---- every byte
 
-    def _collect(self) -> None:
-        pack, size, future = self._under_way.popleft()
-        checked, bad = future.result()
-        for record, message in bad:
-            self._add(pack, record, message)
-        self._checked += checked
-        self._advance(size)
-        if bad:
-            self._hurt.add(pack.number)
-        if not self._under_way or self._under_way[0][0] is not pack:
-            self._note_whole(pack)
+    def _look_up(self) -> None:
+        """Take in what is done, and show that it goes on, while the rate allows no more."""
+        self._collect_done()
+        self._progress(self._done, self._total)
 
-    def _note_whole(self, pack: _Pack) -> None:
-        """Remember a pack of which nothing is left to read and nothing was damaged."""
-        if self._journal is None or pack is self._current or pack.number in self._hurt:
+    def _collect_done(self) -> None:
+        while self._under_way and self._under_way[0].work.done():
+            self._collect()
+
+    def _collect(self) -> None:
+        unit = self._under_way.popleft()
+        checked, bad = unit.work.result()
+        for record, message in bad:
+            self._add(unit.pack, record, message)
+        self._checked += checked
+        self._advance(unit.due_bytes)
+        if bad:
+            self._hurt.add(unit.pack.number)
+        self._note_whole(unit)
+
+    def _note_whole(self, unit: _Unit) -> None:
+        """Remember how far a pack was read, up to what is damaged: units come in their order."""
+        if self._journal is None or unit.pack.number in self._hurt:
             return
-        # A sample says nothing of the rest.
-        if self._effort is not None and self._effort.sample >= 1:
-            self._journal.note(pack.row.uuid, pack.row.size)
+        # A sample says nothing of the rest, and what was left out as whole was so to its end.
+        is_all = self._effort is not None and self._effort.sample >= 1
+        if is_all and unit.end > self._journal.peek(unit.pack.row.uuid):
+            self._journal.note(unit.pack.row.uuid, unit.end)
 
     def _check_unit(self, pack: _Pack, unit: list[Record]) -> Outcome:
         """Return the bytes of a unit, and what is damaged of it. Runs on a worker."""
