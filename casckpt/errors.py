@@ -180,7 +180,9 @@ class FileSystemRefused(StoreUnavailable):
 class PermissionRefused(StoreUnavailable):
     """The operating system denies access to the store."""
 
-    default_hint = "check the owner and mode of the folder, or open it with mode='r'"
+    default_hint = (
+        "check who owns it and what its mode allows; without leave to write, only read (mode 'r')"
+    )
 
 
 class Busy(CasckptError):

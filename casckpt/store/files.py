@@ -104,16 +104,19 @@ def open_file(path: Path, flags: int) -> int:
         raise
     except OSError as exc:
         if exc.errno == errno.ELOOP:
-            raise NoStore(
-                f"refused to open {path}", "it is a symbolic link, which a store never contains"
-            ) from exc
+            raise stranger(path, "it is a symbolic link, which a store never contains") from exc
         if exc.errno == errno.ENXIO:
-            raise NoStore(f"refused to open {path}", "it is not a regular file") from exc
+            raise stranger(path, "it is not a regular file") from exc
         raise translate(exc, f"cannot open {path}") from exc
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NoStore(f"refused to open {path}", "it is not a regular file")
+        raise stranger(path, "it is not a regular file")
     return descriptor
+
+
+def stranger(path: str | Path, why: str) -> NoStore:
+    """Return the error for something that stands in a store where no store has it."""
+    return NoStore(f"refused to open {path}", why, "put back what belongs there; move stores whole")
 
 
 def close_file(descriptor: int) -> None:

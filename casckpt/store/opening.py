@@ -129,7 +129,7 @@ def refuse_strangers(path: Path, index: Path) -> None:
             _refuse_stranger(entry)
     for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER, layout.RESERVE_FOLDER):
         if (path / name).exists() and not (path / name).is_dir():
-            raise NoStore(f"refused to open {path}", f"its {name} is a file and no folder")
+            raise files.stranger(path / name, "it is a file and no folder")
     folders = (path / layout.PACKS_FOLDER, index)
     for folder in folders:
         if folder.is_dir():
@@ -148,13 +148,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _refuse_stranger(entry: os.DirEntry[str]) -> None:
     if entry.is_symlink():
-        raise NoStore(
-            f"refused to open {entry.path}", "it is a symbolic link, which a store never contains"
-        )
+        raise files.stranger(entry.path, "it is a symbolic link, which a store never contains")
     if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
-        raise NoStore(
-            f"refused to open {entry.path}", "it is a device, a pipe or a socket, and no file"
-        )
+        raise files.stranger(entry.path, "it is a device, a pipe or a socket, and no file")
 
 
 # ---- the lock every opener holds

@@ -220,8 +220,9 @@ def test_symbolic_links_are_not_followed(stored, tmp_path, place, mode):
     target = pack_folder(path) if place == "pack folder" else path / place
     target.rename(tmp_path / "elsewhere")
     target.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(NoStore):
+    with pytest.raises(NoStore) as caught:
         Repository.open(path, mode=mode)
+    assert caught.value.hint.startswith("put back what belongs there")
 
 
 def test_a_pack_that_is_a_link_is_damage(stored, tmp_path):
@@ -243,8 +244,9 @@ def test_pipes_are_neither_opened_nor_waited_for(stored, place):
     target = path / place
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     os.mkfifo(target)
-    with pytest.raises(NoStore):
+    with pytest.raises(NoStore) as caught:
         Repository.open(path, mode="r")
+    assert "init" not in caught.value.hint
 
 
 def test_open_file_refuses_pipes_and_devices(tmp_path):

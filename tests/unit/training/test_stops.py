@@ -201,7 +201,7 @@ def test_a_second_signal_leaves_at_once(store, name):
     process.send_signal(signal.SIGTERM)
     assert "stopping at the next boundary" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
     assert store.run(name).info.status == "lost"
 
