@@ -32,7 +32,9 @@ def write_note(path: Path, document: dict[str, Any]) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file whole, for its owner only. No flush: what a power cut takes is made again."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Parents that mkdir makes by itself are as the umask has them; those of ours are private too.
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()

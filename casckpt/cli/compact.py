@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from casckpt.cli import formatting, stores
+from casckpt.cli.ends import interrupted_with
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
 from casckpt.cli.progress import progress
@@ -43,7 +44,8 @@ def compact(output: Output, level: Literal["balanced", "small"], dry_run: bool) 
         if dry_run:
             result = store.plan_compact(level=level)
         else:
-            with progress(output, "compacting") as report:
+            remark = "nothing is lost, the same command goes on from here"
+            with interrupted_with(remark), progress(output, "compacting") as report:
                 result = store.compact(level=level, progress=report)
     if output.json:
         output.document("compact", **_record(result))

@@ -114,9 +114,9 @@ def run(words: list[str]) -> int:
             settings.debug = settings.debug or "--debug" in words
     except click.exceptions.Exit as leaving:  # --help and --version
         return leaving.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as interrupt:
         with _told_or_not():
-            print("casckpt: interrupted", file=sys.stderr)
+            print("; ".join(["casckpt: interrupted", *interrupt.args]), file=sys.stderr)
         return errors.INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) left. Nothing may be written when the streams are closed.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from casckpt.cli import formatting, quantities, scrub, stores
+from casckpt.cli.ends import interrupted_with
 from casckpt.cli.options import command
 from casckpt.cli.output import Column, Output
 from casckpt.cli.progress import progress
@@ -75,7 +76,11 @@ def verify(
             "--level, --sample and --resume choose otherwise",
             "give --older-than, and --max-rate if you like",
         )
-    with stores.opened(output.settings) as store, progress(output, "verifying") as report:
+    with (
+        interrupted_with(_left_off(level, sample, older_than)),
+        stores.opened(output.settings) as store,
+        progress(output, "verifying") as report,
+    ):
         if older_than is not None:
             found = scrub.verify(store, older_than, max_rate, report)
         else:
@@ -95,6 +100,15 @@ def verify(
         if not found.ok:
             output.note("Nothing was changed. `casckpt repair` puts back what has another copy.")
     return 0 if found.ok else FINDINGS
+
+
+def _left_off(level: str, sample: float | None, older_than: float | None) -> str:
+    """Return what to do after Ctrl+C."""
+    if older_than is not None:
+        return "what was read has had its turn, the same command goes on with the rest"
+    if level == "bytes" and sample is None:
+        return "`casckpt verify --resume` goes on from here"
+    return "nothing was changed"
 
 
 def record_of(found: VerifyResult) -> dict[str, Any]:

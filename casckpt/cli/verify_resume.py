@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from casckpt.cli import formatting
+from casckpt.cli.ends import orderly_end
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
 from casckpt.errors import BadRequest
@@ -65,7 +63,7 @@ def verify_resume(
     from casckpt.training.programs import rehearsal
 
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    with _orderly_end(), _folder(scratch) as folder:
+    with orderly_end(), _folder(scratch) as folder:
         found = rehearsal.rehearse(
             words,
             folder,
@@ -83,29 +81,6 @@ def verify_resume(
             output.lines(_lines(output, one))
         output.note(_verdict(found, seed))
     return 0 if found.is_same else 1
-
-
-@contextmanager
-def _orderly_end() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl+C does: what it started and made goes too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)  # a second one would cut the cleaning short
-        raise SystemExit(128 + number)
-
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # nohup
-                signal.signal(number, leave)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import casckpt
+from casckpt.cli import root
+from casckpt.store import Repository
+
 
 @pytest.mark.parametrize(
     ("words", "code"),
@@ -126,6 +130,25 @@ def test_ctrl_c_is_130_without_a_traceback(tmp_path):
     )
     assert run.returncode == 128 + signal.SIGINT
     assert run.stderr == "casckpt: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "remark"),
+    [
+        (["verify"], "`casckpt verify --resume` goes on from here"),
+        (["verify", "--sample", "5%"], "nothing was changed"),
+        (["verify", "--older-than", "1d"], "what was read has had its turn, the same command"),
+        (["compact"], "nothing is lost, the same command goes on from here"),
+    ],
+)
+def test_ctrl_c_says_what_is_left_and_how_to_go_on(cli, monkeypatch, capsys, words, remark):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(casckpt.Store, "compact", stop)
+    monkeypatch.setattr(Repository, "verify", stop)
+    assert root.run([*words, "--store", str(cli.store)]) == 130
+    assert capsys.readouterr().err.startswith(f"casckpt: interrupted; {remark}")
 
 
 def test_help_and_version_are_no_errors(cli):

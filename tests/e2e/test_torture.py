@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,10 +16,13 @@ from pathlib import Path
 import pytest
 
 import casckpt
+from casckpt.cli import root
 from casckpt.cli.torture import probes, rounds, trace
 from casckpt.cli.torture.expected import Expected, same, state
 from casckpt.cli.torture.replay import Replay
+from casckpt.errors import NoSpace
 from casckpt.programs import environment_of
+from casckpt.store import files
 
 pytestmark = pytest.mark.skipif(bool(trace.why_not()), reason=trace.why_not() or "traced")
 
@@ -54,6 +58,65 @@ def test_a_folder_that_is_not_there_is_said(tmp_path):
         text=True,
     )
     assert done.returncode == 10
+
+
+def test_too_little_room_is_said_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "free_bytes", lambda folder: 20 << 20)
+    assert root.run(["torture", str(tmp_path)]) == 16
+    what, why, remedy = capsys.readouterr().err.splitlines()
+    assert "no room to torture" in what
+    assert "20.0 MiB are free; 64.0 MiB" in why
+    assert "nothing is wrong with this one" in remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("said", ["NoSpace: cannot save a", "OSError: [Errno 28] No space left"])
+@pytest.mark.parametrize("where", ["_one_kill", "look", "_record"])
+def test_room_that_others_take_meanwhile_is_no_verdict(tmp_path, monkeypatch, capsys, said, where):
+    def full(*args, **kwargs):
+        rounds._refuse_full(tmp_path, f"Traceback:\n{said}\n")
+
+    monkeypatch.setattr(probes, "_PROBES", {})
+    if where == "look":
+        monkeypatch.setattr(rounds.Looker, "look", full)
+    else:
+        monkeypatch.setattr(rounds, where, full)
+    assert root.run(["torture", str(tmp_path), "--minutes", "0.05"]) == 16
+    told = capsys.readouterr()
+    assert "no room to torture" in told.err
+    assert said in told.err
+    assert "FAILED" not in told.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_fails_no_probe(tmp_path, monkeypatch):
+    def refuse(place):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(probes, "_PROBES", {"flush": refuse})
+    with pytest.raises(NoSpace):
+        list(probes.run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
+def test_whoever_ends_it_has_the_folder_removed(tmp_path, number, code):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "casckpt", "torture", tmp_path, "--minutes", "5", "--json"],
+        env=environment_of(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert json.loads(process.stdout.readline())["event"] == "place"
+    assert list(tmp_path.iterdir()) != []
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+    if number == signal.SIGINT:
+        assert told == "casckpt: interrupted; its folder is removed\n"
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import random
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from casckpt.cli.ends import interrupted_with, orderly_end
 from casckpt.cli.formatting import count
 from casckpt.cli.options import command
 from casckpt.cli.output import Output
-from casckpt.errors import NoStore
+from casckpt.errors import NoSpace, NoStore
 
 if TYPE_CHECKING:
     from casckpt.cli.torture.rounds import Tally
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 FINDINGS = 1
 _KILLS_SHARE = 0.5
 _SHOWN = 5
+_REMOVALS, _REMOVAL_S = 20, 0.05
 
 
 @command(
@@ -50,23 +55,22 @@ def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> i
     In a new folder below DIR, which is removed afterwards: what the file system promises is tried;
     programs that save are killed at random moments, and the store is looked at; the system calls
     of a program that saves are recorded, and what a power failure may leave of them is looked at,
-    hundreds of times. No checkpoint of yours is touched, and the power stays on.
+    hundreds of times. No checkpoint of yours is touched, and the power stays on. It needs 64 MiB.
 
     Exit code 0: all held. 1: something did not; the folder is kept, and the text can be pasted
     into an issue.
     """
-    from casckpt.cli.torture import probes, rounds
+    from casckpt.cli.torture import probes, room, rounds
     from casckpt.store import files
 
     if not folder.is_dir():
         raise NoStore(f"cannot torture {folder}", "there is no such folder", "name a folder")
     files.refuse_remote(folder)
+    room.require(folder)
     seed = secrets.randbits(32) if seed is None else seed
     place = folder.resolve() / f"casckpt-torture-{os.getpid()}"
-    place.mkdir(mode=0o700)
     began = time.monotonic()
-    kept = False
-    try:
+    with _place(folder, place) as keep:
         _tell(output, "place", _about(folder, seed))
         failed = False
         for found in probes.run(place):
@@ -83,7 +87,8 @@ def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> i
         power = rounds.power(place, end, random.Random(f"power {seed}"), _follow(output, "power"))
         _tell(output, "power", _record(power))
         broken = bool(kills.problems or power.problems)
-        kept = broken
+        if broken:
+            keep()
         verdict = "FAILED" if broken else "the file system FAILED a probe" if failed else "passed"
         if not (broken or failed or kills.acknowledged):
             verdict = "passed, but no kill came after a save: give it more --minutes"
@@ -94,13 +99,44 @@ def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> i
                 "passed": not (broken or failed),
                 "text": verdict,
                 "seconds": round(time.monotonic() - began),
-                "kept": str(place) if kept else None,
+                "kept": str(place) if broken else None,
             },
         )
         return FINDINGS if broken or failed else 0
-    finally:
-        if not kept:
-            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _place(folder: Path, place: Path) -> Iterator[Callable[[], None]]:
+    """Make a place in a folder, and remove it again, however that ends; yields what keeps it.
+
+    Raises:
+        NoSpace: the room came to its end meanwhile.
+    """
+    from casckpt.cli.torture import room
+
+    kept: list[bool] = []
+    with interrupted_with("its folder is removed"), orderly_end():
+        try:
+            place.mkdir(mode=0o700)
+            yield lambda: kept.append(True)
+        except NoSpace as exc:
+            raise room.refusal(folder, exc.why) from exc
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise room.refusal(folder, exc.strerror or str(exc)) from exc
+        finally:
+            if not kept:
+                _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Remove a place in which programs that were killed just now may still end a system call."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
+            return
+        time.sleep(_REMOVAL_S)
 
 
 def _about(folder: Path, seed: int) -> dict[str, Any]:

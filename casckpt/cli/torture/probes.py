@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from casckpt.errors import CasckptError
+from casckpt.cli.torture import room
+from casckpt.errors import CasckptError, NoSpace
 from casckpt.programs import environment_of
 from casckpt.store import files
 
@@ -57,16 +58,21 @@ def file_system(folder: Path) -> str:
 
 
 def run(folder: Path) -> Iterator[Found]:
-    """Try everything in a folder, which is left empty."""
+    """Try everything in a folder, which is left empty.
+
+    Raises:
+        NoSpace: there is too little room to tell.
+    """
     for name, probe in _PROBES.items():
         place = folder / "probe"
         place.mkdir()
         try:
             verdict, text = probe(place)
-        except NotHeld as exc:
-            verdict, text = "fails", str(exc)
-        except (OSError, CasckptError) as exc:
+        except (NotHeld, OSError, CasckptError) as exc:
             verdict, text = "fails", str(exc).partition("\n")[0]
+            # A full disk promises nothing, and breaks no promise.
+            if room.word_of(str(exc).splitlines()) or room.is_short(folder):
+                raise NoSpace(f"not tried: {name}", text) from exc
         yield Found(name, verdict, text)
         for path in place.iterdir():
             path.unlink()

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from casckpt.cli.torture import trace
+from casckpt.cli.torture import room, trace
 from casckpt.cli.torture.expected import Expected, Line, parse
 from casckpt.cli.torture.replay import Replay
+from casckpt.errors import NoSpace, OperationFailed
 from casckpt.programs import command_of, environment_of
 
 _WORKERS: Final = ("a", "b")
@@ -28,6 +29,8 @@ _SHARE: Final = 0.25
 _STATES: Final = 150
 _LOOK_LIMIT_S: Final = 300.0
 _THOROUGH_EVERY: Final = 5
+# After so many a new store is begun: the room that the tests take is the same however long they go.
+_SAVES_IN_ONE: Final = 250
 
 
 @dataclass
@@ -67,7 +70,11 @@ class Looker:
         )
 
     def look(self, store: Path, lines: list[Line], *, thorough: bool) -> list[str]:
-        """Return what is wrong with a store after these lines were said."""
+        """Return what is wrong with a store after these lines were said.
+
+        Raises:
+            NoSpace: nothing but that there is too little room to look at it.
+        """
         child = self._child = self._child or self._start()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -79,7 +86,10 @@ class Looker:
         except BrokenPipeError:
             answer = ""
         if answer:
-            return [str(problem) for problem in json.loads(answer)]
+            problems = [str(problem) for problem in json.loads(answer)]
+            if problems and all(room.word_of([problem]) for problem in problems):
+                raise NoSpace(f"cannot look at {store}", problems[0])
+            return problems
         self._child = None
         with contextlib.suppress(BrokenPipeError):
             child.stdin.close()
@@ -97,21 +107,31 @@ class Looker:
 
 
 def kills(folder: Path, until_s: float, draw: random.Random, report: Report) -> Tally:
-    """Kill two programs that save into one store, and look at it; again until `until_s`."""
+    """Kill two programs that save into one store, and look at it; again until `until_s`.
+
+    Raises:
+        NoSpace: the room was used up, by whomever.
+    """
     tally = Tally()
     store = folder / "killed"
     looker = Looker()
     said: list[Line] = []
+    before = 0
     try:
         while not tally.problems and (tally.tried == 0 or time.monotonic() < until_s):
+            if tally.acknowledged - before >= _SAVES_IN_ONE:
+                shutil.rmtree(store)
+                said, before = [], tally.acknowledged
             said += _one_kill(store, draw)
             tally.tried += 1
             thorough = tally.tried % _THOROUGH_EVERY == 0
             tally.problems += looker.look(store, said, thorough=thorough)
-            tally.acknowledged = Expected(said).acknowledged
+            tally.acknowledged = before + Expected(said).acknowledged
             report(tally)
     finally:
         looker.close()
+    if not tally.problems:
+        shutil.rmtree(store)  # its room is for what comes
     return tally
 
 
@@ -125,7 +145,7 @@ def _one_kill(store: Path, draw: random.Random) -> list[Line]:
             ),
             env=environment_of(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for run in _WORKERS
@@ -139,15 +159,27 @@ def _one_kill(store: Path, draw: random.Random) -> list[Line]:
     finally:
         for worker in workers:
             worker.kill()
-        texts = [worker.communicate()[0] for worker in workers]
-    return parse(said + texts[0]) + parse(texts[1])
+        texts = [worker.communicate() for worker in workers]
+    _refuse_full(store, texts[0][1] + texts[1][1])
+    return parse(said + texts[0][0]) + parse(texts[1][0])
+
+
+def _refuse_full(store: Path, stderr: str) -> None:
+    """Raise NoSpace if a program that saves has ended for that, before anybody killed it."""
+    word = room.word_of(stderr.splitlines())
+    if word:
+        raise NoSpace(f"cannot save into {store}", word)
 
 
 # ---- power failures
 
 
 def power(folder: Path, until_s: float, draw: random.Random, report: Report) -> Tally:
-    """Replay what a power failure may leave of a working store, and look; until `until_s`."""
+    """Replay what a power failure may leave of a working store, and look; until `until_s`.
+
+    Raises:
+        NoSpace: the room was used up, by whomever.
+    """
     tally = Tally(skipped=trace.why_not())
     if tally.skipped:
         return tally
@@ -180,12 +212,17 @@ def _record(folder: Path, seed: int) -> list[trace.Operation]:
     store, log = folder / "traced", folder / "log"
     shutil.rmtree(store, ignore_errors=True)
     worker = command_of("casckpt.cli.torture.worker", str(store), "a", str(seed), str(_OPERATIONS))
-    subprocess.run(
+    done = subprocess.run(
         command_of("casckpt.cli.torture.trace", str(log), str(store), *worker),
         env=environment_of(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
         capture_output=True,  # a pipe as stdout is what the tracer takes answers from
-        check=True,
+        text=True,
+        check=False,
     )
+    if done.returncode:
+        _refuse_full(store, done.stderr)
+        said = done.stderr.splitlines() or [f"it ended with status {done.returncode}"]
+        raise OperationFailed("a program that saves could not be recorded", said[-1])
     return list(trace.read_log(log))
 
 
