@@ -81,8 +81,10 @@ def check_step(step: int, what: str = "step") -> int:
         # A state given in the place of its step may be of any length.
         plain = step is None or isinstance(step, bool | float | str)
         shown = repr(step) if plain else f"of type {type(step).__name__}"
-        raise BadRef(f"bad {what} {shown}", f"a {what} is an integer from 0 on")
+        raise BadRef(f"bad {what} {shown}", f"a {what} is an integer from 0 on", "pass 12, say")
     number = step.__index__()
     if not 0 <= number <= STEP_MAX:
-        raise BadRef(f"bad {what} {step!r}", f"a {what} is an integer from 0 to 2**63 - 1")
+        raise BadRef(
+            f"bad {what} {step!r}", f"a {what} is an integer from 0 to 2**63 - 1", "pass 12, say"
+        )
     return number

@@ -30,7 +30,7 @@ from casckpt.checkpoint.refs import (
     parse_ref,
     selects_run,
 )
-from casckpt.errors import BadRef, Busy, CasckptError, NotFound, RunMoved
+from casckpt.errors import BadRef, BadRequest, Busy, CasckptError, NotFound, RunMoved
 from casckpt.ids import check_tag
 from casckpt.logs import logger
 
@@ -203,6 +203,12 @@ class Curation(Compacting):
             BadRequest: the store is read-only.
         """
         self._ready(write=True)
+        if not isinstance(plan, GcPlan | None):
+            raise BadRequest(
+                f"gc carries out a plan, not {plan!r}",
+                "what goes is decided, and can be looked at, before it does",
+                "pass store.plan_gc(KeepLast(3))",
+            )
         drop, skipped = self._drop(plan)
         if skipped:
             logger.warning(

@@ -6,6 +6,7 @@ the public Store is all of them together.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,18 @@ class StoreHandle:
         """
         if mode not in ("r", "a"):
             raise BadRequest(f"bad mode {mode!r}", "a store is opened with 'r' or 'a'")
+        if not isinstance(path, str | os.PathLike):
+            raise BadRequest(
+                f"a store is named by a path, not by {path!r}",
+                f"it is {type(path).__name__}",
+                "pass the folder as text or Path; CASCKPT_STORE is for casckpt.save and the CLI",
+            )
+        if not isinstance(options, Options | None):
+            raise BadRequest(
+                f"bad options {options!r}",
+                f"they are {type(options).__name__}",
+                "pass casckpt.Options(level='fast')",
+            )
         use_stderr()
         self.path = Path(path).expanduser().absolute()
         self.mode: OpenMode = mode

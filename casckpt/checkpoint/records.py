@@ -191,6 +191,12 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     Raises:
         BadRequest: naming the metric, if a name is no text or a value is no number.
     """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise BadRequest(
+            f"metrics are no mapping, but {type(metrics).__name__}",
+            "each is a number with a name",
+            "pass metrics={'val_loss': 1.31}",
+        )
     checked: dict[str, float] = {}
     for name, value in (metrics or {}).items():
         if not isinstance(name, str) or not name or "\0" in name or not _is_unicode(name):

@@ -86,9 +86,7 @@ class Restores(StoreHandle):
 
         store, checkpoint = self._find(ref)
         self._background.tell(checkpoint.run)
-        only = (only,) if isinstance(only, str) else None if only is None else tuple(only)
-        if only == ():
-            raise BadRequest("only= selects nothing", "it was given no glob", "leave only= out")
+        only = None if only is None else _globs(only)
 
         def attempt(candidate: Checkpoint) -> Any:
             manifest, refs = store._catalog.manifest_and_refs(candidate)
@@ -243,3 +241,15 @@ class Restores(StoreHandle):
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _globs(only: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the globs of one or several.
+
+    Raises:
+        BadRequest: there is none, or something else.
+    """
+    globs = (only,) if isinstance(only, str) else tuple(only) if isinstance(only, Iterable) else ()
+    if not globs or not all(isinstance(glob, str) for glob in globs):
+        raise BadRequest("only= selects nothing", f"it is {only!r}", "pass only='model.*'")
+    return globs

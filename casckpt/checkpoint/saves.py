@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.checkpoint.committing import Committing, SaveRequest
 from casckpt.checkpoint.pending import PendingSave
 from casckpt.checkpoint.records import Checkpoint, check_metrics
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRef, BadRequest
 from casckpt.ids import check_run_name, check_step, check_tag
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Saves(Committing):
             run=check_run_name(run),
             step=None if step is None else check_step(step),
             metrics=check_metrics(metrics),
-            tags=tuple(check_tag(tag) for tag in ([tags] if isinstance(tags, str) else tags)),
+            tags=_checked(tags),
             replace=replace,
             level=level,
             started_s=started_s,
@@ -202,3 +202,14 @@ class Saves(Committing):
         finally:
             if self._staging is not None:
                 self._staging.close()
+
+
+def _checked(tags: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the tags of one or several, each checked."""
+    if isinstance(tags, str):
+        return (check_tag(tags),)
+    if not isinstance(tags, Iterable):
+        raise BadRef(
+            f"bad tags {tags!r}", f"they are {type(tags).__name__}", "pass tags=['paper-v1']"
+        )
+    return tuple(map(check_tag, tags))

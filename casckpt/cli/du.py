@@ -107,7 +107,7 @@ def _table(output: Output, found: Stats, *, whole: bool) -> None:
     output.table(columns, rows, bold_rows=frozenset({len(rows) - 1}))
     more_bytes = found.stored_bytes - found.logical_bytes
     if whole and found.checkpoint_count and more_bytes > 0:
-        also = "the index, the trash and what gc has yet to free count, too"
+        also = "the index, the trash, bases of what is kept and what gc has yet to free count"
         output.note(f"The store takes {size(more_bytes)} more than restoring would write: {also}.")
     if found.trash_count:
         trash = formatting.count(found.trash_count, "checkpoint")

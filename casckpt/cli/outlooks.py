@@ -181,7 +181,7 @@ def facts(outlook: Outlook) -> Iterator[tuple[str, str]]:
         yield "metrics", formatting.metrics_line(info.metrics)
     if info.checkpoint_count:
         count = formatting.count(info.checkpoint_count, "checkpoint")
-        yield "stored", f"{count}, {formatting.size(info.stored_bytes)} on disk"
+        yield "written", f"{count}, {formatting.size(info.stored_bytes)} by their saves"
 
 
 def bar(part: Progress, width: int = BAR_WIDTH) -> str:

@@ -118,7 +118,7 @@ def _table(output: Output, found: Sequence[Outlook]) -> list[str]:
         Column("LEFT", right=True, rank=1),
         Column("LAST SAVE", right=True),
         Column("BEST", rank=2),
-        Column("STORED", right=True, rank=3),
+        Column("WRITTEN", right=True, rank=3),
     ]
     rows = [
         (

@@ -29,8 +29,8 @@ _DETAILED = 4
 _METRICS = 6
 _SPARK_WIDTH = 40
 
-_COLUMNS = ("RUN", "STATUS", "", "PROGRESS", "LEFT", "LAST SAVE", "BEST", "STORED")
-_WIDE_ONLY = frozenset({"", "STORED"})
+_COLUMNS = ("RUN", "STATUS", "", "PROGRESS", "LEFT", "LAST SAVE", "BEST", "WRITTEN")
+_WIDE_ONLY = frozenset({"", "WRITTEN"})
 _WIDE = 110
 """Terminals have 80 columns more often than not: there the bar and the size are left out."""
 
@@ -126,7 +126,7 @@ def _table(found: Sequence[Outlook], width: int) -> RenderableType:
             "LEFT": Text(outlooks.left(one.eta_s) if info.status == "running" else "-"),
             "LAST SAVE": Text(outlooks.age(one.saved)),
             "BEST": _cut(outlooks.best(one)),
-            "STORED": Text(formatting.size(info.stored_bytes)),
+            "WRITTEN": Text(formatting.size(info.stored_bytes)),
         }
         table.add_row(*(cells[title] for title in titles))
     return table

@@ -107,11 +107,15 @@ class Effort:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        if not 0 < self.sample <= 1:
+        if not _is_number(self.sample) or not 0 < self.sample <= 1:
             raise BadRequest(f"bad sample {self.sample!r}", "", "give a share above 0, at most 1")
-        if self.max_rate is not None and not self.max_rate > 0:
+        if self.max_rate is not None and not (_is_number(self.max_rate) and self.max_rate > 0):
             raise BadRequest(f"bad max_rate {self.max_rate!r}", "", "give bytes a second above 0")
 
     def takes(self) -> bool:
         """Tell whether the next record is one of the sample."""
         return self.sample >= 1 or self.chance.random() < self.sample
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

@@ -41,7 +41,7 @@ def test_status_of_a_run_at_work_that_is_killed_and_goes_on(new_cli):
     assert about["alarms"] == []
     text = new_cli("status").out
     assert text.splitlines()[0].split() == [
-        "RUN", "STATUS", "PROGRESS", "LEFT", "LAST", "SAVE", "BEST", "STORED",
+        "RUN", "STATUS", "PROGRESS", "LEFT", "LAST", "SAVE", "BEST", "WRITTEN",
     ]  # fmt: skip
     assert "/60 epochs" in text
     os.kill(pid_of(new_cli), signal.SIGKILL)
@@ -111,7 +111,7 @@ def test_top_on_a_terminal_shows_runs_and_leaves_with_q(cli, keys):
     while b"bpm/nn" not in seen:
         seen += os.read(master, 4096)
     assert b"LAST SAVE" in seen, "nothing is squeezed on 80 columns"
-    assert b"STORED" not in seen
+    assert b"WRITTEN" not in seen
     before = time.monotonic()
     os.write(master, keys)
     with contextlib.suppress(OSError):  # the other end is closed
