@@ -94,7 +94,7 @@ def export(
         output.document(
             "export",
             checkpoint=views.record(checkpoint),
-            format=format_,
+            format=format_ or _format_of(path),
             files=[str(file) for file in written],
         )
     else:
@@ -119,6 +119,13 @@ def _export_results(output: Output, run: str, folder: Path) -> None:
             str(file) if output.quiet else f"{file}  {formatting.size(file.stat().st_size)}"
             for file in files
         )
+
+
+def _format_of(path: Path) -> str:
+    """Return the format that was written, which the suffix has named."""
+    from casckpt.checkpoint.exchange import SUFFIXES
+
+    return SUFFIXES[path.suffix.lower()]
 
 
 def _default_name(checkpoint: Checkpoint, format_: str) -> str:

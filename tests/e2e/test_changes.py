@@ -354,6 +354,11 @@ def test_export_npz(own_cli, tmp_path):
         assert np.array_equal(arrays["model.weight"], state["model"]["weight"])
 
 
+def test_the_json_of_an_export_names_the_format_that_the_suffix_gave(own_cli, tmp_path):
+    answer = own_cli("export", "bpm/nn", "-o", tmp_path / "nn.npz", "--json")
+    assert json.loads(answer.out)["format"] == "npz"
+
+
 def test_files_are_restored_and_not_exported(own_cli, tmp_path):
     with casckpt.open(own_cli.store) as store:
         store.save_files("kept", own_cli.store / "format.json")
