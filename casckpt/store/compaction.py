@@ -17,7 +17,7 @@ from casckpt.store.commits import keep_usable, set_live
 from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark, scan_objects
 from casckpt.store.own_packs import seal_bytes
-from casckpt.store.packs import PackWriter
+from casckpt.store.pack_writer import PackWriter
 from casckpt.store.sharing import SharedStore
 
 # A pack is worth rewriting when a quarter of it is dead; small ones are merged when many.

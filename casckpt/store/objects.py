@@ -17,7 +17,8 @@ from casckpt.store.collectors import fence
 from casckpt.store.commits import keep_usable, revive, set_live
 from casckpt.store.environment import Chain, Transaction
 from casckpt.store.own_packs import register_ends
-from casckpt.store.packs import PackWriter, pack_path
+from casckpt.store.pack_writer import PackWriter
+from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
 

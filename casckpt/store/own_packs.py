@@ -18,7 +18,7 @@ from casckpt.errors import CasckptError
 from casckpt.store import codec, facts, files, layout, records, rows
 from casckpt.store.environment import Transaction
 from casckpt.store.index_writer import IndexWriter
-from casckpt.store.packs import PackFailed, PackWriter, new_uuid
+from casckpt.store.pack_writer import PackFailed, PackWriter, new_uuid
 from casckpt.store.records import Buffer, Record
 from casckpt.store.sessions import Session
 from casckpt.store.workers import Workers

@@ -16,7 +16,7 @@ from casckpt.store import codec, layout, records, rows
 from casckpt.store.chains import Chains
 from casckpt.store.columns import Column, Plan, base_of
 from casckpt.store.compaction import Move
-from casckpt.store.packs import PackWriter
+from casckpt.store.pack_writer import PackWriter
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
 

@@ -30,7 +30,8 @@ from casckpt.store.commits import set_live
 from casckpt.store.copies import Copies, Copy
 from casckpt.store.environment import Transaction
 from casckpt.store.own_packs import register_ends
-from casckpt.store.packs import PackWriter, pack_path
+from casckpt.store.pack_writer import PackWriter
+from casckpt.store.packs import pack_path
 from casckpt.store.sharing import SharedStore
 from casckpt.store.verification import VerifyReport
 from casckpt.store.workers import Workers

@@ -32,7 +32,7 @@ from casckpt.store.objects import (
     SaveAgain,
     Stored,
 )
-from casckpt.store.packs import PackFailed
+from casckpt.store.pack_writer import PackFailed
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
 from casckpt.store.workers import Workers

@@ -10,7 +10,7 @@ from dataclasses import replace
 from casckpt.errors import Corrupt
 from casckpt.store import codec, facts, layout, packs, records, rows
 from casckpt.store.environment import Transaction
-from casckpt.store.packs import PackWriter
+from casckpt.store.pack_writer import PackWriter
 from casckpt.store.records import Buffer
 from casckpt.store.sharing import SharedStore
 

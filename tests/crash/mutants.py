@@ -24,7 +24,7 @@ from casckpt.store import (
     objects,
     opening,
     own_packs,
-    packs,
+    pack_writer,
     rebuilding,
     recoding,
     recoding_columns,
@@ -42,11 +42,11 @@ def _replace(owner: object, name: str, value: object) -> None:
 def no_flush_before_commit() -> None:
     """Rows name records that are not durable (SAVE 4)."""
 
-    def sync(pack: packs.PackWriter) -> int:
+    def sync(pack: pack_writer.PackWriter) -> int:
         pack.synced = pack.end
         return pack.end
 
-    _replace(packs.PackWriter, "sync", sync)
+    _replace(pack_writer.PackWriter, "sync", sync)
     _replace(files, "sync_data", lambda descriptor, path: None)
 
 
@@ -365,16 +365,18 @@ def failed_write_is_no_error() -> None:
 
 def poisoned_pack_goes_on() -> None:
     """A pack takes records after a flush of it failed (format.md, B3)."""
-    _replace(packs.PackWriter, "failed", property(lambda pack: False, lambda pack, value: None))
-    real = packs.PackWriter.sync
+    _replace(
+        pack_writer.PackWriter, "failed", property(lambda pack: False, lambda pack, value: None)
+    )
+    real = pack_writer.PackWriter.sync
 
-    def sync(pack: packs.PackWriter) -> int:
+    def sync(pack: pack_writer.PackWriter) -> int:
         try:
             return real(pack)
         except CasckptError:
             return real(pack)
 
-    _replace(packs.PackWriter, "sync", sync)
+    _replace(pack_writer.PackWriter, "sync", sync)
 
 
 def removals_leave_no_fact() -> None:

@@ -21,7 +21,7 @@ from casckpt.store import (
     packs,
     records,
 )
-from casckpt.store.packs import PackWriter
+from casckpt.store.pack_writer import PackWriter
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ import pytest
 
 from casckpt.errors import CasckptError
 from casckpt.store import files, layout
-from casckpt.store.packs import PackFailed
+from casckpt.store.pack_writer import PackFailed
 
 
 def put(own, payload: bytes):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from casckpt.errors import CasckptError, Corrupt, NoSpace, OperationFailed
-from casckpt.store import files, layout, packs, records
-from casckpt.store.packs import PackFailed, PackFiles, PackWriter
+from casckpt.store import files, layout, pack_writer, packs, records
+from casckpt.store.pack_writer import PackFailed, PackWriter
+from casckpt.store.packs import PackFiles
 from tests.unit.store.stores import append, flip, scan
 
 STORE, SESSION, UUID = b"s" * 16, b"e" * 16, b"p" * 16
@@ -313,10 +314,10 @@ def test_a_pack_takes_no_record_beyond_its_cap(pack, monkeypatch):
 
 def test_where_inodes_are_short_a_new_pack_goes_to_a_folder_that_is_there(folder, monkeypatch):
     monkeypatch.setattr(files, "free_inodes", lambda path: 0)
-    assert len(packs.new_uuid(folder)) == 16  # no folder yet: it is made after all
+    assert len(pack_writer.new_uuid(folder)) == 16  # no folder yet: it is made after all
     for name in ("0a", "f3"):
         (folder / "packs" / name).mkdir()
-    drawn = {packs.new_uuid(folder) for _ in range(40)}
+    drawn = {pack_writer.new_uuid(folder) for _ in range(40)}
     assert {uuid[0] for uuid in drawn} == {0x0A, 0xF3}
     assert len(drawn) == 40
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from casckpt.store import files, packs
-from casckpt.store.packs import PackFailed, PackWriter
+from casckpt.store.pack_writer import PackFailed, PackWriter
 from tests.unit.store.stores import append, scan
 
 
@@ -33,7 +33,7 @@ class NoMemory:
 def test_a_record_for_which_memory_fails_keeps_nobody_waiting(pack, monkeypatch, step):
     append(pack, b"before")
     with monkeypatch.context() as patched:
-        patched.setattr(packs.records if step == "encode_header" else packs, step, NoMemory())
+        patched.setattr(pack_writer.records if step == "encode_header" else pack_writer, step, NoMemory())
         with pytest.raises(MemoryError):
             append(pack, b"after")
     if step == "encode_header":  # its place was taken: what follows would stand behind a hole
@@ -58,7 +58,7 @@ def test_who_waits_looks_again_where_nobody_says_that_a_write_is_over(pack, monk
         assert go_on.wait(20)
         write(*arguments)
 
-    monkeypatch.setattr(packs, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(pack_writer, "_LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(files, "write_vector", slow)
     monkeypatch.setattr(pack._changed, "notify_all", NoMemory(), raising=False)
     failed = []
@@ -92,7 +92,7 @@ from pathlib import Path
 import _testcapi
 from casckpt.errors import CasckptError
 from casckpt.store import layout
-from casckpt.store.packs import PackWriter
+from casckpt.store.pack_writer import PackWriter
 
 def waits(timeout=None):
     raise SystemExit(f"allocation {number} of {call} fails, and {after} waits")
