@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NoStore, OperationFailed, PermissionRefused
-from casckpt.store import files, layout, lock_files
+from casckpt.store import file_systems, files, layout, lock_files
 from casckpt.store.environment import Environment
 
 # LMDB computes its reader table from the file's size: header and 1,024 slots of 64 bytes
@@ -51,7 +51,7 @@ def create_store(path: Path) -> None:
         raise NoStore(
             f"cannot make a store at {path}", "a file of that name is in the way"
         ) from exc
-    files.refuse_remote(path)
+    file_systems.refuse_remote(path)
     if not _is_ours(path):
         raise NoStore(
             f"cannot make a store at {path}",
@@ -132,7 +132,7 @@ def create_index(path: Path, store_uuid: bytes) -> int:
     lock_file = folder / "lock.mdb"
     descriptor = files.open_file(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
-        if files.file_system_type(path) == files.BTRFS_MAGIC:
+        if files.file_system_type(path) == file_systems.BTRFS_MAGIC:
             files.set_no_copy_on_write(descriptor)
         files.write_at(descriptor, bytes(_LOCK_FILE_BYTES), 0, lock_file)
         files.sync_file(descriptor, lock_file)

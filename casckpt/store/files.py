@@ -22,7 +22,6 @@ from casckpt.errors import (
     CasckptError,
     Corrupt,
     Deleted,
-    FileSystemRefused,
     NewerFormat,
     NoSpace,
     NoStore,
@@ -207,7 +206,11 @@ def permissions_in(folder: Path) -> int:
 
     So a store is as open as its folder: who shares it with a group opens that once.
     """
-    return stat.S_IMODE(folder.stat().st_mode) & 0o775
+    try:
+        return stat.S_IMODE(folder.stat().st_mode) & 0o775
+    except FileNotFoundError as exc:
+        why = "it was moved or removed while this process had the store open"
+        raise NoStore(f"{folder} is gone", why, "put it back where it was") from exc
 
 
 def make_folder(path: Path, *, exist_ok: bool = False, private: bool = False) -> bool:
@@ -362,22 +365,7 @@ def release_lock(descriptor: int) -> None:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(fcntl.F_UNLCK))
 
 
-# ---- file systems that do not keep LMDB's promises (lmdb.h, "Caveats")
-
-_REMOTE = {
-    0x6969: "NFS",
-    0x517B: "SMB",
-    0xFF534D42: "CIFS",
-    0xFE534D42: "SMB2",
-    0x0BD00BD0: "Lustre",
-    0x47504653: "GPFS",
-    0x65735546: "FUSE",
-    0x01021997: "9p",
-    0x00C36400: "Ceph",
-    0x5346414F: "AFS",
-    0x19830326: "FhGFS",
-}
-BTRFS_MAGIC = 0x9123683E
+# ---- what Python does not offer, or not without the GIL
 
 
 def file_system_type(path: Path) -> int:
@@ -390,17 +378,6 @@ def file_system_type(path: Path) -> int:
         number = ctypes.get_errno()
         raise translate(OSError(number, os.strerror(number)), f"cannot look at {path}")
     return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
-
-
-def refuse_remote(path: Path) -> None:
-    """Raise FileSystemRefused if `path` is on a network or FUSE file system."""
-    name = _REMOTE.get(file_system_type(path))
-    if name is not None:
-        raise FileSystemRefused(
-            f"refused to keep a store at {path}",
-            f"it is on a {name} file system, whose locks and memory maps the index cannot trust",
-            "put the store on a local disk, and copy it to the other place from there",
-        )
 
 
 def start_writeback(descriptor: int, offset: int, length: int) -> None:

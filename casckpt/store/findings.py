@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from casckpt.errors import CasckptError
-from casckpt.store import rows
 from casckpt.store.sharing import SharedStore
 
 Key = tuple[int, int] | bytes
@@ -75,14 +74,7 @@ class Findings:
     def forget_dropped(self, shared: SharedStore) -> None:
         """Forget findings in packs that a collector has dropped since."""
         numbers = {key[0] for key in self.by_key if isinstance(key, tuple) and key[0] != INDEX}
-        if not numbers:
-            return
-        with shared.environment.read() as tx:
-            gone = {
-                number
-                for number in numbers
-                if (row := tx.pack(number)) is None or row.state == rows.DROPPED
-            }
+        gone = shared.dropped(numbers)
         for key in [key for key in self.by_key if isinstance(key, tuple) and key[0] in gone]:
             del self.by_key[key]
 

@@ -42,6 +42,13 @@ class OwnPacks:
         self._sealer: Workers | None = None
         self._pending: list[tuple[int, bytes]] = []
 
+    def leave_lost(self) -> None:
+        """Write no more to a pack whose file was moved, removed or cut; another is opened."""
+        with self._lock:
+            pack = self._current
+        if pack is not None and not pack.sealed and not pack.stands():
+            pack.failed = True
+
     # ---- opening and rotating
 
     def _open_pack(self, highest_fact: int = 0) -> PackWriter:
@@ -118,7 +125,7 @@ class OwnPacks:
                     raise
 
     def sync(self, packs: Iterable[PackWriter]) -> None:
-        """Make all records in `packs` durable (protocol, SAVE 4)."""
+        """Make all records in `packs` durable, where readers look for them (protocol, SAVE 4)."""
         for pack in packs:
             with self._lock:
                 sealing = self._sealing.pop(pack.number, None)
@@ -126,11 +133,15 @@ class OwnPacks:
                 sealing.result()
             # Sealed or not: another thread may be about to flush it, and may fail.
             pack.sync()
+            if not pack.stands():
+                pack.failed = True
+                raise PackFailed(f"cannot write to {pack.path.name}", "somebody took it away")
 
     # ---- facts
 
     def fact_pack(self) -> int:
         """Return the number of a pack that takes a fact now; its row exists."""
+        self.leave_lost()
         with self._lock:
             current = self._current
             if current is not None and not current.failed and not current.sealed:

@@ -86,6 +86,7 @@ class PackWriter:
             files.close_file(self._descriptor)
             raise
         self.synced = self.end
+        self._file = files.identity(self.path)
 
     @property
     def full(self) -> bool:
@@ -158,6 +159,13 @@ class PackWriter:
             self.release_reserved()
             raise
         self._reserved = target
+
+    def stands(self) -> bool:
+        """Tell whether the file is where readers look for it, and has all that was made durable.
+
+        The disk takes what is written to a file that somebody has moved away, or removed, as well.
+        """
+        return files.identity(self.path) == self._file and files.length_of(self.path) >= self.synced
 
     def release_reserved(self) -> None:
         """Give back the space reserved past the end (the lock is held, or nobody else writes)."""

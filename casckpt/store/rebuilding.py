@@ -16,7 +16,7 @@ from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NoStore, StoreBusy
 from casckpt.ids import ABBREVIATION
-from casckpt.store import creation, files, layout, lock_files, opening, rows
+from casckpt.store import creation, file_systems, files, layout, lock_files, opening, rows
 from casckpt.store.commits import CommitRequest
 from casckpt.store.environment import Environment, Transaction
 from casckpt.store.facts import Change
@@ -85,7 +85,7 @@ def rebuild(
     described = _describe(path)
     store = opening.read_format(path)
     opening.require_features(store.write, layout.WRITE_FEATURES, "rebuild the index")
-    files.refuse_remote(path)
+    file_systems.refuse_remote(path)
     with _alone(path):
         # ORDER: a folder of its own first, never one that is there: it may be half built
         number = creation.create_index(path, store.uuid)

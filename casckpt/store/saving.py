@@ -93,6 +93,8 @@ class Saver:
         # must not go on in the space that freeing needs
         self._shared.session()
         self._shared.packs.let_go()
+        self._shared.own.leave_lost()
+        self._shared.forget_damage_gone()
         _require_ballast(self._shared)
         self._shared.recent.begin_save(self._recent_bytes)
         # ORDER: the session shows epoch 0 while gc_epoch is read, so no collector overtakes it

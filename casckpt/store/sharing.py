@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from casckpt.errors import CasckptError, NoSpace
-from casckpt.store import aside, creation, environment, files, layout, lock_files, opening
+from casckpt.store import (
+    aside,
+    creation,
+    environment,
+    file_systems,
+    files,
+    layout,
+    lock_files,
+    opening,
+    rows,
+)
 from casckpt.store.environment import Chain, Environment
 from casckpt.store.packs import PackFiles
 
@@ -49,7 +59,7 @@ class SharedStore:
         self.format = opening.read_format(path)
         if writable:
             opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
-        files.refuse_remote(path)
+        file_systems.refuse_remote(path)
         self._session: Session | None = None
         self._session_lock = threading.Lock()
         self._written = False
@@ -137,6 +147,22 @@ class SharedStore:
             not self.damaged.isdisjoint([(row.pack, row.offset), (row.pack, -1)])
             for _, row, _ in chain
         )
+
+    def forget_damage_gone(self) -> None:
+        """Forget damage in packs that a collector has dropped since."""
+        gone = self.dropped({pack for pack, _ in list(self.damaged)})
+        self.damaged -= {place for place in list(self.damaged) if place[0] in gone}
+
+    def dropped(self, packs: set[int]) -> set[int]:
+        """Return those of some packs, by number, that a collector has dropped."""
+        if not packs:
+            return set()
+        with self.environment.read() as tx:
+            return {
+                number
+                for number in packs
+                if (row := tx.pack(number)) is None or row.state == rows.DROPPED
+            }
 
     def _open_environment(self) -> Environment:
         if not self.writable:

@@ -105,6 +105,8 @@ def verify(
     if level != "structure" or found.by_key:
         with contextlib.suppress(Corrupt):
             closures = ClosureCheck(shared, found).run(index.manifests, index.others)
+    # What a collector took meanwhile is no damage.
+    found.forget_dropped(shared)
     shared.damaged |= found.places()
     return _report(shared, found, index, closures, checked)
 
@@ -180,8 +182,7 @@ def _report(
     closures: dict[bytes, dict[bytes, frozenset[Key]]],
     checked_bytes: int,
 ) -> VerifyReport:
-    """Leave out what a collector took meanwhile, and put the rest into words."""
-    found.forget_dropped(shared)
+    """Put what was found into words."""
     manifests = frozenset(index.manifests)
     needed: dict[Key, set[bytes]] = {}
     damaged_manifests = {}

@@ -9,9 +9,10 @@ import pytest
 
 import casckpt
 from casckpt.api import repair_store
-from casckpt.errors import CasckptError, Corrupt, StepExists, StoreBusy
-from casckpt.store import records
+from casckpt.errors import CasckptError, Corrupt, NoStore, StepExists, StoreBusy
+from casckpt.store import records, verification
 from casckpt.store.collectors import begin_run, check_run
+from casckpt.store.objects import ObjectWriter
 from casckpt.store.packs import pack_path
 from tests.unit.test_api_restores import damage, weights
 
@@ -213,3 +214,95 @@ def test_a_training_that_begins_anew_over_damage_makes_whole_checkpoints(store):
     assert train(4) is None
     assert train(6).step == 4
     assert [store.restore(one) is not None for one in store.checkpoints("lora~*")] == [True] * 8
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
+def test_a_save_whose_pack_was_taken_away_while_the_store_is_open_is_there(store, how):
+    state = {"a": weights(21), "n": weights(22)}
+    store.save("r", state, 1)
+    (path,) = store.path.glob("packs/*/*.pack")
+    if how == "removed":
+        path.unlink()
+    elif how == "replaced":
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data[:1000])
+    else:
+        os.truncate(path, 1000)
+    stored = [store.save("r", state, step).stored_bytes for step in (2, 3, 4)]
+    assert stored[0] > 100 * stored[1]
+    assert stored[1:] == pytest.approx([stored[1]] * 2, abs=100)
+    with casckpt.open(store.path, mode="r") as other:
+        for step in (2, 3, 4):
+            assert np.array_equal(other.restore(f"r@{step}")["a"], state["a"])
+
+
+def test_what_was_cut_from_the_open_pack_is_no_hole_that_a_longer_save_fills(store):
+    state = {"a": weights(23)}
+    store.save("r", state, 1)
+    (path,) = store.path.glob("packs/*/*.pack")
+    os.truncate(path, 5000)
+    store.save("other", {"b": np.tile(weights(24), 3)}, 1)
+    store.save("r", state, 2)
+    assert np.array_equal(store.restore("r@2")["a"], state["a"])
+
+
+def test_a_save_whose_pack_is_taken_away_under_it_is_made_again(store, monkeypatch):
+    state = {"a": weights(25)}
+    store.save("r", {"n": 1}, 1)
+    taken = []
+    real = ObjectWriter.store_unit
+
+    def take(self, unit):
+        done = real(self, unit)
+        if not taken:
+            (path,) = store.path.glob("packs/*/*.pack")
+            taken.append(path)
+            path.rename(path.with_suffix(".elsewhere"))
+        return done
+
+    monkeypatch.setattr(ObjectWriter, "store_unit", take)
+    store.save("r", state, 2)
+    assert taken
+    assert np.array_equal(store.restore("r@2")["a"], state["a"])
+
+
+def test_what_collections_take_from_under_a_verify_is_not_taken_for_damage(store, monkeypatch):
+    store.save("r", {"a": weights(26)}, 1)
+    store.close()
+    with casckpt.open(store.path) as store:
+        real = verification.ClosureCheck.run
+
+        def late(self, *roots):
+            with casckpt.open(store.path) as other:
+                other.delete("r")
+                other.gc(now=True)
+            self._found.record(1, 80, "pack", b"", "gone")
+            return real(self, *roots)
+
+        monkeypatch.setattr(verification.ClosureCheck, "run", late)
+        assert store.verify("bytes").ok
+        assert store._repository._shared().damaged == set()
+
+
+def test_damage_is_forgotten_with_the_pack_that_it_is_in(store):
+    shared = store._repository._shared()
+    store.save("r", {"a": weights(27)}, 1)
+    shared.damaged |= {(1, -1), (77, 80)}
+    store.save("r", {"a": weights(27)}, 2)
+    assert shared.damaged == {(1, -1)}
+    assert np.array_equal(store.restore("r@2")["a"], weights(27))
+
+
+def test_what_writes_into_a_store_that_was_moved_away_says_so(store, tmp_path):
+    store.save("r", {"a": 1}, 1)
+    store.path.rename(tmp_path / "elsewhere")
+    for write in (lambda: store.save("r", {"a": 1}, 2), lambda: store.tag("r@1", "x"), store.gc):
+        with pytest.raises(CasckptError) as caught:
+            write()
+        assert str(store.path) in str(caught.value)
+    with pytest.raises(NoStore, match="is gone"), store.run("q") as run:
+        list(run.epochs(2, {"n": 1}))
+    (tmp_path / "elsewhere").rename(store.path)
+    store.save("r", {"a": 2}, 2)
+    assert store.restore("r") == {"a": 2}

@@ -61,11 +61,11 @@ def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> i
     into an issue.
     """
     from casckpt.cli.torture import probes, room, rounds
-    from casckpt.store import files
+    from casckpt.store import file_systems
 
     if not folder.is_dir():
         raise NoStore(f"cannot torture {folder}", "there is no such folder", "name a folder")
-    files.refuse_remote(folder)
+    file_systems.refuse_remote(folder)
     room.require(folder)
     seed = secrets.randbits(32) if seed is None else seed
     place = folder.resolve() / f"casckpt-torture-{os.getpid()}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from casckpt import errors
-from casckpt.store import files
+from casckpt.store import file_systems, files
 
 
 @pytest.fixture
@@ -170,8 +170,8 @@ def test_locks_are_between_descriptors_and_end_by_close(tmp_path):
 
 
 def test_remote_file_systems_are_refused(tmp_path, monkeypatch):
-    files.refuse_remote(tmp_path)
+    file_systems.refuse_remote(tmp_path)
     monkeypatch.setattr(files, "file_system_type", lambda _: 0x6969)
     with pytest.raises(errors.FileSystemRefused, match="NFS") as caught:
-        files.refuse_remote(tmp_path)
+        file_systems.refuse_remote(tmp_path)
     assert "local disk" in caught.value.hint

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from casckpt.store import files, packs
+from casckpt.store import files, pack_writer
 from casckpt.store.pack_writer import PackFailed, PackWriter
 from tests.unit.store.stores import append, scan
 
@@ -33,7 +33,8 @@ class NoMemory:
 def test_a_record_for_which_memory_fails_keeps_nobody_waiting(pack, monkeypatch, step):
     append(pack, b"before")
     with monkeypatch.context() as patched:
-        patched.setattr(pack_writer.records if step == "encode_header" else pack_writer, step, NoMemory())
+        place = pack_writer.records if step == "encode_header" else pack_writer
+        patched.setattr(place, step, NoMemory())
         with pytest.raises(MemoryError):
             append(pack, b"after")
     if step == "encode_header":  # its place was taken: what follows would stand behind a hole
