@@ -21,6 +21,7 @@ from casckpt.ids import ABBREVIATION
 
 if TYPE_CHECKING:
     from casckpt.checkpoint.records import Checkpoint
+    from casckpt.checkpoint.refs import Mode
 
 METRICS_SHOWN = 3
 """Metric columns of a list; the others are in `show` and `history`. More would wrap 100 columns."""
@@ -40,7 +41,8 @@ _FIELDS = ("run", "step", "created", "size", "new")
 @click.argument("run", required=False, shell_complete=completers.runs)
 @click.option(
     "--best",
-    metavar="METRIC",
+    metavar="METRIC[:min|max]",
+    callback=quantities.ranking,
     shell_complete=completers.metrics,
     help="Rank by a metric, NaN last.",
 )
@@ -60,8 +62,8 @@ _FIELDS = ("run", "step", "created", "size", "new")
 def ls(
     output: Output,
     run: str | None,
-    best: str | None,
-    mode: str | None,
+    best: tuple[str, Mode | None] | None,
+    mode: Mode | None,
     limit: int | None,
     sort: str | None,
     tag: str | None,
@@ -81,6 +83,11 @@ def ls(
             "it says which end of a metric is good",
             "name the metric: --best METRIC --mode max",
         )
+    metric, end = best or (None, None)
+    if mode and end and mode != end:
+        raise BadRequest(
+            f"--mode {mode} beside --best {metric}:{end}", "they differ", "leave one of them out"
+        )
     pattern = stores.split(output.settings, run)[0] if run else "*"
     with stores.rows(output.settings) as catalog:
         try:
@@ -94,19 +101,19 @@ def ls(
     everything = found
     if tag:
         found = [checkpoint for checkpoint in found if tag in checkpoint.tags]
-    if best:
-        found = _ranked(output, found, best, mode)
+    if metric:
+        found = _ranked(output, found, metric, mode or end)
     elif sort:
         found = _sorted(found, sort)
     if limit:
-        found = found[:limit] if best or sort else _newest(found, limit)
+        found = found[:limit] if metric or sort else _newest(found, limit)
     if output.json:
         output.document("ls", checkpoints=[views.record(checkpoint) for checkpoint in found])
     elif output.quiet:
         output.ids(checkpoint.id for checkpoint in found)
     else:
         latest = set() if trash else views.newest(everything, pattern)
-        _table(output, found, latest, best, trash)
+        _table(output, found, latest, metric, trash)
         _sum(output, found, everything)
 
 

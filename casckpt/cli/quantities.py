@@ -80,21 +80,37 @@ def best(
     """Return metric, mode (or None) and number of each: `val_loss`, `corr:max`, `corr:max:3`."""
     values = []
     for text in texts:
-        # From the right: the name of a metric may itself hold colons.
         rest, number = text, 1
-        mode: Mode | None = None
         head, colon, tail = rest.rpartition(":")
         if colon and tail.isdecimal():
             rest, number = head, int(tail)
-        head, colon, tail = rest.rpartition(":")
-        if colon and tail in ("min", "max"):
-            rest, mode = head, "min" if tail == "min" else "max"
-        if not rest or number < 1:
+        metric, mode = _metric_and_mode(rest)
+        if not metric or number < 1:
             raise _refused(
                 context, parameter, f"{text!r} names no metric\nwrite METRIC:min or METRIC:max:3"
             )
-        values.append((rest, mode, number))
+        values.append((metric, mode, number))
     return values
+
+
+def ranking(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[str, Mode | None] | None:
+    """Return metric and mode (or None): `val_loss`, `corr:max`."""
+    if text is None:
+        return None
+    metric, mode = _metric_and_mode(text)
+    if not metric:
+        raise _refused(context, parameter, f"{text!r} names no metric\nwrite METRIC:min")
+    return metric, mode
+
+
+def _metric_and_mode(text: str) -> tuple[str, Mode | None]:
+    # From the right: the name of a metric may itself hold colons.
+    head, colon, tail = text.rpartition(":")
+    if colon and tail == "min":
+        return head, "min"
+    return (head, "max") if colon and tail == "max" else (text, None)
 
 
 def _refused(

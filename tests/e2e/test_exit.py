@@ -36,6 +36,8 @@ from casckpt.store import Repository
         (["show", "id:0000"], 12),
         (["history", "bpm/nn", "nonsense"], 12),
         (["ls", "--best", "nonsense"], 12),
+        (["ls", "--best", ":min"], 2),
+        (["ls", "--best", "val_loss:min", "--mode", "max"], 2),
         (["rm", "bpm/n", "--yes"], 12),
     ],
 )

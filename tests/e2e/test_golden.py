@@ -110,3 +110,10 @@ def test_a_new_store_has_no_best(new_cli):
     assert new_cli("init", "-q").code == 0
     answer = new_cli("ls", "--best", "loss")
     assert (answer.code, "No checkpoints yet" in answer.err + answer.out) == (0, True)
+
+
+def test_the_end_that_is_good_may_stand_behind_the_metric(cli):
+    for mode in ("min", "max"):
+        apart = cli("ls", "--best", "accuracy", "--mode", mode)
+        assert cli("ls", "--best", f"accuracy:{mode}").out == apart.out
+        assert cli("ls", "--best", f"accuracy:{mode}", "--mode", mode).out == apart.out
