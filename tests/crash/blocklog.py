@@ -158,12 +158,18 @@ class Recording:
 
 
 @contextmanager
-def _as_found(image: Path, target: Path, system: str) -> Iterator[None]:
-    """Mount a disk as it was found, or where its superblock was torn, after the system's repair."""
+def _as_found(image: Path, target: Path, system: str) -> Iterator[bool]:
+    """Mount a disk as it was found, or where its superblock was torn, after the system's repair.
+
+    Yields whether that went back behind what was flushed: the copy of its superblock that btrfs
+    takes then is of its last full commit, and knows nothing of the log that flushes go to.
+    """
+    went_back = False
     with ExitStack() as stack:
         try:
             stack.enter_context(blockdevice.mounted(image, target, system))
         except OSError as exc:
+            went_back = system == "btrfs"
             signs, program = _MENDERS.get(system, (set(), []))
             if exc.errno not in signs:
                 raise
@@ -176,7 +182,7 @@ def _as_found(image: Path, target: Path, system: str) -> Iterator[None]:
                 raise UnmountableError(
                     f"after {program[0]}, which ended with {done.returncode}"
                 ) from still
-        yield
+        yield went_back
 
 
 def _folder(lab: Lab, name: str) -> Path:
@@ -239,16 +245,23 @@ class Looker:
         image = lab.folder / "image"
         image.unlink(missing_ok=True)
         image.write_bytes(content)
-        expected = Expected([json.loads(line) for line in lines])
+        told = [json.loads(line) for line in lines]
         target = lab.folder / "mounted"
-        with _as_found(image, target, self.recording.system):
+        with _as_found(image, target, self.recording.system) as went_back:
+            if went_back:
+                told = [_unanswered(line) for line in told]
             oracle.check(
                 target / "store",
-                expected,
+                Expected(told),
                 repair=WORKLOADS[self.recording.workload].repair,
                 thorough=number % 4 == 0,
                 verify=number % 2 == 0,
             )
+
+
+def _unanswered(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what a call was, as if it had not returned: what it did may be there, or not."""
+    return {**line, "event": "begin"} if line["event"] == "done" else line
 
 
 def replay(lab: Lab, point: str) -> tuple[list[tuple[str, str]], int]:

@@ -11,6 +11,7 @@ import os
 import pkgutil
 import random
 import sys
+from types import ModuleType
 
 import casckpt.checkpoint
 import casckpt.native
@@ -19,7 +20,7 @@ import casckpt.training
 from casckpt import api
 from casckpt.checkpoint import handle
 from casckpt.errors import Corrupt
-from casckpt.store import compaction, layout, opening, packs, saving, walk
+from casckpt.store import compaction, layout, opening, pack_writer, saving, walk
 from tests.crash import shim
 
 KIB = layout.KIB
@@ -27,25 +28,37 @@ KIB = layout.KIB
 
 def shrink() -> None:
     """Scale the limits of this process down; what is on disk stays a store of the same format."""
-    constants = vars(layout)
-    constants["GRID_BYTES"] = 16 * KIB
-    constants["PACK_SEAL_BYTES"] = 96 * KIB
-    constants["ONE_TRANSACTION_ROWS"] = 6
-    constants["TRANSACTION_MAX_ROWS"] = 12
-    constants["BALLAST_MIN_BYTES"] = constants["BALLAST_MAX_BYTES"] = 64 * KIB
-    vars(saving)["_UNIT_BYTES"] = 32 * KIB
-    vars(packs)["_RESERVE_BYTES"] = vars(packs)["_TAIL_BYTES"] = 8 * KIB
-    vars(compaction)["SMALL_COUNT"] = 6
+    _set(
+        layout,
+        GRID_BYTES=16 * KIB,
+        PACK_SEAL_BYTES=96 * KIB,
+        ONE_TRANSACTION_ROWS=6,
+        TRANSACTION_MAX_ROWS=12,
+        BALLAST_MIN_BYTES=64 * KIB,
+        BALLAST_MAX_BYTES=64 * KIB,
+    )
+    _set(saving, _UNIT_BYTES=32 * KIB)
+    _set(pack_writer, _RESERVE_BYTES=8 * KIB, _TAIL_BYTES=8 * KIB)
+    _set(compaction, SMALL_COUNT=6)
     # Without torch an import makes numpy arrays, and a child needs no second to load it.
-    vars(api)["_tensors"] = lambda required=False: None
-    vars(opening)["walk_index"] = walk_in_a_fork
+    _set(api, _tensors=lambda required=False: None)
+    _set(opening, walk_index=walk_in_a_fork)
     # Whoever finds a store half made waits for its maker; where the maker failed, for nothing.
-    vars(handle)["_MAKING_WAIT_S"] = 2.0
+    _set(handle, _MAKING_WAIT_S=2.0)
     # What a child would import anew each time is imported here once; where memory fails in a child,
     # Python would miscompile it, or crash.
     for package in (casckpt.store, casckpt.checkpoint, casckpt.native, casckpt.training):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
+
+
+def _set(module: ModuleType, **values: object) -> None:
+    """Replace what a module has under these names; one that it has no more is an error."""
+    names = vars(module)
+    for name, value in values.items():
+        if name not in names:
+            raise AttributeError(f"{module.__name__} has no {name}")
+        names[name] = value
 
 
 def repeatable(label: str) -> None:

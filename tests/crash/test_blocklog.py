@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.crash import blockdevice, blocklog
+from tests.crash.acks import Expected
 
 pytestmark = pytest.mark.crash
 
@@ -27,6 +28,28 @@ def _refuse(number):
         yield
 
     return mounted
+
+
+def test_a_btrfs_that_went_back_to_its_last_commit_owes_no_answer(tmp_path, monkeypatch):
+    torn = [True]
+
+    @contextmanager
+    def mounted(image, target, kind):
+        if torn.pop():
+            raise OSError(errno.EINVAL, "cannot mount")
+        yield
+
+    monkeypatch.setattr(blockdevice, "mounted", mounted)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **how: subprocess.CompletedProcess(command, 0)
+    )
+    for before, went_back in (([False], False), ([False, True], True)):
+        torn[:] = before
+        with blocklog._as_found(tmp_path / "image", tmp_path, "btrfs") as found:
+            assert found is went_back
+    line = {"event": "done", "call": "save", "run": "run", "step": 0, "seed": 1}
+    assert Expected([line]).live == {("run", 0): {1}}
+    assert Expected([blocklog._unanswered(line)]).live == {("run", 0): {None, 1}}
 
 
 @pytest.mark.parametrize("status", [0, 8], ids=["mended in vain", "not mended"])
