@@ -15,8 +15,8 @@ from casckpt.errors import CasckptError
 from casckpt.store import files, records
 
 if TYPE_CHECKING:
-    from casckpt.store.environment import Chain
     from casckpt.store.packs import PackFiles
+    from casckpt.store.transactions import Chain
 
 
 def fetch(packs: PackFiles, chains: Sequence[Chain | None]) -> None:

@@ -20,8 +20,8 @@ from typing import Final
 from casckpt.errors import CasckptError
 from casckpt.programs import command_of, environment_of
 from casckpt.store import clock, layout, rows
-from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 INTERVAL_S: Final = 600.0
 SOON_S: Final = 5.0

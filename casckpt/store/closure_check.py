@@ -8,10 +8,10 @@ from typing import Final
 from casckpt.errors import Corrupt, NewerFormat
 from casckpt.native import PrefixSet
 from casckpt.store import codec, files, layout, lists, packs, records, rows
-from casckpt.store.environment import Chain, Transaction
 from casckpt.store.findings import WHOLE_PACK, Findings, Key, reason
 from casckpt.store.packs import pack_path
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Chain, Transaction
 
 Keys = frozenset[Key]
 # Ids resolved in one read transaction: the gate is given back in between.

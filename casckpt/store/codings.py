@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from casckpt.errors import CasckptError
 from casckpt.store import files, layout, rows
-from casckpt.store.environment import Chain
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Chain
 from casckpt.store.workers import Workers
 
 _PLANE = struct.Struct("<BI")

@@ -25,10 +25,10 @@ from casckpt.store import (
     snapshots,
 )
 from casckpt.store.collectors import begin_run, check_run, gc_lock, open_packs
-from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark
 from casckpt.store.packs import pack_path
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 _log = logging.getLogger("casckpt")
 

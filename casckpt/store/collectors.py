@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from casckpt.errors import StoreBusy
 from casckpt.store import files, layout, lock_files, rows, sessions
-from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 
 @contextlib.contextmanager

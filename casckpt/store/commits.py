@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from casckpt.errors import NotFound, RunMoved, StepExists
 from casckpt.store import clock, rows
-from casckpt.store.environment import Transaction
+from casckpt.store.transactions import Transaction
 
 
 class RowsView:

@@ -14,11 +14,11 @@ from casckpt.errors import Corrupt
 from casckpt.store import files, layout, packs, records, rows, snapshots
 from casckpt.store.collectors import check_run
 from casckpt.store.commits import keep_usable, set_live
-from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark, scan_objects
 from casckpt.store.own_packs import seal_bytes
 from casckpt.store.pack_writer import PackWriter
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 # A pack is worth rewriting when a quarter of it is dead; small ones are merged when many.
 DEAD_SHARE = 0.25

@@ -10,8 +10,8 @@ from typing import Final
 from casckpt.store import clock, layout, rows
 from casckpt.store.collectors import check_run
 from casckpt.store.commits import trashed_now
-from casckpt.store.environment import Transaction
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 NOBODY: Final[frozenset[str]] = frozenset()
 

@@ -20,7 +20,8 @@ from typing import Any, Protocol, TypeVar
 
 from casckpt.errors import CasckptError, OperationFailed, StoreBusy
 from casckpt.store import layout, opening, rows, writer_lock
-from casckpt.store.environment import Environment, Transaction, is_engine_error
+from casckpt.store.environment import Environment, is_engine_error
+from casckpt.store.transactions import Transaction
 from casckpt.store.writer_lock import WriterLock
 
 _Result = TypeVar("_Result")

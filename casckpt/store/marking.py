@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from casckpt.errors import CasckptError, Corrupt
 from casckpt.native import PrefixSet
 from casckpt.store import layout, packs, records, rows
-from casckpt.store.environment import Transaction
 from casckpt.store.findings import reason
 from casckpt.store.index_writer import read_roots
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 _Found = tuple[bytes, rows.ObjectRow, rows.PackRow]
 _BATCH = 2000

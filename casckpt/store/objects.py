@@ -15,12 +15,12 @@ from casckpt.errors import BadRequest, Busy, Corrupt, Deleted, NewerFormat
 from casckpt.store import codec, files, layout, records, rows
 from casckpt.store.collectors import fence
 from casckpt.store.commits import keep_usable, revive, set_live
-from casckpt.store.environment import Chain, Transaction
 from casckpt.store.own_packs import register_ends
 from casckpt.store.pack_writer import PackWriter
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Chain, Transaction
 
 # After this many chunks of a blob in a row for which a delta did not pay, its bases are not read.
 _REFUSALS = 2

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from casckpt.errors import CasckptError
 from casckpt.store import codec, facts, files, layout, records, rows
-from casckpt.store.environment import Transaction
 from casckpt.store.index_writer import IndexWriter
 from casckpt.store.pack_writer import PackFailed, PackWriter, new_uuid
 from casckpt.store.records import Buffer, Record
 from casckpt.store.sessions import Session
+from casckpt.store.transactions import Transaction
 from casckpt.store.workers import Workers
 
 _PACKS_IN_FREE_SPACE = 16

@@ -13,12 +13,12 @@ from pathlib import Path
 from casckpt.errors import CasckptError, Corrupt, NewerFormat
 from casckpt.store import codec, facts, files, layout, lists, packs, records, rows
 from casckpt.store.effort import Effort, Throttle
-from casckpt.store.environment import Transaction
 from casckpt.store.findings import CUT_OFF, HEADER, WHOLE_PACK, Findings, reason
 from casckpt.store.packs import pack_path
 from casckpt.store.reading import Reader
 from casckpt.store.records import Record
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 from casckpt.store.workers import Workers
 
 # Records handed to a worker at a time, fewer at a low rate, and units under way: 64 MiB of payload

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from casckpt.errors import CasckptError, Corrupt, Deleted, NewerFormat
 from casckpt.store import ahead, codec, files, layout, lists, packs, records, rows
-from casckpt.store.environment import Chain
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Chain
 from casckpt.store.workers import Workers
 
 _ATTEMPTS = 3

@@ -18,11 +18,12 @@ from casckpt.errors import CasckptError, Corrupt, NoStore, StoreBusy
 from casckpt.ids import ABBREVIATION
 from casckpt.store import creation, file_systems, files, layout, lock_files, opening, rows
 from casckpt.store.commits import CommitRequest
-from casckpt.store.environment import Environment, Transaction
+from casckpt.store.environment import Environment
 from casckpt.store.facts import Change
 from casckpt.store.index_writer import add_to_roots
 from casckpt.store.records import Record
 from casckpt.store.salvage import Place, Salvage, store_of_packs
+from casckpt.store.transactions import Transaction
 
 Recover = Callable[[bytes, bytes], CommitRequest | None]
 _ROW_HEADED = frozenset({"checkpoints", "runs", "history", "progress", "cache"})

@@ -22,11 +22,11 @@ from casckpt.store.chains import Chains
 from casckpt.store.collectors import check_run
 from casckpt.store.columns import Lineage, Plan
 from casckpt.store.compaction import publish
-from casckpt.store.environment import Transaction
 from casckpt.store.marking import Mark
 from casckpt.store.reading import Reader
 from casckpt.store.recoding_columns import ColumnCoder, Recoded, Work
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 from casckpt.store.workers import Workers
 
 if TYPE_CHECKING:

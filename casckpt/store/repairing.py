@@ -28,11 +28,11 @@ from casckpt.store import (
 from casckpt.store.collectors import begin_run, check_run, gc_lock, open_packs
 from casckpt.store.commits import set_live
 from casckpt.store.copies import Copies, Copy
-from casckpt.store.environment import Transaction
 from casckpt.store.own_packs import register_ends
 from casckpt.store.pack_writer import PackWriter
 from casckpt.store.packs import pack_path
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 from casckpt.store.verification import VerifyReport
 from casckpt.store.workers import Workers
 

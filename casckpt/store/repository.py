@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from casckpt.errors import BadRequest, NotFound, OperationFailed, PermissionRefused
 from casckpt.store import creation, layout, rows, sharing
-from casckpt.store.environment import Transaction
 from casckpt.store.rows import CheckpointRow, Row, RowState
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 if TYPE_CHECKING:
     from casckpt.store.codings import ChunkCoding

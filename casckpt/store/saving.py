@@ -22,7 +22,6 @@ from casckpt.store.commits import (
 )
 from casckpt.store.cutting import BlobSource as BlobSource
 from casckpt.store.cutting import Chunks
-from casckpt.store.environment import Transaction
 from casckpt.store.objects import (
     BaseBlob,
     BaseChunk,
@@ -35,6 +34,7 @@ from casckpt.store.objects import (
 from casckpt.store.pack_writer import PackFailed
 from casckpt.store.reading import Reader
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 from casckpt.store.workers import Workers
 
 _Result = TypeVar("_Result")

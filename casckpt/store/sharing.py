@@ -30,8 +30,9 @@ from casckpt.store import (
     opening,
     rows,
 )
-from casckpt.store.environment import Chain, Environment
+from casckpt.store.environment import Environment
 from casckpt.store.packs import PackFiles
+from casckpt.store.transactions import Chain
 
 if TYPE_CHECKING:
     from casckpt.store.index_writer import IndexWriter

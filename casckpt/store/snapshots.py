@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from casckpt.errors import Corrupt
 from casckpt.store import codec, facts, layout, packs, records, rows
-from casckpt.store.environment import Transaction
 from casckpt.store.pack_writer import PackWriter
 from casckpt.store.records import Buffer
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 
 _PACK_NUMBER_BYTES = 8
 

@@ -18,11 +18,11 @@ from casckpt.errors import BadRequest, CasckptError, Corrupt
 from casckpt.store import files, layout, pack_check, records, rows, sessions
 from casckpt.store.closure_check import ClosureCheck
 from casckpt.store.effort import Effort
-from casckpt.store.environment import Transaction
 from casckpt.store.findings import Findings, Key
 from casckpt.store.index_writer import read_roots
 from casckpt.store.packs import pack_path
 from casckpt.store.sharing import SharedStore
+from casckpt.store.transactions import Transaction
 from casckpt.store.workers import Workers
 
 Progress = Callable[[int, int], None]

@@ -49,7 +49,7 @@ FACES = {f"casckpt.{path.stem}" for path in (PACKAGE / "adapters").glob("[a-z]*.
 ON_TORCH = ("lightning", "transformers", "accelerate", "ignite", "keras", "dcp", "torch")
 
 THIRD_PARTY_HOMES = {
-    "lmdb": ("casckpt.store.environment",),
+    "lmdb": ("casckpt.store.environment", "casckpt.store.transactions"),
     "zstandard": ("casckpt.store.codec",),
     "_cffi_backend": ("casckpt.native",),
     "cffi": ("casckpt.native",),

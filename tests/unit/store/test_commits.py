@@ -10,7 +10,7 @@ import pytest
 from casckpt.errors import NotFound, RunMoved, StepExists
 from casckpt.store import BlobSource, CommitRequest, Repository
 from casckpt.store.commits import RowWrite
-from casckpt.store.environment import Transaction
+from casckpt.store.transactions import Transaction
 from tests.unit.store.stores import Saved, check, request, save
 
 
