@@ -24,6 +24,7 @@ from casckpt.errors import (
     StoreBusy,
 )
 from casckpt.store import files, layout
+from casckpt.store.engine_locks import LOCK_FILE, EngineLocks
 from casckpt.store.transactions import Transaction
 
 _Result = TypeVar("_Result")
@@ -69,6 +70,14 @@ def is_engine_error(error: BaseException) -> bool:
     return isinstance(error, lmdb.Error)
 
 
+def _replaced(what: str) -> StoreBusy:
+    return StoreBusy(
+        what,
+        "it was removed, or another put in its place, while this process had it open",
+        "close it wherever this process has it open, and open it again; nothing was saved",
+    )
+
+
 class Environment:
     """One open index; every call runs behind the gate."""
 
@@ -77,6 +86,10 @@ class Environment:
         self.readonly = readonly
         self._lock = lock
         self._identity: tuple[int, int] | None = None
+        self._locks: EngineLocks | None = None
+        self._closed = False
+        # The newest transaction that was seen: an older index may be put in the place of this one
+        self._seen = 0
         self._settled = threading.Event()
         self._settled.set()
         self._successor: Environment | None = None
@@ -122,20 +135,23 @@ class Environment:
                     name: self._handle.open_db(name.encode(), create=False)
                     for name in layout.TABLES
                 }
+                if self._lock:
+                    self._handle.begin().abort()  # at its first LMDB takes its lock of readers
+                    self._locks = EngineLocks(self.path)
                 if not self.readonly:
                     self._handle.reader_check()
         except lmdb.NotFoundError as exc:
-            self.close()
+            self._let_go()
             raise Corrupt(
                 f"the index {self.path.name} is not one of casckpt",
                 f"a table is missing: {exc}",
                 "run `casckpt repair --rebuild-index`",
             ) from exc
         except lmdb.Error as exc:
-            self.close()
+            self._let_go()
             raise translate(exc, f"cannot open the index {self.path.name}") from exc
         except BaseException:  # LMDB opens an index once in a process
-            self.close()
+            self._let_go()
             raise
 
     @staticmethod
@@ -166,10 +182,17 @@ class Environment:
 
     def close(self) -> None:
         """Close the environment; not an error if it is closed."""
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         handle, self._handle = self._handle, None
+        locks, self._locks = self._locks, None
         if handle is not None:
             with gate:
                 handle.close()
+        if locks is not None:
+            locks.close()
 
     def leave(self) -> None:
         """Close the environment for another one; who reads meanwhile waits for `hand_over`.
@@ -187,7 +210,7 @@ class Environment:
     def _here(self) -> Environment:
         """Return the environment that answers: this one, or the one that took its place."""
         here: Environment = self
-        while here._handle is None:
+        while here._closed:
             here._settled.wait()
             if here._successor is None:
                 break
@@ -195,14 +218,30 @@ class Environment:
         return here
 
     def _has_left(self) -> bool:
-        return self._handle is None and not (self._settled.is_set() and self._successor is None)
+        return self._closed and not (self._settled.is_set() and self._successor is None)
 
-    def _begin(self, write: bool) -> lmdb.Transaction:
-        if self._handle is None:
+    @contextlib.contextmanager
+    def _transaction(self, what: str, *, write: bool) -> Iterator[Transaction]:
+        """Give a transaction of LMDB, committed if `write`; `what` cannot be done without it."""
+        if self._closed:
             raise OperationFailed(
                 "the store is closed", "it was used after close()", "open it again"
             )
-        return self._handle.begin(write=write, buffers=False)
+        if self._handle is None:
+            self._open()  # after an error the last one to try could not
+        assert self._handle is not None
+        with self._handle.begin(write=write, buffers=False) as handle:
+            number = handle.id()
+            # A writer's is one more than the last that was committed, by whatever process: if it
+            # is not, others count by another lock.mdb.
+            newest = int(self._handle.info()["last_txnid"]) if write else number
+            if newest < self._seen or (write and number != newest + 1):
+                raise _replaced(what)
+            self._seen = newest
+            yield Transaction(handle, self._tables)
+        if write:
+            # Not `number`: one that changes nothing leaves it to the next.
+            self._seen = self.last_transaction()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -212,27 +251,27 @@ class Environment:
             with gate:
                 if here._has_left():
                     continue  # since the line above
+                what = "cannot read the index"
                 try:
-                    with here._begin(write=False) as handle:
-                        yield Transaction(handle, here._tables)
+                    with here._transaction(what, write=False) as transaction:
+                        yield transaction
                 except lmdb.Error as exc:
-                    raise translate(exc, "cannot read the index") from exc
+                    raise translate(exc, what) from exc
                 return
 
     def write(self, jobs: Callable[[Transaction], _Result]) -> _Result:
         """Run `jobs` in one durable write transaction; an exception leaves nothing behind.
 
-        After an error of LMDB the environment is opened anew: a failed commit can leave it in a
-        state in which LMDB refuses everything.
+        After an error of LMDB the environment is opened anew, by whoever uses it next: a failed
+        commit can leave it in a state in which LMDB refuses everything.
         """
+        what = "cannot write the index; nothing was saved"
         with gate:
             try:
-                with self._begin(write=True) as handle:
-                    return jobs(Transaction(handle, self._tables))
+                with self._transaction(what, write=True) as transaction:
+                    return jobs(transaction)
             except lmdb.Error as exc:
-                self.close()
-                self._open()
-                what = "cannot write the index; nothing was saved"
+                self._let_go()
                 if self._was_full(exc):
                     raise NoSpace(what, "the disk is full") from exc
                 raise translate(exc, what) from exc
@@ -270,18 +309,22 @@ class Environment:
 
     def is_current(self) -> bool:
         """Tell whether the index that was opened is the one at its path still."""
-        return self._identity == files.identity(self.path / "data.mdb")
+        if self._identity != files.identity(self.path / "data.mdb"):
+            return False
+        return self._locks is None or self._locks.are_of(self.path / LOCK_FILE)
+
+    def is_in_order(self) -> bool:
+        """Tell whether it is open, current, and no older than it was seen to be."""
+        with gate:
+            number = self.last_transaction()
+            return self._handle is not None and number >= self._seen and self.is_current()
 
     def require_current(self, what: str) -> None:
         """Raise StoreBusy, saying `what` cannot be done, unless `is_current`."""
         if not self.is_current():
-            raise StoreBusy(
-                what,
-                "it was removed, or another put in its place, while this process had it open",
-                "close it wherever this process has it open, and open it again; nothing was saved",
-            )
+            raise _replaced(what)
 
     def last_transaction(self) -> int:
-        """Return the number of the last committed transaction; 0 once closed."""
+        """Return the number of the last committed transaction; 0 while the index is not open."""
         with gate:
             return 0 if self._handle is None else int(self._handle.info()["last_txnid"])

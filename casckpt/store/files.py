@@ -326,9 +326,10 @@ def identity(path: Path) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
-def is_unlinked(descriptor: int) -> bool:
-    """Tell whether an open file has been removed; its bytes stay until it is closed."""
-    return os.fstat(descriptor).st_nlink == 0
+def identity_of(descriptor: int) -> tuple[int, int]:
+    """Return the `identity` of an open file, whatever its name is now."""
+    facts = os.fstat(descriptor)
+    return facts.st_dev, facts.st_ino
 
 
 def free_inodes(path: Path) -> int:
@@ -342,16 +343,19 @@ def free_inodes(path: Path) -> int:
 # ---- locks: open file description locks; they end by close only, whoever dies
 
 
-def _flock_structure(kind: int) -> bytes:
-    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+def _flock_structure(kind: int, start: int = 0, length: int = 0) -> bytes:
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, length, 0)
 
 
-def try_lock(descriptor: int, *, exclusive: bool) -> bool:
-    """Take or convert an OFD lock on the whole file without waiting; return whether it was got."""
+def try_lock(descriptor: int, *, exclusive: bool, start: int = 0, length: int = 0) -> bool:
+    """Take or convert an OFD lock without waiting; return whether it was got.
+
+    It is on `length` bytes from `start`, 0 for all to the end however the file grows.
+    """
     kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
     try:
         crash_point("lock", descriptor)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(kind))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(kind, start, length))
     except OSError as exc:
         if exc.errno in (errno.EAGAIN, errno.EACCES):
             return False

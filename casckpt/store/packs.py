@@ -100,13 +100,14 @@ class PackFiles:
                 files.close_file(self._open.pop(uuid).descriptor)
 
     def let_go(self) -> None:
-        """Close the packs that a collection has removed, by whichever process.
+        """Close the packs that were removed or moved away, by whomever.
 
-        The disk does not get the space of a removed file back as long as it is open.
+        The disk does not get the space of a removed file back as long as it is open. And what is
+        read here only, since it was opened in time, is lost to everybody else.
         """
         with self._lock:
             for uuid, entry in list(self._open.items()):
-                if entry.users == 0 and files.is_unlinked(entry.descriptor):
+                if entry.users == 0 and not entry.stands():
                     files.close_file(self._open.pop(uuid).descriptor)
 
     def release(self, entry: _OpenPack) -> None:
@@ -142,6 +143,10 @@ class _OpenPack:
         self.path = path
         self.users = 0
         self.closing = False
+
+    def stands(self) -> bool:
+        """Tell whether it is the file at its path still."""
+        return files.identity_of(self.descriptor) == files.identity(self.path)
 
     def __enter__(self) -> _OpenPack:
         return self

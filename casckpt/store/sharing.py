@@ -281,6 +281,8 @@ class SharedStore:
 
     def _close_index(self) -> None:
         try:
+            # Not if a person removed the store, or put an older one in its place, meanwhile
+            in_order = self.environment.is_in_order()
             transaction = self.environment.last_transaction()
         finally:
             self.environment.close()
@@ -288,12 +290,11 @@ class SharedStore:
                 self._session.close()
         if (
             self.writable
+            and in_order
             and self._lock >= 0
             and files.try_lock(self._lock, exclusive=True)
             and not (self.index / layout.CLEAN_FILE).exists()
-            and self.environment.is_current()
         ):
-            # Gone: a person removed the store while it was open.
             with contextlib.suppress(CasckptError, FileNotFoundError):
                 opening.write_stamp(self.index, transaction)
 

@@ -193,5 +193,38 @@ def test_an_index_that_was_replaced_stays_replaced_after_an_error(path, make_sto
             save(old, [b"y"])
 
 
+@pytest.mark.parametrize("then", ["read", "write"])
+def test_an_index_that_could_not_be_opened_again_is_tried_again(repository, monkeypatch, then):
+    """For want of descriptors, say: the process that trains goes on once there are some."""
+    environment = repository._shared().environment
+    saved = save(repository, [b"x"])
+    real = lmdb.open
+    monkeypatch.setattr(lmdb, "open", refuse)
+    for _ in range(3):
+        with pytest.raises(OperationFailed, match="cannot (write|open) the index"):
+            environment.write(fail_in_lmdb)
+    with pytest.raises(OperationFailed, match="Too many open files"), environment.read():
+        pass
+    monkeypatch.setattr(lmdb, "open", real)
+    if then == "read":
+        check(repository, saved)
+    else:
+        repository._shared().writer.run(lambda tx: tx.set_number("anything", 1), facts=False)
+    check(repository, save(repository, [b"y"], step=2))
+
+
+def test_an_index_that_could_not_be_opened_again_is_not_stamped(path, monkeypatch):
+    with Repository.open(path) as repository:
+        save(repository, [b"x"])
+        monkeypatch.setattr(lmdb, "open", refuse)
+        with pytest.raises(OperationFailed):
+            repository._shared().environment.write(fail_in_lmdb)
+    assert not (path / "index.0" / "clean").exists()
+
+
+def refuse(*_, **__):
+    raise lmdb.Error("open: Too many open files")
+
+
 def fail_in_lmdb(tx):
     raise lmdb.Error("mdb_txn_commit: Input/output error")
