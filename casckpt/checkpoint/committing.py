@@ -188,11 +188,12 @@ class Committing(StoreHandle):
                 config = manifests.config_beside(refs.index(infos[-1].id), len(beside))
             made = self._manifest(request, place, flat, entries, config)
             if place.existing is not None:
-                if self._is_same(place.existing, made, refs):
+                difference = self._difference(place.existing, made, refs)
+                if not difference:
                     if saver.stored_bytes:
                         saver.put_back()
                     return self._add_to(place.existing, request)
-                self._check_replace(request, place.existing)
+                self._check_replace(request, place.existing, difference)
             manifest_id = saver.put_manifest(refs, manifests.encode(made)).id
             until_commit_s = time.perf_counter() - request.started_s
             facts = RowFacts(
@@ -225,15 +226,16 @@ class Committing(StoreHandle):
         )
         return self._committed(request, place, seq, manifest_id, facts, stalled=stall_s is None)
 
-    def _is_same(self, existing: Checkpoint, made: Manifest, refs: list[bytes]) -> bool:
-        """Tell whether a checkpoint has this content; one whose manifest is lost has another."""
+    def _difference(self, existing: Checkpoint, made: Manifest, refs: list[bytes]) -> str:
+        """Say how a checkpoint differs from what would be saved; empty if it holds the same."""
         from casckpt.checkpoint import manifest as manifests
 
         try:
             before, refs_before = self._catalog.manifest_and_refs(existing)
         except (Corrupt, Deleted):
-            return False
-        return manifests.same_content(made, refs, before, refs_before)
+            return "and damaged"
+        same = manifests.same_content(made, refs, before, refs_before)
+        return "" if same else "with another content"
 
     def _base_layout(self, request: SaveRequest, place: Place) -> Layout:
         """Return the blobs that a save may be coded against: those of the parent."""
@@ -354,11 +356,11 @@ class Committing(StoreHandle):
             )
         return self._catalog.one(existing.run, existing.seq)
 
-    def _check_replace(self, request: SaveRequest, existing: Checkpoint) -> None:
-        """Raise unless a checkpoint with another content may be replaced."""
+    def _check_replace(self, request: SaveRequest, existing: Checkpoint, difference: str) -> None:
+        """Raise unless a checkpoint that differs from what would be saved may be replaced."""
         if not request.replace:
             raise StepExists(
-                f"{existing.ref} is there already, with another content",
+                f"{existing.ref} is there already, {difference}",
                 f"it was saved at {existing.created:%Y-%m-%d %H:%M:%S} UTC",
                 f"save step {existing.step + 1} or above, or pass replace=True",
                 run=request.run,

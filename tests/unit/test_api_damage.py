@@ -128,10 +128,26 @@ def test_a_checkpoint_whose_manifest_is_damaged_can_be_replaced(store, repaired)
     repacked(store, 3)
     if repaired:
         assert not store.repair().verified.ok
-    with pytest.raises(StepExists):
+    with pytest.raises(StepExists, match="r@1 is there already, and damaged"):
         store.save("r", state, 1)
     store.save("r", state, 1, replace=True)
     assert np.array_equal(store.restore("r@1")["w"], weights(17))
+
+
+def test_a_pack_that_was_moved_away_is_not_relied_on_because_it_is_open_to_read(store, tmp_path):
+    state = {"w": weights(18)}
+    store.save("r", state, 1)
+    place = store.path
+    store.close()
+    with casckpt.open(place) as again:
+        again.restore("r@1")  # its pack is open to read now
+        (pack,) = place.glob("packs/*/*.pack")
+        pack.rename(tmp_path / pack.name)
+        with pytest.raises(StepExists, match="and damaged"):
+            again.save("r", state, 1)
+        again.save("r", state, 1, replace=True)
+    with casckpt.open(place, mode="r") as again:
+        assert np.array_equal(again.restore("r@1")["w"], weights(18))
 
 
 def test_a_collection_that_saw_the_damaged_place_ends(store):
