@@ -16,7 +16,16 @@ from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NoStore, StoreBusy
 from casckpt.ids import ABBREVIATION
-from casckpt.store import creation, file_systems, files, layout, lock_files, opening, rows
+from casckpt.store import (
+    creation,
+    file_systems,
+    files,
+    layout,
+    lock_files,
+    opening,
+    rows,
+    writer_lock,
+)
 from casckpt.store.commits import CommitRequest
 from casckpt.store.environment import Environment
 from casckpt.store.facts import Change
@@ -87,7 +96,7 @@ def rebuild(
     store = opening.read_format(path)
     opening.require_features(store.write, layout.WRITE_FEATURES, "rebuild the index")
     file_systems.refuse_remote(path)
-    with _alone(path):
+    with _alone(path), _nobody_writes(path):
         # ORDER: a folder of its own first, never one that is there: it may be half built
         number = creation.create_index(path, store.uuid)
         salvage = Salvage(path, store.uuid, progress or _ignore)
@@ -136,6 +145,21 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock_files.close_lock(descriptor)
+
+
+@contextlib.contextmanager
+def _nobody_writes(path: Path) -> Iterator[None]:
+    """Keep out who has the store open by a lock file that was removed and made anew since.
+
+    What such a process commits while packs are read would be acknowledged, and in no index. It
+    finds the new index in the place of its own afterwards, and says so.
+    """
+    lock = writer_lock.WriterLock(path)
+    try:
+        with lock.held(f"cannot rebuild the index of {path}", writer_lock.OPEN_WAIT_S):
+            yield
+    finally:
+        lock.close()
 
 
 class _Rebuild:

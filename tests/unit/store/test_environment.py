@@ -201,7 +201,7 @@ def test_an_index_that_could_not_be_opened_again_is_tried_again(repository, monk
     real = lmdb.open
     monkeypatch.setattr(lmdb, "open", refuse)
     for _ in range(3):
-        with pytest.raises(OperationFailed, match="cannot (write|open) the index"):
+        with pytest.raises(OperationFailed, match="the index"):
             environment.write(fail_in_lmdb)
     with pytest.raises(OperationFailed, match="Too many open files"), environment.read():
         pass

@@ -1,4 +1,4 @@
-"""What happens to `lock.mdb` while a store is open: read, removed, put back from a backup."""
+"""Lock files of a store that is open: read, removed, made anew, put back from a backup."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -88,11 +89,10 @@ def test_an_older_index_copied_into_the_files_of_the_newer_is_not_written(
             data = (tmp_path / "backup" / "index.0" / name).read_bytes()
             with (path / "index.0" / name).open("r+b") as file:
                 file.write(data)
+        environment = repository._shared().environment
+        use = repository.checkpoint_rows if is_reading else lambda: environment.write(id)
         with pytest.raises(StoreBusy, match="another put in its place"):
-            if is_reading:
-                repository.checkpoint_rows()
-            else:
-                repository._shared().environment.write(lambda tx: None)
+            use()
         with pytest.raises(StoreBusy):
             save(repository, [b"z"], step=3)
         with pytest.raises(StoreBusy):
@@ -120,7 +120,7 @@ def test_a_process_of_the_same_number_elsewhere_keeps_the_index(path):
     descriptor = files.open_file(locks, os.O_RDWR)
     try:
         assert files.try_lock(descriptor, exclusive=True, start=0, length=1)
-        with pytest.raises(StoreBusy, match="PID namespace|lock"):
+        with pytest.raises(StoreBusy, match="another process has a lock"):
             EngineLocks(path / "index.0")
     finally:
         files.close_file(descriptor)
@@ -136,3 +136,34 @@ def test_a_forked_child_leaves_the_locks_to_its_parent(path, tmp_path):
         assert os.waitpid(child, 0)[1] == 0
         with repository._shared().environment.read():
             assert str(os.getpid()) in write_elsewhere(path)
+
+
+def test_a_rebuild_beside_one_who_has_the_store_open_by_another_lock_loses_no_save(path):
+    with Repository.open(path) as trainer:
+        saved = [save(trainer, [os.urandom(5000)])]
+        (path / "lock").unlink()
+        (path / "lock").touch()
+        refused = []
+
+        def train() -> None:
+            try:
+                saved.append(save(trainer, [os.urandom(5000)], step=2))
+            except StoreBusy as exc:
+                refused.append(str(exc))
+
+        thread = threading.Thread(target=train)
+
+        def beside(operation: str, where: str) -> None:
+            if operation == "index rebuilt":  # every pack was read
+                thread.start()
+                thread.join(0.5)  # what it waits for is the end of this
+
+        files.set_crash_hook(beside)
+        rebuilding.rebuild(path)
+        thread.join()
+        assert len(saved) + len(refused) == 2
+        assert not refused or "rebuilt while this process had the store open" in refused[0]
+    with Repository.open(path) as repository:
+        assert len(repository.checkpoint_rows()) >= len(saved)
+        for each in saved:
+            check(repository, each)
