@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from casckpt.cli import formatting
 from casckpt.cli.output import Output
@@ -52,12 +52,14 @@ def waiting(output: Output, title: str) -> Iterator[None]:
     done = threading.Event()
     show = _spin if sys.stderr.isatty() else _say
     teller = threading.Thread(target=show, args=(title, done), daemon=True)
-    teller.start()
+    with suppress(RuntimeError):  # no thread can begin: the work is what matters
+        teller.start()
     try:
         yield
     finally:
         done.set()
-        teller.join()
+        if teller.ident:
+            teller.join()
 
 
 def _say(title: str, done: threading.Event) -> None:

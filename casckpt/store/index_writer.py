@@ -108,7 +108,7 @@ class IndexWriter:
         return result
 
     def _hand_over(self, entry: _Job) -> None:
-        """Give a job to the thread, or do it here once the interpreter ends, and begins none."""
+        """Give a job to the thread, or do it here where none can be begun."""
         with self._gate:
             if self._closing:
                 raise OperationFailed("the store is closed", "it was used after close()")
@@ -123,9 +123,7 @@ class IndexWriter:
             thread = threading.Thread(target=self._loop, name="casckpt-index", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as exc:
-                if "interpreter shutdown" not in str(exc):
-                    raise
+            except RuntimeError:  # the interpreter ends, or there are as many as there may be
                 return False
             self._thread = thread
         return True

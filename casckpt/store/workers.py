@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
 
 
 class Workers(Executor):
-    """A pool of threads that works in the caller's once the interpreter ends, and begins none.
+    """A pool of threads that works in the caller's where none can be begun.
 
-    So a save, or a restore, in a function that `atexit` calls is slower, and done.
+    So a save, or a restore, in a function that `atexit` calls, or where a limit of threads is
+    reached, is slower, and done.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -22,27 +25,56 @@ class Workers(Executor):
 
     def submit(self, fn: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> Future[_Result]:
         """Have a worker call `fn`; return what will hold its result."""
-        if self._threads is not None:
-            try:
-                return self._threads.submit(fn, *args, **kwargs)
-            except RuntimeError as exc:
-                # Its own threads close a pool when the interpreter ends, and it says no more.
-                if self._is_closed or "shutdown" not in str(exc):
-                    raise
-        elif self._is_closed:
+        if self._is_closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        done: Future[_Result] = Future()
+        work = _Work(partial(fn, *args, **kwargs))
         try:
-            done.set_result(fn(*args, **kwargs))
-        except BaseException as exc:
-            done.set_exception(exc)
-        return done
+            if self._threads is None:
+                work()
+            else:
+                self._threads.submit(work)
+        except RuntimeError:
+            # The interpreter ends, or begins no more threads. What was queued before that was
+            # seen may be taken by another: one of the two does it.
+            work()
+        try:
+            return work.future
+        finally:
+            del work  # no frame of its error's traceback may name it (see reading.py)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work, and wait for what there is; not an error twice."""
+        """Take no more work, and wait for what there is, always all of it; not an error twice."""
         self._is_closed = True
         if self._threads is not None:
-            self._threads.shutdown(wait, cancel_futures=cancel_futures)
+            self._threads.shutdown(wait)
+
+
+class _Work:
+    """A call that is made once, by whoever comes first, and what will hold its result."""
+
+    __slots__ = ("_call", "_claim", "future")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._claim = threading.Lock()
+        self.future: Future[Any] = Future()
+
+    def __call__(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        future, call, self._call = self.future, self._call, _nothing
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(call())
+        except BaseException as exc:
+            future.set_exception(exc)
+        finally:
+            del self, future, call
+
+
+def _nothing() -> None:
+    """Stand for a call that was made: it kept the caller's buffers alive."""
 
 
 def _threads(count: int, name: str) -> Executor | None:

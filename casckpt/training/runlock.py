@@ -47,11 +47,15 @@ class RunLock:
             if self.users > 0:
                 return
             _held.pop(self.path, None)
-            # ORDER: the name goes while the lock is held, so nobody locks a file without a name
-            with contextlib.suppress(Exception):
+            self._free()
+
+    def _free(self) -> None:
+        # ORDER: the name goes while the lock is held, so nobody locks a file without a name
+        with contextlib.suppress(Exception):
+            if _is_named(self._descriptor, self.path):  # and not made anew by another
                 files.unlink(self.path, missing_ok=True)
-            files.close_file(self._descriptor)
-            self._descriptor = -1
+        files.close_file(self._descriptor)
+        self._descriptor = -1
 
 
 def take(store: Path, run: str) -> RunLock:
@@ -75,11 +79,13 @@ def take(store: Path, run: str) -> RunLock:
             if attempt == _ATTEMPTS - 1:
                 raise _busy(run, about)
             time.sleep(_PAUSE_S)
-        lock = _held[path] = RunLock(path, descriptor)
-        text = json.dumps(
-            {"run": run, "pid": os.getpid(), "host": socket.gethostname(), "since": now_text()}
-        )
-        files.write_at(descriptor, text.encode().ljust(_ABOUT_BYTES), 0, path)
+        lock = RunLock(path, descriptor)
+        try:
+            _write_about(descriptor, path, run)
+            _held[path] = lock
+        except BaseException:  # a full disk, say: it is not begun, and not locked
+            lock._free()
+            raise
         return lock
 
 
@@ -106,12 +112,12 @@ def lock_path(store: Path, run: str) -> Path:
 
 def _is_named(descriptor: int, path: Path) -> bool:
     """Return whether the file that was locked is still the one of that name."""
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    own = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+    return files.identity_of(descriptor) == files.identity(path)
+
+
+def _write_about(descriptor: int, path: Path, run: str) -> None:
+    about = {"run": run, "pid": os.getpid(), "host": socket.gethostname(), "since": now_text()}
+    files.write_at(descriptor, json.dumps(about).encode().ljust(_ABOUT_BYTES), 0, path)
 
 
 def _about(descriptor: int, path: Path) -> Mapping[str, object]:

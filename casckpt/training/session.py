@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -143,8 +144,8 @@ class Session:
         """Write everything, set the status and let the run go; again does nothing."""
         if self._pid != os.getpid():
             return
-        self._stop_thread()
         try:
+            self._stop_thread()
             if self.is_begun or self._is_noted:
                 self.flush()
 
@@ -160,12 +161,17 @@ class Session:
                 self._lock = None
 
     def stir(self) -> None:
-        """Have what is new written within a second."""
+        """Have what is new written within a second; with the next save if no thread can begin."""
         if self._thread is None and self._pid == os.getpid() and not self._closing:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._loop, name=f"casckpt-log-{self._run}", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                self._fails(exc)
+            else:
+                self._thread = thread
 
     def flush(self) -> None:
         """Write log and progress; durable when this returns."""
@@ -192,10 +198,15 @@ class Session:
                     next_row_s = time.monotonic() + _ROW_S
                     self.edit(lambda line: None)
                 self._failing = False
-            except CasckptError as exc:
-                if not self._failing:
-                    logger.error("the log of %s cannot be written: %s", self._run, exc)
-                self._failing = True
+            except Exception as exc:  # no memory, say: there may be some later
+                with contextlib.suppress(Exception):
+                    self._fails(exc)
+
+    def _fails(self, error: Exception) -> None:
+        if not self._failing:
+            words = error if isinstance(error, CasckptError) else repr(error)  # MemoryError()
+            logger.error("the log of %s cannot be written: %s", self._run, words)
+        self._failing = True
 
     def _stop_thread(self) -> None:
         self._closing = True

@@ -348,7 +348,9 @@ def test_once_the_interpreter_begins_no_thread_the_caller_writes(path, sink, mon
     environment.close()
 
 
-def test_a_limit_of_threads_is_told_and_the_next_write_tries_again(path, sink, monkeypatch):
+def test_at_a_limit_of_threads_the_caller_writes_and_the_next_write_tries_again(
+    path, sink, monkeypatch
+):
     environment = Environment(path / "index.0", readonly=False)
     writer = IndexWriter(environment, path, sink)
     with monkeypatch.context() as patched:
@@ -357,9 +359,10 @@ def test_a_limit_of_threads_is_told_and_the_next_write_tries_again(path, sink, m
             raise RuntimeError("can't start new thread")
 
         patched.setattr(threading.Thread, "start", start)
-        with pytest.raises(RuntimeError, match="can't start"):
-            writer.run(lambda tx: None)
-    assert writer.run(lambda tx: 5, facts=False) == 5
+        assert writer.run(lambda tx: threading.current_thread(), facts=False) is (
+            threading.current_thread()
+        )
+    assert writer.run(lambda tx: threading.current_thread(), facts=False) is writer._thread
     writer.close()
     environment.close()
 

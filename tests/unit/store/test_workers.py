@@ -57,6 +57,57 @@ def test_at_the_interpreters_end_the_caller_works(monkeypatch, by):
     pool.shutdown()
 
 
+def test_at_a_limit_of_threads_the_caller_works_and_nothing_is_done_twice(monkeypatch):
+    real, calls = threading.Thread.start, []
+    with Workers(3, "test") as pool:
+        pool.submit(abs, 1).result()
+        go_on = threading.Event()
+        waits = pool.submit(go_on.wait)  # the one thread there is
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse_to_start)
+            done = [pool.submit(calls.append, n) for n in range(5)]
+            assert [one.result(5) for one in done] == [None] * 5
+            assert calls == [0, 1, 2, 3, 4]
+        go_on.set()
+        assert waits.result()
+        # What the thread finds in its queue was done.
+        assert pool.submit(len, calls).result() == 5
+        assert threading.Thread.start is real
+    with Workers(2, "test") as pool, monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse_to_start)
+        assert pool.submit(threading.current_thread).result() is threading.current_thread()
+        assert isinstance(pool.submit(int, "x").exception(), ValueError)
+
+
+def refuse_to_start(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def test_what_was_cancelled_in_time_is_not_done():
+    with Workers(1, "test") as pool:
+        go_on, calls = threading.Event(), []
+        pool.submit(go_on.wait)
+        later = pool.submit(calls.append, 1)
+        assert later.cancel()
+        go_on.set()
+    assert not calls
+
+
+def test_a_state_is_saved_collected_and_verified_where_no_thread_can_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", refuse_to_start)
+    with casckpt.open(tmp_path / "s") as store:
+        for step in range(3):
+            store.save("r", {"w": bytes([step]) * 9_000_000, "n": step}, step)
+        assert store.save_async("r", {"w": b"x" * 100_000}, 3).result().step == 3
+        assert store.restore("r@2")["n"] == 2
+        store.gc(store.plan_gc(casckpt.KeepLast(1)), now=True)
+        assert store.verify("bytes").ok
+        with store.run("trained") as run:
+            for epoch in run.epochs(2, {"n": 0}):
+                run.log({"loss": 1.0 / epoch})
+        assert len(store.history("trained")["loss"]) == 2
+
+
 def test_where_no_pool_can_be_made_any_more_the_caller_works(monkeypatch):
     monkeypatch.setattr(workers, "_threads", lambda count, name: None)
     with Workers(2, "test") as pool:

@@ -14,8 +14,8 @@ import pytest
 
 import casckpt
 from casckpt.checkpoint import saves
-from casckpt.errors import BadRequest, OperationFailed, RunBusy
-from casckpt.training import lines, opening, runlock
+from casckpt.errors import BadRequest, NoSpace, OperationFailed, RunBusy
+from casckpt.training import lines, opening, runlock, session
 from casckpt.training.loops import keeping
 from casckpt.training.watching.progress import Progress
 from tests.unit.training.processes import HOLD, elsewhere
@@ -94,6 +94,71 @@ def test_looking_locks_nothing(train, store, name):
 def test_the_lock_file_goes_with_the_run(train, store, name):
     train(1)
     assert not runlock.lock_path(store.path, name).exists()
+
+
+def test_a_run_that_could_not_begin_is_not_locked(store, name, monkeypatch):
+    """On a full disk, where its lock file has no room to say whose it is."""
+    with monkeypatch.context() as patched:
+        patched.setattr(runlock, "_write_about", full)
+        with pytest.raises(NoSpace), store.run(name) as run:
+            next(iter(run.epochs(2, {"n": 0})))
+    assert not runlock.is_held(store.path, name)
+    assert not runlock.lock_path(store.path, name).exists()
+    code, _, errors = elsewhere(HOLD, store.path, name, "leave")
+    assert code == 0, errors
+    with store.run(name) as run:
+        assert list(run.epochs(3, {"n": 0})) == [2, 3]
+
+
+def full(*_):
+    raise NoSpace("cannot write the lock", "the disk is full")
+
+
+def test_the_lock_of_another_outlives_the_end_of_one_whose_file_was_removed(store, name):
+    ours = runlock.take(store.path, name)
+    path = runlock.lock_path(store.path, name)
+    path.unlink()
+    path.write_bytes(b"{}")  # another took the run meanwhile
+    ours.release()
+    assert path.exists()
+
+
+def test_a_run_ends_and_is_free_though_no_thread_begins(store, name, monkeypatch, caplog):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with store.run(name) as run:
+        run.log(loss=1.0, step=0)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        run._session._stop_thread()
+        run.log(loss=0.5, step=1)
+        run.log(loss=0.25, step=2)
+    assert not runlock.is_held(store.path, name)
+    assert store.history(name)["loss"] == [(0, 1.0), (1, 0.5), (2, 0.25)]
+    assert caplog.text.count("can't start new thread") == 1
+
+
+def test_the_log_outlives_a_want_of_memory(store, name, monkeypatch, caplog):
+    monkeypatch.setattr(session, "FLUSH_S", 0.01)
+    with store.run(name) as run:
+        real, failed = run._session.tracker.take, threading.Event()
+
+        def take():
+            failed.set()
+            raise MemoryError
+
+        run._session.tracker.take = take
+        run.log(loss=1.0, step=0)
+        assert failed.wait(20)
+        time.sleep(0.05)
+        run._session.tracker.take = real
+        run.log(loss=0.5, step=1)
+        deadline = time.monotonic() + 20
+        with casckpt.open(store.path, mode="r") as other:
+            while other.history(name).get("loss") != [(0, 1.0), (1, 0.5)]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    assert caplog.text.count("MemoryError()") == 1
 
 
 def test_statuses(train, store, name):
