@@ -19,7 +19,6 @@ from casckpt.store import (
     files,
     layout,
     marking,
-    opening,
     rows,
     sessions,
     snapshots,
@@ -119,7 +118,7 @@ def collect(
         Corrupt: something that a checkpoint needs cannot be read; nothing was freed.
         NewerFormat: the store has a feature that collecting must know, and this version does not.
     """
-    opening.require_features(shared.format.collect, layout.COLLECT_FEATURES, "collect")
+    shared.require_collect_features("collect")
     with gc_lock(shared):
         if creation.is_nearly_full(shared.path):
             creation.free_ballast(shared.path, collecting=True)

@@ -70,9 +70,10 @@ class Copies:
 
     def _scan(self, wanted: set[bytes]) -> list[_Place]:
         found = []
-        pattern = f"*{layout.PACK_SUFFIX}"
-        paths = sorted((self._shared.path / layout.PACKS_FOLDER).glob(f"*/{pattern}"))
-        paths += sorted((self._shared.path / layout.QUARANTINE_FOLDER).glob(pattern))
+        paths = packs.pack_files(self._shared.path)
+        for entry in files.entries(self._shared.path / layout.QUARANTINE_FOLDER):
+            if entry.name.endswith(layout.PACK_SUFFIX):
+                paths.append(Path(entry.path))
         for path in paths:
             try:
                 found += self._scan_file(path, wanted)

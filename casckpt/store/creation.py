@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from casckpt.errors import CasckptError, Corrupt, NoStore, OperationFailed, PermissionRefused
-from casckpt.store import file_systems, files, layout, lock_files
+from casckpt.store import file_systems, files, layout, lock_files, packs
 from casckpt.store.environment import Environment
 
 # LMDB computes its reader table from the file's size: header and 1,024 slots of 64 bytes
@@ -45,12 +45,9 @@ def create_store(path: Path) -> None:
             "the folder that would hold it does not exist",
             f"make it first: mkdir -p {path.parent}",
         )
-    try:
-        files.make_folder(path, exist_ok=True, private=True)
-    except FileExistsError as exc:
-        raise NoStore(
-            f"cannot make a store at {path}", "a file of that name is in the way"
-        ) from exc
+    if files.is_there(path) and not path.is_dir():
+        raise NoStore(f"cannot make a store at {path}", "a file of that name is in the way")
+    files.make_folder(path, exist_ok=True, private=True)
     file_systems.refuse_remote(path)
     if not _is_ours(path):
         raise NoStore(
@@ -60,19 +57,22 @@ def create_store(path: Path) -> None:
         )
     lock = lock_files.open_to_lock(path / layout.LOCK_FILE, os.O_RDWR | os.O_CREAT)
     try:
-        if (path / layout.FORMAT_FILE).exists():
+        is_alone = files.try_lock(lock, exclusive=True)
+        # ORDER: packs first. Who makes a store makes format.json before any pack
+        has_packs = bool(packs.pack_files(path))
+        if files.is_there(path / layout.FORMAT_FILE):
             raise OperationFailed(
                 f"there is a store at {path} already", "", "use it, or name another folder"
             )
-        if not files.try_lock(lock, exclusive=True):
-            raise OperationFailed(f"cannot make a store at {path}", "another process is making it")
-        if next((path / layout.PACKS_FOLDER).glob("*/*"), None) is not None:
+        if has_packs:
             # An init that was interrupted leaves no packs.
             raise Corrupt(
                 f"the store at {path} has lost its {layout.FORMAT_FILE}",
                 "there are packs, and an empty store here would look like a loss of them",
-                "run `casckpt repair --rebuild-index`; nothing was changed",
+                "close it everywhere and run `casckpt repair --rebuild-index`; nothing was changed",
             )
+        if not is_alone:
+            raise OperationFailed(f"cannot make a store at {path}", "another process is making it")
         _fill(path)
     finally:
         lock_files.close_lock(lock)
@@ -82,7 +82,7 @@ def _is_ours(path: Path) -> bool:
     """Tell whether a folder is empty or holds only what an interrupted init leaves."""
     return all(
         entry.name.removesuffix(".new") in KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX)
-        for entry in path.iterdir()
+        for entry in files.entries(path)
     )
 
 
@@ -165,13 +165,13 @@ def make_ballast(path: Path) -> bool:
     needs while fewer than 16 more could be made. Left out where even that is not free.
     """
     ballast = path / layout.BALLAST_FILE
-    if ballast.exists() and len(_reserve(path)) == layout.RESERVE_FILES:
+    if files.is_there(ballast) and len(_reserve(path)) == layout.RESERVE_FILES:
         return True
     temporary = path / (layout.BALLAST_FILE + ".new")
     try:
         # ORDER: the ballast last, and given back first: where it is, a collection has its inodes
         _make_reserve(path)
-        if ballast.exists():
+        if files.is_there(ballast):
             return True
         share = files.free_bytes(path) // 100
         length = max(layout.BALLAST_MIN_BYTES, min(layout.BALLAST_MAX_BYTES, share))
@@ -200,8 +200,7 @@ def _make_reserve(path: Path) -> None:
 
 
 def _reserve(path: Path) -> list[Path]:
-    folder = path / layout.RESERVE_FOLDER
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    return [Path(entry.path) for entry in files.entries(path / layout.RESERVE_FOLDER)]
 
 
 def is_nearly_full(path: Path) -> bool:

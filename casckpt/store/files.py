@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 from casckpt.errors import (
     CasckptError,
@@ -28,6 +26,7 @@ from casckpt.errors import (
     OperationFailed,
     PermissionRefused,
 )
+from casckpt.store import libc
 
 CrashHook = Callable[[str, str], None]
 _crash_hook: CrashHook | None = None
@@ -35,6 +34,7 @@ _crash_hook: CrashHook | None = None
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRITE_STEP = 16 * 1024 * 1024
+_NO_FOLDER = "it is a file and no folder"
 
 DAMAGE = (Corrupt, Deleted, NewerFormat, NoStore, FileNotFoundError)
 """What reading raises where bytes are gone, or not what they should be. Whatever else it raises (no
@@ -221,13 +221,40 @@ def make_folder(path: Path, *, exist_ok: bool = False, private: bool = False) ->
     try:
         crash_point("mkdir", path)
         path.mkdir(0o700 if private else permissions_in(path.parent))
-    except FileExistsError:
+    except FileExistsError as exc:
         if exist_ok and path.is_dir():
             return False
+        if exist_ok:
+            raise stranger(path, _NO_FOLDER) from exc
         raise
+    except NotADirectoryError as exc:
+        raise stranger(path.parent, _NO_FOLDER) from exc
     except OSError as exc:
         raise translate(exc, f"cannot make the folder {path}") from exc
     return True
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, by name; nothing if there is no such folder.
+
+    Raises:
+        PermissionRefused: we may not look.
+        NoStore: it is no folder.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError as exc:
+        raise stranger(folder, _NO_FOLDER) from exc
+    except OSError as exc:
+        raise translate(exc, f"cannot look into {folder}") from exc
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is a file or folder of that name; PermissionRefused if we may not look."""
+    return identity(path) is not None
 
 
 def rename(source: Path, target: Path) -> None:
@@ -257,7 +284,7 @@ def reserve(descriptor: int, offset: int, length: int, path: Path) -> None:
         return
     with _operation("reserve", path):
         try:
-            _fallocate_keep_size(descriptor, offset, length)
+            libc.allocate_keep_size(descriptor, offset, length)
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
@@ -318,11 +345,17 @@ def length_of(path: Path) -> int:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file or folder from another of the same name; None if there is none."""
+    """Return what tells a file or folder from another of the same name; None if there is none.
+
+    Raises:
+        PermissionRefused: we may not look.
+    """
     try:
         facts = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as exc:
+        raise translate(exc, f"cannot look at {path}") from exc
     return facts.st_dev, facts.st_ino
 
 
@@ -369,19 +402,15 @@ def release_lock(descriptor: int) -> None:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(fcntl.F_UNLCK))
 
 
-# ---- what Python does not offer, or not without the GIL
+# ---- hints, and what only some file systems know
 
 
 def file_system_type(path: Path) -> int:
     """Return the magic number of the file system that holds `path` (statfs(2), f_type)."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    buffer = ctypes.create_string_buffer(256)
-    if libc.statfs(os.fsencode(path), buffer) != 0:
-        number = ctypes.get_errno()
-        raise translate(OSError(number, os.strerror(number)), f"cannot look at {path}")
-    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
+    try:
+        return libc.file_system_type(path)
+    except OSError as exc:
+        raise translate(exc, f"cannot look at {path}") from exc
 
 
 def start_writeback(descriptor: int, offset: int, length: int) -> None:
@@ -389,8 +418,7 @@ def start_writeback(descriptor: int, offset: int, length: int) -> None:
 
     `sync_data` then waits for what is left only, while the next chunks are coded meanwhile.
     """
-    write_only = 2
-    _libc_call("sync_file_range")(descriptor, offset, length, write_only)
+    libc.start_writeback(descriptor, offset, length)
 
 
 def read_ahead(descriptor: int, offset: int, length: int) -> None:
@@ -398,28 +426,6 @@ def read_ahead(descriptor: int, offset: int, length: int) -> None:
     # Too large for a place in a file is what a damaged index may say.
     with contextlib.suppress(OSError, OverflowError):
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
-
-def _fallocate_keep_size(descriptor: int, offset: int, length: int) -> None:
-    import ctypes
-
-    keep_size = 1
-    if _libc_call("fallocate")(descriptor, keep_size, offset, length) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-@functools.cache
-def _libc_call(name: str) -> Callable[..., int]:
-    """Return a function of the C library that Python does not offer; it runs without the GIL."""
-    import ctypes
-
-    call = getattr(ctypes.CDLL(None, use_errno=True), name)
-    call.argtypes = {
-        "fallocate": [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64],
-        "sync_file_range": [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint],
-    }[name]
-    return cast("Callable[..., int]", call)
 
 
 def set_no_copy_on_write(descriptor: int) -> None:

@@ -13,9 +13,9 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from casckpt.errors import CasckptError, Corrupt
+from casckpt.errors import Corrupt
 from casckpt.native import PrefixSet
-from casckpt.store import layout, packs, records, rows
+from casckpt.store import files, layout, packs, records, rows
 from casckpt.store.findings import reason
 from casckpt.store.index_writer import read_roots
 from casckpt.store.sharing import SharedStore
@@ -154,7 +154,7 @@ def _refs(
     try:
         with shared.packs.borrow(pack.uuid) as file:
             record = packs.read_header(file.descriptor, file.path, pack.uuid, row.offset)
-    except (FileNotFoundError, CasckptError) as exc:
+    except files.DAMAGE as exc:
         raise Corrupt(
             f"object {identity.hex()[:10]} cannot be read", f"{reason(exc)}; nothing is freed"
         ) from exc

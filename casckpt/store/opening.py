@@ -124,26 +124,15 @@ def refuse_strangers(path: Path, index: Path) -> None:
     by `files.open_file`, which refuses them; this is for the folders on the way, and for the files
     that LMDB opens by itself.
     """
-    for entry in _entries(path):
+    for entry in files.entries(path):
         if entry.name in creation.KNOWN_NAMES or entry.name.startswith(layout.INDEX_PREFIX):
             _refuse_stranger(entry)
     for name in (layout.PACKS_FOLDER, layout.SESSIONS_FOLDER, layout.RESERVE_FOLDER):
-        if (path / name).exists() and not (path / name).is_dir():
+        if files.is_there(path / name) and not (path / name).is_dir():
             raise files.stranger(path / name, "it is a file and no folder")
-    folders = (path / layout.PACKS_FOLDER, index)
-    for folder in folders:
-        if folder.is_dir():
-            for entry in _entries(folder):
-                _refuse_stranger(entry)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder; PermissionRefused if we may not look."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except PermissionError as exc:
-        raise files.translate(exc, f"cannot look into {folder}") from exc
+    for folder in (path / layout.PACKS_FOLDER, index):
+        for entry in files.entries(folder):
+            _refuse_stranger(entry)
 
 
 def _refuse_stranger(entry: os.DirEntry[str]) -> None:
@@ -263,6 +252,8 @@ def walk_index(index: Path) -> bool:
         )
     except subprocess.TimeoutExpired:
         return False
+    except OSError as exc:
+        raise files.translate(exc, f"cannot start {sys.executable} to look at {index}") from exc
     if outcome.returncode != 0:
         said = outcome.stderr.decode("utf-8", "replace").strip().splitlines()
         if said and said[-1].startswith(("ImportError", "ModuleNotFoundError")):
@@ -292,7 +283,7 @@ def refuse_old_index(path: Path, store_uuid: bytes, environment: Environment) ->
     with environment.read() as tx:
         known_packs = [rows.PackRow.decode(value) for _, value in tx.scan("packs")]
     registered = {row.uuid: row.size for row in known_packs}
-    for file in sorted((path / layout.PACKS_FOLDER).glob(f"*/*{layout.PACK_SUFFIX}")):
+    for file in packs.pack_files(path):
         newest = max(newest, _newest_fact(file, store_uuid, registered))
     with environment.read() as tx:
         known = tx.number("seq")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def new_uuid(store: Path) -> bytes:
     """
     uuid = os.urandom(16)
     if files.free_inodes(store) < layout.RESERVE_FILES:
-        folders = sorted((store / layout.PACKS_FOLDER).glob("[0-9a-f][0-9a-f]"))
+        names = [entry.name for entry in files.entries(store / layout.PACKS_FOLDER)]
+        folders = [name for name in names if re.fullmatch("[0-9a-f]{2}", name)]
         if folders:
-            return bytes.fromhex(folders[uuid[0] % len(folders)].name) + uuid[1:]
+            return bytes.fromhex(folders[uuid[0] % len(folders)]) + uuid[1:]
     return uuid
 
 

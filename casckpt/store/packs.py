@@ -22,6 +22,17 @@ def pack_path(store: Path, uuid: bytes) -> Path:
     return store / layout.PACKS_FOLDER / name[:2] / (name + layout.PACK_SUFFIX)
 
 
+def pack_files(store: Path) -> list[Path]:
+    """Return the files of all packs of a store, in order; PermissionRefused if we may not look."""
+    return [
+        Path(entry.path)
+        for folder in files.entries(store / layout.PACKS_FOLDER)
+        if folder.is_dir(follow_symlinks=False)
+        for entry in files.entries(Path(folder.path))
+        if entry.name.endswith(layout.PACK_SUFFIX)
+    ]
+
+
 def read_pack_header(fd: int, path: Path, uuid: bytes, store_uuid: bytes) -> tuple[bytes, str]:
     """Return the session that wrote a pack, and what is wrong with its header, if anything is.
 
@@ -68,6 +79,7 @@ class PackFiles:
         Raises:
             FileNotFoundError: there is no such file.
             Corrupt: its header is that of another pack, or of another store.
+            NoStore: a file is where its folder should be.
         """
         with self._lock:
             entry = self._open.get(uuid)
@@ -76,7 +88,10 @@ class PackFiles:
                 entry.users += 1
                 return entry
         path = pack_path(self._store, uuid)
-        descriptor = files.open_file(path, os.O_RDONLY)
+        try:
+            descriptor = files.open_file(path, os.O_RDONLY)
+        except NotADirectoryError as exc:
+            raise files.stranger(path.parent, "it is a file and no folder") from exc
         try:
             read_pack_header(descriptor, path, uuid, self._store_uuid)
         except BaseException:

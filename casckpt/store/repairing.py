@@ -18,7 +18,6 @@ from casckpt.store import (
     files,
     layout,
     marking,
-    opening,
     packs,
     records,
     rows,
@@ -79,7 +78,7 @@ def repair(
         PermissionRefused, OperationFailed: something cannot be looked at; nothing is called lost.
         NoSpace: there is no room for the copies; what was done until then holds.
     """
-    opening.require_features(shared.format.collect, layout.COLLECT_FEATURES, "repair")
+    shared.require_collect_features("repair")
     with gc_lock(shared):
         try:
             return _Repair(shared, pool, other).run(progress)
@@ -327,7 +326,7 @@ class _Repair:
         path = pack_path(self._shared.path, row.uuid)
         aside = self._shared.path / layout.QUARANTINE_FOLDER
         files.make_folder(aside, exist_ok=True)
-        existed = path.exists()
+        existed = files.is_there(path)
         if existed:
             # ORDER: the file first. A pack whose file is missing is damage that the next repair
             # clears; a row that is gone would leave the file for a foreign pack
@@ -347,7 +346,7 @@ class _Repair:
 
 def _refuse_missing_folder(shared: SharedStore) -> None:
     """Raise Corrupt if all packs are away: rather moved, or on a disk that is not mounted."""
-    if not (shared.path / layout.PACKS_FOLDER).is_dir():
+    if not files.is_there(shared.path / layout.PACKS_FOLDER):
         raise Corrupt(
             f"the store at {shared.path} has no packs",
             f"the folder {layout.PACKS_FOLDER} is missing",

@@ -60,7 +60,7 @@ def store_of_packs(store: Path) -> bytes | None:
     Raises Corrupt if they are of several stores.
     """
     found: Counter[bytes] = Counter()
-    for path in (store / layout.PACKS_FOLDER).glob(f"*/*{layout.PACK_SUFFIX}"):
+    for path in packs.pack_files(store):
         with contextlib.suppress(*_DAMAGE):
             found[_read_header(path)[1]] += 1
     if len(found) > 1:
@@ -114,14 +114,13 @@ class Salvage:
         Raises Corrupt if the folder of packs is missing: an empty index would look like a store
         without checkpoints.
         """
-        folder = self._store / layout.PACKS_FOLDER
-        if not folder.is_dir():
+        if not files.is_there(self._store / layout.PACKS_FOLDER):
             raise Corrupt(
                 f"the store at {self._store} has no packs",
                 f"the folder {layout.PACKS_FOLDER} is missing",
                 "put it back; without packs there is nothing to rebuild from",
             )
-        paths = sorted(folder.glob(f"*/*{layout.PACK_SUFFIX}"))
+        paths = packs.pack_files(self._store)
         sizes = [path.lstat().st_size for path in paths]
         done, total = 0, sum(sizes)
         self._progress(0, total)

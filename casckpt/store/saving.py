@@ -92,6 +92,7 @@ class Saver:
         # ORDER: the session first: to make room for its file it may take the ballast, and a save
         # must not go on in the space that freeing needs
         self._shared.session()
+        self._shared.require_write_features()
         self._shared.packs.let_go()
         self._shared.own.leave_lost()
         self._shared.forget_damage_gone()
@@ -314,7 +315,7 @@ class Saver:
 
 def _require_ballast(shared: SharedStore) -> None:
     """Fail as full, before anything is reserved, while the ballast cannot be made again."""
-    if (shared.path / layout.BALLAST_FILE).exists():
+    if files.is_there(shared.path / layout.BALLAST_FILE):
         return
     gc_lock = shared.path / layout.GC_LOCK_FILE
     descriptor = lock_files.open_to_lock(gc_lock, os.O_RDWR | os.O_CREAT)

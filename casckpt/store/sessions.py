@@ -61,7 +61,7 @@ class Session:
         self._lock = threading.Lock()
         self._leases: list[Lease] = []
         temporary = self._folder / (self.uuid.hex() + ".new")
-        if not self._folder.is_dir():
+        if not files.is_there(self._folder):
             files.make_folder(self._folder, exist_ok=True)
         # ORDER: locked before it has its name, so that nobody takes it for a dead session's
         self._descriptor = lock_files.open_to_lock(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -149,10 +149,9 @@ def list_sessions(store: Path) -> list[SessionInfo]:
     A file that is gone meanwhile is left out; one that cannot be read has epoch 0.
     """
     found = []
-    folder = store / layout.SESSIONS_FOLDER
     # A folder that was removed holds nobody.
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        name = path.name.removesuffix(".new")
+    for entry in files.entries(store / layout.SESSIONS_FOLDER):
+        path, name = Path(entry.path), entry.name.removesuffix(".new")
         try:
             uuid = bytes.fromhex(name)
             descriptor = lock_files.open_to_lock(path, os.O_RDWR)

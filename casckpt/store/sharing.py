@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from casckpt.errors import CasckptError, NoSpace
+from casckpt.errors import CasckptError, NoSpace, NoStore
 from casckpt.store import (
     aside,
     creation,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from casckpt.store.recent import RecentChunks
     from casckpt.store.sessions import Session
 
+_log = logging.getLogger("casckpt")
 _Result = TypeVar("_Result")
 # How often a process looks whether a collection is due; the numbers change with whole saves.
 _LOOK_EVERY_S = 10.0
@@ -60,6 +62,7 @@ class SharedStore:
         self.format = opening.read_format(path)
         if writable:
             opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
+        self._is_format_lost = False
         file_systems.refuse_remote(path)
         self._session: Session | None = None
         self._session_lock = threading.Lock()
@@ -142,6 +145,30 @@ class SharedStore:
         if alone:
             opening.share_lock(self._lock)
 
+    def require_write_features(self) -> None:
+        """Raise NewerFormat if format.json, as it is now, names what saves must know and do not."""
+        self._read_format_again()
+        opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
+
+    def require_collect_features(self, verb: str) -> None:
+        """Raise NewerFormat if format.json, as it is now, names what `verb` must know."""
+        self._read_format_again()
+        opening.require_features(self.format.collect, layout.COLLECT_FEATURES, verb)
+
+    def _read_format_again(self) -> None:
+        # A newer program may have named features since the store was opened.
+        try:
+            self.format, self._is_format_lost = opening.read_format(self.path), False
+        except NoStore as exc:
+            # What is saved all the same is whole, and what a rebuild makes of it too.
+            if not self._is_format_lost:
+                _log.warning(
+                    "the %s of %s cannot be read (%s), and nobody can open the store; once nobody "
+                    "has it open, run `casckpt repair --rebuild-index`",
+                    layout.FORMAT_FILE, self.path, exc.why,
+                )  # fmt: skip
+            self._is_format_lost = True
+
     def rests_on_damage(self, chain: Chain) -> bool:
         """Tell whether a record of a chain is known to be damaged."""
         return bool(self.damaged) and any(
@@ -195,7 +222,7 @@ class SharedStore:
 
     def reopen_writable(self) -> None:
         """Turn a store that only readers have open into one that can be written."""
-        opening.require_features(self.format.write, layout.WRITE_FEATURES, "save")
+        self.require_write_features()
         lock, alone = opening.take_store_lock(self.path, readonly=False)
         before = self.environment
         before.leave()
@@ -241,7 +268,9 @@ class SharedStore:
         from casckpt.store.sessions import Session
 
         # ORDER: what a reader must know is said before a record needs it
-        opening.name_features(self.path)
+        self._read_format_again()
+        if not self._is_format_lost:
+            opening.name_features(self.path)
         return Session(self.path)
 
     def with_ballast(self, work: Callable[[], _Result]) -> _Result:
@@ -280,9 +309,11 @@ class SharedStore:
             self.writer.close()
 
     def _close_index(self) -> None:
+        in_order = False
         try:
             # Not if a person removed the store, or put an older one in its place, meanwhile
-            in_order = self.environment.is_in_order()
+            with contextlib.suppress(CasckptError):
+                in_order = self.environment.is_in_order()
             transaction = self.environment.last_transaction()
         finally:
             self.environment.close()
@@ -293,10 +324,10 @@ class SharedStore:
             and in_order
             and self._lock >= 0
             and files.try_lock(self._lock, exclusive=True)
-            and not (self.index / layout.CLEAN_FILE).exists()
         ):
             with contextlib.suppress(CasckptError, FileNotFoundError):
-                opening.write_stamp(self.index, transaction)
+                if not files.is_there(self.index / layout.CLEAN_FILE):
+                    opening.write_stamp(self.index, transaction)
 
     def abandon(self) -> None:
         """Let go in the child of a fork: close descriptors, unlock nothing."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from casckpt.errors import BadRequest, CasckptError, Corrupt
-from casckpt.store import files, layout, pack_check, records, rows, sessions
+from casckpt.store import files, layout, pack_check, packs, records, rows, sessions
 from casckpt.store.closure_check import ClosureCheck
 from casckpt.store.effort import Effort
 from casckpt.store.findings import Findings, Key
@@ -132,7 +132,7 @@ def _check_index(shared: SharedStore, found: Findings) -> _Index:
     """Decode every row but those of `objects`; return packs and roots."""
     index = _Index()
     # ORDER: files first, rows after: a pack is a row before it is a file
-    on_disk = sorted((shared.path / layout.PACKS_FOLDER).glob(f"*/*{layout.PACK_SUFFIX}"))
+    on_disk = packs.pack_files(shared.path)
     name = shared.index.name
     manifests: dict[bytes, None] = {}
     others: dict[bytes, None] = {}

@@ -47,15 +47,8 @@ class RunLock:
             if self.users > 0:
                 return
             _held.pop(self.path, None)
-            self._free()
-
-    def _free(self) -> None:
-        # ORDER: the name goes while the lock is held, so nobody locks a file without a name
-        with contextlib.suppress(Exception):
-            if _is_named(self._descriptor, self.path):  # and not made anew by another
-                files.unlink(self.path, missing_ok=True)
-        files.close_file(self._descriptor)
-        self._descriptor = -1
+            _let_go(self._descriptor, self.path)
+            self._descriptor = -1
 
 
 def take(store: Path, run: str) -> RunLock:
@@ -71,22 +64,21 @@ def take(store: Path, run: str) -> RunLock:
             held.users += 1
             return held
         for attempt in range(_ATTEMPTS):
-            descriptor = files.open_file(path, os.O_RDWR | os.O_CREAT)
-            if files.try_lock(descriptor, exclusive=True) and _is_named(descriptor, path):
-                break
-            about = _about(descriptor, path)
+            descriptor, is_ours = files.open_file(path, os.O_RDWR | os.O_CREAT), False
+            try:
+                is_ours = files.try_lock(descriptor, exclusive=True) and _is_named(descriptor, path)
+                if is_ours:
+                    _write_about(descriptor, path, run)
+                    lock = _held[path] = RunLock(path, descriptor)
+                    return lock
+                about = _about(descriptor, path)
+            except BaseException:  # a full disk, say: what is not begun is not locked
+                _let_go(descriptor, path) if is_ours else files.close_file(descriptor)
+                raise
             files.close_file(descriptor)
-            if attempt == _ATTEMPTS - 1:
-                raise _busy(run, about)
-            time.sleep(_PAUSE_S)
-        lock = RunLock(path, descriptor)
-        try:
-            _write_about(descriptor, path, run)
-            _held[path] = lock
-        except BaseException:  # a full disk, say: it is not begun, and not locked
-            lock._free()
-            raise
-        return lock
+            if attempt < _ATTEMPTS - 1:
+                time.sleep(_PAUSE_S)
+        raise _busy(run, about)
 
 
 def is_held(store: Path, run: str) -> bool:
@@ -108,6 +100,14 @@ def is_held(store: Path, run: str) -> bool:
 def lock_path(store: Path, run: str) -> Path:
     """Return the lock file of a run: a hash, since a name may be longer than a file's."""
     return store / layout.SESSIONS_FOLDER / f"run-{native.blake3(run.encode()).hex()[:32]}.lock"
+
+
+def _let_go(descriptor: int, path: Path) -> None:
+    # ORDER: the name goes while the lock is held, so nobody locks a file without a name
+    with contextlib.suppress(Exception):
+        if _is_named(descriptor, path):  # and not made anew by another
+            files.unlink(path, missing_ok=True)
+    files.close_file(descriptor)
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

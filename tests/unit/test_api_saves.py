@@ -321,21 +321,21 @@ def test_another_writer_is_noticed(tmp_path):
         assert two.save("r", state(2)).step == 2
 
 
-def test_a_long_run_is_not_read_again_for_every_save(store, monkeypatch):
-    store.save("r", state(0))
+def test_a_long_run_is_not_read_again_for_every_save(own, monkeypatch):
+    own.save("r", state(0))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a save read all rows")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._repository, "checkpoint_rows", refuse)
-        second = store.save("r", state(1))
+        patch.setattr(own._repository, "checkpoint_rows", refuse)
+        second = own.save("r", state(1))
         assert second.step == 1
-        assert store.save("r", state(2), 7).parent == second.id
-        assert store.save_async("r", state(3)).result().step == 8
-    with casckpt.open(store.path) as other:
+        assert own.save("r", state(2), 7).parent == second.id
+        assert own.save_async("r", state(3)).result().step == 8
+    with casckpt.open(own.path) as other:
         assert other.save("r", state(4)).step == 9
-    assert store.save("r", state(5)).step == 10
+    assert own.save("r", state(5)).step == 10
 
 
 def test_threads_save_side_by_side(store):

@@ -197,8 +197,8 @@ def test_nothing_below_the_command_line_prints():
 
 
 # What of `os` the store may use: it asks, or has nothing to do with files. Capitals are constants.
-OS_HARMLESS = {"DirEntry", "access", "cpu_count", "dup2", "eventfd", "fstat", "getpid", "nice",
-               "register_at_fork", "scandir", "uname", "urandom"}  # fmt: skip
+OS_HARMLESS = {"DirEntry", "access", "cpu_count", "dup2", "eventfd", "fsencode", "fstat", "getpid",
+               "nice", "register_at_fork", "strerror", "uname", "urandom"}  # fmt: skip
 # Methods of Path, and functions, that change what is on a disk.
 CHANGES = {"chmod", "hardlink_to", "lchmod", "link_to", "mkdir", "rename", "rmdir", "symlink_to",
            "touch", "unlink", "write_bytes", "write_text"}  # fmt: skip
