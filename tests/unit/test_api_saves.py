@@ -321,21 +321,21 @@ def test_another_writer_is_noticed(tmp_path):
         assert two.save("r", state(2)).step == 2
 
 
-def test_a_long_run_is_not_read_again_for_every_save(own, monkeypatch):
-    own.save("r", state(0))
-
+def test_a_long_run_is_not_read_again_for_every_save(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a save read all rows")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(own._repository, "checkpoint_rows", refuse)
-        second = own.save("r", state(1))
-        assert second.step == 1
-        assert own.save("r", state(2), 7).parent == second.id
-        assert own.save_async("r", state(3)).result().step == 8
-    with casckpt.open(own.path) as other:
-        assert other.save("r", state(4)).step == 9
-    assert own.save("r", state(5)).step == 10
+    with casckpt.open(tmp_path / "s") as one:
+        one.save("r", state(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(one._repository, "checkpoint_rows", refuse)
+            second = one.save("r", state(1))
+            assert second.step == 1
+            assert one.save("r", state(2), 7).parent == second.id
+            assert one.save_async("r", state(3)).result().step == 8
+        with casckpt.open(one.path) as other:
+            assert other.save("r", state(4)).step == 9
+        assert one.save("r", state(5)).step == 10
 
 
 def test_threads_save_side_by_side(store):
