@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from casckpt.api import repair_store
-from casckpt.errors import Corrupt
-from casckpt.store import files
+from casckpt.errors import Corrupt, StoreBusy
+from casckpt.store import files, layout
 from tests.crash import oracle, scale
 from tests.crash.workloads import open_store, same, state
 
@@ -202,6 +202,63 @@ def rebuilt_while_open(place: Path) -> None:
         raise oracle.Violation(f"I1: an open store was rebuilt ({said or 'and nothing said'})")
 
 
+def copied_by_itself(place: Path) -> None:
+    """Who reads the index copies the store, which drops POSIX locks; others write meanwhile."""
+    _prepare(place)
+    (reads, is_read), (goes, go) = os.pipe(), os.pipe()
+
+    def read() -> None:
+        scale.repeatable("reads")
+        with open_store(place) as store:
+            index = store._repository._shared().environment
+            with index.read() as tx:
+                before = {table: list(tx.scan(table)) for table in layout.TABLES}
+                for file in (place / "index.0").iterdir():
+                    file.read_bytes()
+                os.write(is_read, b"x")
+                os.read(goes, 1)
+                if {table: list(tx.scan(table)) for table in layout.TABLES} != before:
+                    raise oracle.Violation("I3: rows changed under a reader")
+            store.save("run", state(21), 2)
+
+    said = place.with_name("said-reader")
+    reader = oracle.start(read, said)
+    os.close(is_read)
+    os.read(reads, 1)
+    for _ in range(6):  # pages that nobody is known to read are written again
+        with open_store(place) as store:
+            store.save("other", state(30))
+    os.write(go, b"x")
+    if words := oracle.verdict(os.waitpid(reader, 0)[1], said):
+        raise oracle.Violation(words)
+    for descriptor in (reads, goes, go):
+        os.close(descriptor)
+    _judge(place)
+
+
+def put_back_while_open(place: Path) -> None:
+    """The index is put back as it was, into the same files, while a process has it open."""
+    with open_store(place) as store:
+        store.save("run", state(10), 0)
+    names = ("data.mdb", "lock.mdb")
+    backup = {name: (place / "index.0" / name).read_bytes() for name in names}
+    with open_store(place) as store:
+        store.save("run", state(20), 1)
+        for name, data in backup.items():
+            with (place / "index.0" / name).open("r+b") as file:
+                file.write(data)
+        try:
+            store.save("run", state(30), 2)
+        except StoreBusy:
+            pass
+        else:
+            raise oracle.Violation("I1: a save into an older index was acknowledged")
+    repair_store(place, rebuild_index=True)
+    with open_store(place) as store:
+        if not same(store.restore("run@1"), state(20)):
+            raise oracle.Violation("I1: run@1 is not what was saved")
+
+
 def _rebuild(place: Path) -> None:
     repair_store(place, rebuild_index=True)
 
@@ -216,6 +273,8 @@ SCENARIOS = {
         saved_while_compacting,
         index_from_a_backup,
         rebuilt_while_open,
+        copied_by_itself,
+        put_back_while_open,
     )
 }
 

@@ -18,6 +18,8 @@ from casckpt.store import (
     commits,
     compaction,
     creation,
+    engine_locks,
+    environment,
     files,
     index_writer,
     layout,
@@ -315,8 +317,6 @@ def no_flush_of_store_folder() -> None:
 
 
 def _lmdb_opened_with(**options: bool) -> None:
-    from casckpt.store import environment
-
     real = environment.lmdb.open
 
     def opened(*arguments: Any, **how: Any) -> Any:
@@ -347,7 +347,19 @@ def old_index_accepted() -> None:
 
 def locks_always_granted() -> None:
     """Whoever asks for a lock has it, though others hold it."""
-    _replace(files, "try_lock", lambda descriptor, exclusive: True)
+    _replace(files, "try_lock", lambda descriptor, **options: True)
+
+
+def locks_of_the_engine_are_its_own() -> None:
+    """The locks on lock.mdb are left to LMDB, whose POSIX locks any close of that file drops."""
+    _replace(engine_locks.EngineLocks, "__init__", lambda self, index: None)
+    _replace(engine_locks.EngineLocks, "are_of", lambda self, path: True)
+    _replace(engine_locks.EngineLocks, "close", lambda self: None)
+
+
+def older_index_is_written() -> None:
+    """Nothing tells a process that the index it has open is older than it was."""
+    _replace(environment.Environment, "_seen", property(lambda index: 0, lambda index, value: None))
 
 
 def failed_write_is_no_error() -> None:
@@ -423,6 +435,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
         index_not_walked,
         old_index_accepted,
         locks_always_granted,
+        locks_of_the_engine_are_its_own,
+        older_index_is_written,
         failed_write_is_no_error,
         poisoned_pack_goes_on,
         removals_leave_no_fact,
@@ -457,6 +471,8 @@ CAUGHT_BY: dict[str, tuple[str, ...]] = {
     "index_not_walked": ("--replay", *(f"rot:{seed}" for seed in range(6))),
     "old_index_accepted": ("--kind", "beside"),
     "locks_always_granted": ("--kind", "beside"),
+    "locks_of_the_engine_are_its_own": ("--kind", "beside"),
+    "older_index_is_written": ("--kind", "beside"),
     "failed_write_is_no_error": ("--kind", "error", "--workload", "first_save"),
     "poisoned_pack_goes_on": ("--kind", "lie", "--workload", "first_save"),
     "removals_leave_no_fact": ("--kind", "lost", "--workload", "delete"),

@@ -255,7 +255,7 @@ def test_a_rename_that_is_not_atomic_fails(tmp_path, monkeypatch):
 
 
 def test_locks_that_do_not_lock_fail(tmp_path, monkeypatch):
-    monkeypatch.setattr("casckpt.store.files.try_lock", lambda descriptor, exclusive: True)
+    monkeypatch.setattr("casckpt.store.files.try_lock", lambda descriptor, **options: True)
     assert one("locks", tmp_path)[0] == "fails"
 
 
