@@ -8,6 +8,7 @@ framework.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -205,7 +206,8 @@ def _channel() -> Channel | None:
         if root in sys.modules:
             late = threading.Timer(_PATIENCE_S, _say_who_is_missing)
             late.daemon = True
-            late.start()
+            with contextlib.suppress(RuntimeError):  # no thread can begin: nobody is told
+                late.start()
             try:
                 found: Channel | None = importlib.import_module(module).connect()
             finally:
