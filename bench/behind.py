@@ -16,6 +16,7 @@ REASONS = {
     "restore": "each chunk is decoded with the chain it stands on, and checked by BLAKE3; the "
     "peers read bytes as they are and check nothing, or little",
     "random bytes": "the index, of which some 100 KB are pages that LMDB keeps free",
+    "random bytes, larger": "the index, and 128 bytes of head and list for each record",
     "zeros": "manifests, facts and the index, some 10 KB a save; there is nothing else to store",
 }
 _SMALL_TENSORS = "casckpt looks at each tensor in Python, torch.save in C; what it gains is size"

@@ -16,6 +16,7 @@ import torch
 from bench.trees import as_bytes, tensors
 
 CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 8 << 20
 
 
 def machine_limits(folder: Path, *, quick: bool = False, rounds: int = 5) -> dict[str, float]:
@@ -49,10 +50,24 @@ def _write(folder: Path, data: np.ndarray) -> None:
     """Write random bytes in pieces of 8 MiB and make them durable."""
     path = folder / "limit"
     with path.open("wb", buffering=0) as file:
-        for start in range(0, len(data), 8 << 20):
-            file.write(memoryview(data[start : start + (8 << 20)]))
+        for start in range(0, len(data), PIECE_BYTES):
+            file.write(memoryview(data[start : start + PIECE_BYTES]))
         os.fdatasync(file.fileno())
     path.unlink()
+
+
+def write_seconds(folder: Path, size_bytes: int) -> float:
+    """Return the seconds until so many random bytes are durable in a folder, in 8 MiB of memory."""
+    piece = np.random.default_rng(0).bytes(PIECE_BYTES)
+    path = folder / "limit"
+    start = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for left in range(size_bytes, 0, -PIECE_BYTES):
+            file.write(piece[:left])
+        os.fdatasync(file.fileno())
+    took = time.perf_counter() - start
+    path.unlink()
+    return took
 
 
 def _fsync_seconds(folder: Path) -> float:

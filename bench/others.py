@@ -50,8 +50,8 @@ def run(context: Context) -> Result:
                 f"larger than a peer: {name}: {behind.OURS} {ratios[behind.OURS]:.4f}, {best} "
                 f"{ratios[best]:.4f}: {why}"
             )
-        if name == "random bytes":
-            goal = "stored / logical of random bytes"
+        if name.startswith("random bytes"):
+            goal = f"stored / logical of {name}"
             result.goals.append(Goal(goal, INCOMPRESSIBLE, ratios[behind.OURS], "", True))
     return result
 

@@ -3,6 +3,10 @@
 Four ladders. Bytes per checkpoint, each size in a fresh process that also reports the peak of its
 memory above the state; checkpoints in a store; tensors in a state; runs in a store. A flat ladder
 means that nothing in a save grows with what is stored already.
+
+Clouds let a disk write fast for some gigabytes and slowly from then on, which a ladder of bytes
+cannot tell from a save that grows. Two columns do: the processor time of a save, and the time that
+the disk takes, right after it, for as many random bytes as the save has stored.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ QUICK_SIZES_BYTES = SIZES_BYTES[:3]
 CHECKPOINTS = (10, 100, 1_000, 10_000)
 TENSORS = (100, 1_000, 10_000, 100_000)
 RUNS = (10, 100, 1_000)
+FLAT_COLUMNS = ("new_s_per_gb", "new_cpu_s_per_gb", "unchanged_s_per_gb", "restore_s_per_gb")
 FLAT = 1.5  # on a flat ladder, a unit on the last rung costs at most this many cheapest units
 PEAK_BYTES = 256 << 20
 
@@ -52,7 +57,7 @@ def _bytes_ladder(context: Context, result: Result) -> None:
             rows.append({"ladder": "bytes", "size_bytes": size, **row})
     result.rows += rows
     large = [row for row in rows if row["size_bytes"] >= 100 * MB]
-    for column in ("new_s_per_gb", "unchanged_s_per_gb", "restore_s_per_gb"):
+    for column in FLAT_COLUMNS:
         growth = large[-1][column] / min(row[column] for row in large)
         result.goals.append(Goal(f"flat over bytes: {column}", FLAT, growth, "x", True))
     for column in ("save_peak_bytes", "restore_peak_bytes"):
@@ -66,19 +71,25 @@ def save_in_child(folder: str, size_bytes: int) -> dict[str, Any]:
 
     state = synthetic.state_of(size_bytes)
     logical = logical_bytes(state)
-    new, unchanged = [], []
-    with casckpt.open(Path(folder) / "store") as store:
+    new, new_cpu, disk, unchanged = [], [], [], []
+    at = Path(folder) / "store"
+    with casckpt.open(at) as store:
         store.save("warm", synthetic.state_of(MB), 0)
         before = _reset_peak()
         for step in range(3):
             synthetic.nudge(state, step)
+            held, cpu = disk_bytes(at), time.process_time()
             new.append(_seconds(lambda s=step: store.save("bench", state, 2 * s)))
+            new_cpu.append(time.process_time() - cpu)
+            disk.append(limits.write_seconds(Path(folder), disk_bytes(at) - held))
             unchanged.append(_seconds(lambda s=step: store.save("bench", state, 2 * s + 1)))
         peak = _peak() - before
     gigabytes = logical / 1e9
     return {
         "logical_bytes": logical,
         "new_s_per_gb": statistics.median(new) / gigabytes,
+        "new_cpu_s_per_gb": statistics.median(new_cpu) / gigabytes,
+        "disk_s_per_gb": statistics.median(disk) / gigabytes,
         "unchanged_s_per_gb": statistics.median(unchanged) / gigabytes,
         "save_peak_bytes": peak,
         "saved": digest(state),

@@ -30,6 +30,7 @@ def all_inputs() -> dict[str, Callable[[bool], States]]:
         "fp16 weights with a scaler": half_precision,
         "int8 weights": int8,
         "random bytes": random_bytes,
+        "random bytes, larger": more_random_bytes,
         "zeros": zeros,
         "100,000 tensors": many,
         "one state of 4 GB": large,
@@ -159,13 +160,18 @@ def int8(quick: bool) -> States:
         yield step, {"model": packed}
 
 
-def random_bytes(quick: bool) -> States:
+def random_bytes(quick: bool, length: int = 16 << 20) -> States:
     """Nothing repeats and nothing compresses: what bookkeeping costs at the worst."""
     generator = torch.Generator().manual_seed(6)
-    length = (1 << 20) if quick else (16 << 20)
+    length = (1 << 20) if quick else length
     for step in range(CHECKPOINTS):
         values = torch.randint(0, 256, (length,), dtype=torch.uint8, generator=generator)
         yield step, {"noise": values}
+
+
+def more_random_bytes(quick: bool) -> States:
+    """The same, eight times as much: what of that cost grows with the bytes."""
+    yield from random_bytes(quick, 128 << 20)
 
 
 def zeros(quick: bool) -> States:
