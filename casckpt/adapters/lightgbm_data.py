@@ -44,7 +44,7 @@ class _Lent:
         self._score: Any = None
         self._rounds = 0
         # There is no other place where predictions and a score of one's own could be added.
-        data._set_init_score_by_predictor = self
+        vars(data)["_set_init_score_by_predictor"] = self
 
     def __call__(self, predictor: Any, data: Any, used_indices: Any = None) -> lightgbm.Dataset:
         """Set the scores to begin from, in place of the Dataset's method of that name.

@@ -43,19 +43,7 @@ def report(error: BaseException) -> Report:
         hint = f"the newest whole checkpoint is {whole}" if whole else error.hint
         return Report(type(error).__name__, error.exit_code, error.what, error.why, hint)
     if isinstance(error, click.UsageError):
-        command = error.ctx.command_path if error.ctx else "casckpt"
-        what, _, remedy = error.format_message().partition("\n")
-        why = ""
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            what, remedy = "a command of it has to be named", ""
-        elif isinstance(error, click.MissingParameter):
-            what = what.removesuffix(" Choose from:")
-            remedy = remedy and f"choose from {' '.join(remedy.split())}"
-        if isinstance(error, click.BadParameter) and ": " in what:
-            what, _, why = what.partition(": ")
-        name = command.removeprefix("casckpt").strip()
-        what = f"{name}: {what}" if name else what
-        return Report("Usage", USAGE, what, why, remedy or f"see `{command} --help`")
+        return _of_usage(error)
     if isinstance(error, click.ClickException):
         return Report("Usage", USAGE, error.format_message(), "", "see `casckpt --help`")
     if isinstance(error, OSError):
@@ -76,6 +64,30 @@ def report(error: BaseException) -> Report:
         f"{type(error).__name__}: {error}".strip().splitlines()[0],
         "run it again with --debug, and report what that prints",
     )
+
+
+def _of_usage(error: click.UsageError) -> Report:
+    """Return what to show where the parser did not understand the command line."""
+    command = error.ctx.command_path if error.ctx else "casckpt"
+    what, _, remedy = error.format_message().partition("\n")
+    why = ""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        what, remedy = "a command of it has to be named", ""
+    elif isinstance(error, click.MissingParameter):
+        what = what.removesuffix(" Choose from:")
+        remedy = remedy and f"choose from {' '.join(remedy.split())}"
+    if isinstance(error, click.BadParameter) and ": " in what:
+        what, _, why = what.partition(": ")
+    # Of these two the parser does not say in which command they were met.
+    if what.endswith("requires an argument.") and isinstance(error, click.BadOptionUsage):
+        why = f"a value has to follow it: `{error.option_name} VALUE`"
+    elif what.endswith("does not take a value."):
+        why = "it is on when it is named, and off when it is not"
+    elif error.ctx and not why:
+        why = f"it is used as `{' '.join(error.ctx.get_usage().split()[1:])}`"
+    name = command.removeprefix("casckpt").strip()
+    what = f"{name}: {what}" if name else what
+    return Report("Usage", USAGE, what, why, remedy or f"see `{command} --help`")
 
 
 def show(error: BaseException, *, as_json: bool, debug: bool, color: str) -> int:

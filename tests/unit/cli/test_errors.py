@@ -115,16 +115,49 @@ def test_only_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_group_without_a_command_and_a_missing_choice_take_three_lines():
-    for words, what, hint in (
-        (["cache"], "cache: a command of it has to be named", "see `casckpt cache --help`"),
+@pytest.mark.parametrize(
+    ("words", "what", "why", "hint"),
+    [
+        (
+            ["cache"],
+            "cache: a command of it has to be named",
+            "it is used as `casckpt cache [OPTIONS] COMMAND [ARGS]...`",
+            "see `casckpt cache --help`",
+        ),
         (
             ["completion"],
             "completion: Missing argument '{bash|zsh|fish}'.",
+            "it is used as `casckpt completion [OPTIONS] {bash|zsh|fish}`",
             "choose from bash, zsh, fish",
         ),
-    ):
-        with pytest.raises(click.UsageError) as caught:
-            root.casckpt.main(words, standalone_mode=False, prog_name="casckpt")
-        shown = errors.report(caught.value)
-        assert (shown.what, shown.why, shown.hint) == (what, "", hint)
+        (
+            ["restore"],
+            "restore: Missing argument 'REF'.",
+            "it is used as `casckpt restore [OPTIONS] REF`",
+            "see `casckpt restore --help`",
+        ),
+        (
+            ["gc", "--keep-last", "none"],
+            "gc: Invalid value for '--keep-last'",
+            "'none' is no number from 1 on",
+            "see `casckpt gc --help`",
+        ),
+        (
+            ["gc", "--keep-last"],
+            "Option '--keep-last' requires an argument.",
+            "a value has to follow it: `--keep-last VALUE`",
+            "see `casckpt --help`",
+        ),
+        (
+            ["gc", "--yes=3"],
+            "Option '--yes' does not take a value.",
+            "it is on when it is named, and off when it is not",
+            "see `casckpt --help`",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_takes_three_lines(words, what, why, hint):
+    with pytest.raises(click.UsageError) as caught:
+        root.casckpt.main(words, standalone_mode=False, prog_name="casckpt")
+    shown = errors.report(caught.value)
+    assert (shown.what, shown.why, shown.hint) == (what, why, hint)
