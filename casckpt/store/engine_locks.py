@@ -29,6 +29,7 @@ class EngineLocks:
 
         Raises:
             StoreBusy: a process of the same number has it open, in another PID namespace.
+            FileNotFoundError: somebody has removed it since.
         """
         self._path = index / LOCK_FILE
         self._descriptor = lock_files.open_to_lock(self._path, os.O_RDWR)
@@ -51,7 +52,11 @@ class EngineLocks:
 
     def are_of(self, path: Path) -> bool:
         """Tell whether the file at `path` is the one that is locked."""
-        return self._descriptor >= 0 and files.identity_of(self._descriptor) == files.identity(path)
+        return self._descriptor >= 0 and self.identity() == files.identity(path)
+
+    def identity(self) -> tuple[int, int]:
+        """Return what tells the locked file from another (see `files.identity`)."""
+        return files.identity_of(self._descriptor)
 
     def close(self) -> None:
         """Let go of both; not an error twice."""

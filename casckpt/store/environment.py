@@ -73,7 +73,7 @@ def is_engine_error(error: BaseException) -> bool:
 def _replaced(what: str) -> StoreBusy:
     return StoreBusy(
         what,
-        "it was removed, or another put in its place, while this process had it open",
+        "it was moved or removed, or another put in its place, while this process had it open",
         "close it wherever this process has it open, and open it again; nothing was saved",
     )
 
@@ -98,19 +98,21 @@ class Environment:
         self._open()
 
     def _open(self) -> None:
+        what = f"cannot open the index {self.path.name}"
         data = self.path / "data.mdb"
         # LMDB opens a missing or empty file as an empty index, without a word
         # (format.md, section 11).
         try:
             empty = not data.is_file() or data.stat().st_size == 0
         except OSError as exc:
-            raise files.translate(exc, f"cannot open the index {self.path.name}") from exc
+            raise files.translate(exc, what) from exc
         if empty:
             raise Corrupt(
                 f"the index {self.path.name} is missing or empty",
                 "data.mdb was removed or cut off; the packs still hold everything",
                 "run `casckpt repair --rebuild-index`",
             )
+        lock_file = files.identity(self.path / LOCK_FILE)  # None where LMDB makes it
         try:
             self._handle = lmdb.open(
                 str(self.path),
@@ -138,6 +140,8 @@ class Environment:
                 if self._lock:
                     self._handle.begin().abort()  # at its first LMDB takes its lock of readers
                     self._locks = EngineLocks(self.path)
+                    if lock_file not in (None, self._locks.identity()):
+                        raise _replaced(what)
                 if not self.readonly:
                     self._handle.reader_check()
         except lmdb.NotFoundError as exc:
@@ -149,7 +153,10 @@ class Environment:
             ) from exc
         except lmdb.Error as exc:
             self._let_go()
-            raise translate(exc, f"cannot open the index {self.path.name}") from exc
+            raise translate(exc, what) from exc
+        except FileNotFoundError as exc:
+            self._let_go()
+            raise _replaced(what) from exc
         except BaseException:  # LMDB opens an index once in a process
             self._let_go()
             raise

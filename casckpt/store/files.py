@@ -373,11 +373,14 @@ def free_inodes(path: Path) -> int:
     return facts.f_favail if facts.f_files else 2**63
 
 
-# ---- locks: open file description locks; they end by close only, whoever dies
+# ---- locks: open file description locks; they end with the description, whoever dies
 
 
 def _flock_structure(kind: int, start: int = 0, length: int = 0) -> bytes:
     return struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+
+
+_UNLOCKED = _flock_structure(fcntl.F_UNLCK)
 
 
 def try_lock(descriptor: int, *, exclusive: bool, start: int = 0, length: int = 0) -> bool:
@@ -397,9 +400,11 @@ def try_lock(descriptor: int, *, exclusive: bool, start: int = 0, length: int = 
 
 
 def release_lock(descriptor: int) -> None:
-    """Release an OFD lock; only the `writer` lock is ever released other than by close."""
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_structure(fcntl.F_UNLCK))
+    """Release an OFD lock, for all who share the open file: never in a child of who took it."""
+    try:  # noqa: SIM105 - as above
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _UNLOCKED)
+    except (OSError, MemoryError):
+        pass  # closing the file ends it too, once no child has it open
 
 
 # ---- hints, and what only some file systems know

@@ -77,8 +77,10 @@ class IndexWriter:
         self._wake = threading.Condition(self._gate)
         self._closing = False
         self._dirty_since: float | None = None
+        self._beat_at = time.monotonic() + layout.HEARTBEAT_S
         self._lock = WriterLock(store)
         self._thread: threading.Thread | None = None
+        self._works_here = False
         self.before_first_write: Callable[[], None] | None = None
 
     def run(
@@ -115,10 +117,21 @@ class IndexWriter:
             if self._start():
                 self._jobs.append(entry)
                 self._wake.notify_all()
-            else:
+            elif self._works_here:  # a job that another needs
                 self._execute([entry])
+            else:
+                self._works_here = True
+                try:
+                    self._execute([entry])
+                    # Nobody comes by later.
+                    self._tend(fact_sync_s=0.0)
+                finally:
+                    self._works_here = False
 
     def _start(self) -> bool:
+        """Begin the thread if it has not begun, and may; return whether it is there."""
+        if self._works_here:
+            return False  # it may be possible by now, but the thread would wait for this one
         if self._thread is None:
             thread = threading.Thread(target=self._loop, name="casckpt-index", daemon=True)
             try:
@@ -129,25 +142,15 @@ class IndexWriter:
         return True
 
     def _loop(self) -> None:
-        beat_at = time.monotonic() + layout.HEARTBEAT_S
         batch: list[_Job] = []
         while True:
             try:
                 batch = []
-                if not self._take(batch, beat_at):
+                if not self._take(batch):
                     return
                 if batch:
                     self._execute(batch)
-                now = time.monotonic()
-                if self._dirty_since is not None and now - self._dirty_since >= _FACT_SYNC_S:
-                    self._dirty_since = None
-                    self._quietly(self._sink.sync_facts, "the last facts are not durable yet")
-                if now >= beat_at:
-                    beat_at = now + layout.HEARTBEAT_S
-                    self._quietly(self._sink.beat, "the heartbeat was not written")
-                    # Openers do too, but who trains for weeks may be the only one.
-                    forget = self.environment.forget_dead_readers
-                    self._quietly(forget, "readers of the index that died keep its pages")
+                self._tend(fact_sync_s=_FACT_SYNC_S)
             except Exception as exc:
                 # No memory, say. Without this thread whoever writes would wait for ever.
                 for job in batch:
@@ -157,11 +160,24 @@ class IndexWriter:
                 with contextlib.suppress(Exception):
                     _log.warning("the thread of the index goes on after an error", exc_info=True)
 
-    def _take(self, batch: list[_Job], beat_at: float) -> bool:
+    def _tend(self, *, fact_sync_s: float) -> None:
+        """Do what is due: make facts durable that are older than that, write the heartbeat."""
+        now = time.monotonic()
+        if self._dirty_since is not None and now - self._dirty_since >= fact_sync_s:
+            self._dirty_since = None
+            self._quietly(self._sink.sync_facts, "the last facts are not durable yet")
+        if now >= self._beat_at:
+            self._beat_at = now + layout.HEARTBEAT_S
+            self._quietly(self._sink.beat, "the heartbeat was not written")
+            # Openers do too, but who trains for weeks may be the only one.
+            forget = self.environment.forget_dead_readers
+            self._quietly(forget, "readers of the index that died keep its pages")
+
+    def _take(self, batch: list[_Job]) -> bool:
         """Wait for jobs and move them to `batch`; return False when closed, and none is left."""
         with self._gate:
             if not self._jobs and not self._closing:
-                timeout = beat_at - time.monotonic()
+                timeout = self._beat_at - time.monotonic()
                 if self._dirty_since is not None:
                     timeout = min(timeout, self._dirty_since + _FACT_SYNC_S - time.monotonic())
                 self._wake.wait(max(timeout, 0.0))

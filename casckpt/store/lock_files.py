@@ -1,8 +1,9 @@
-"""Descriptors whose locks a child of a fork must not keep.
+"""Descriptors whose locks a child of a fork must not keep, and must not end.
 
 A lock belongs to the open file, which a child shares: as long as its descriptor is open there, the
-file is locked, whatever the parent does. Locks that are held within a call are found nowhere but
-in frames of a thread, so they are noted here; `sharing.py` has them let go of in the child.
+file is locked, though the parent has closed it. So whoever took a lock unlocks it: a child between
+fork and exec, which may be that of any library, has no say in it. And a child of a fork, whose
+unlocking would end the lock of its parent, lets go of all that is noted here (`sharing.py`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ def open_to_lock(path: Path, flags: int) -> int:
 
 
 def close_lock(descriptor: int) -> None:
-    """Close a descriptor that `open_to_lock` gave, which ends its lock."""
+    """Close a descriptor that `open_to_lock` gave, which ends its lock.
+
+    In the child of a fork the lock is the parent's, and stays: `let_go` has forgotten it.
+    """
     with guard:
+        if descriptor in _noted:
+            files.release_lock(descriptor)
         _noted.discard(descriptor)
         files.close_file(descriptor)
 
@@ -56,3 +62,4 @@ def let_go() -> None:
         with contextlib.suppress(OSError):
             os.dup2(nothing, descriptor, inheritable=False)
         files.close_file(nothing)
+    _noted.clear()

@@ -23,7 +23,7 @@ from casckpt.errors import (
     StoreBusy,
 )
 from casckpt.programs import command_of, environment_of
-from casckpt.store import clock, creation, files, layout, packs, rows
+from casckpt.store import clock, creation, files, layout, lock_files, packs, rows
 from casckpt.store.environment import Environment
 
 _SMALL_FILE_BYTES = 64 * layout.KIB
@@ -149,11 +149,11 @@ def take_store_lock(path: Path, *, readonly: bool) -> tuple[int, bool]:
     """Return (descriptor, whether we are alone and may look at the index before others).
 
     Alone, the lock is still exclusive: call `share_lock` when done. A descriptor of -1 means that
-    the lock cannot be opened at all (read-only folder).
+    the lock cannot be opened at all (read-only folder). Close it with `lock_files.close_lock`.
     """
     lock = path / layout.LOCK_FILE
     try:
-        descriptor = files.open_file(lock, os.O_RDWR)
+        descriptor = lock_files.open_to_lock(lock, os.O_RDWR)
     except PermissionRefused:
         if not readonly:
             raise
@@ -179,7 +179,7 @@ def take_store_lock(path: Path, *, readonly: bool) -> tuple[int, bool]:
             time.sleep(0.01)
         return descriptor, False
     except BaseException:
-        files.close_file(descriptor)
+        lock_files.close_lock(descriptor)
         raise
 
 

@@ -1,8 +1,8 @@
 """One open store per process and path, shared and counted; and what happens to it at a fork.
 
-Before a fork the gate is taken, so no transaction is open. The child closes every lock descriptor
-without unlocking, those held within a call too (`lock_files.py`), and the inherited environment,
-and forgets the rest; its next use opens anew.
+Before a fork the gate is taken, so no transaction is open. The child lets go of every lock without
+unlocking, of those held within a call too (`lock_files.py`), closes the inherited environment, and
+forgets the rest; its next use opens anew.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SharedStore:
                 self.environment.close()
                 raise
         except BaseException:
-            files.close_file(self._lock)
+            lock_files.close_lock(self._lock)
             raise
 
     damaged: set[tuple[int, int]]
@@ -226,7 +226,7 @@ class SharedStore:
         lock, alone = opening.take_store_lock(self.path, readonly=False)
         before = self.environment
         before.leave()
-        files.close_file(self._lock)
+        lock_files.close_lock(self._lock)
         self._lock, self.writable = lock, True
         try:
             self._open_index(alone)
@@ -295,7 +295,7 @@ class SharedStore:
                 try:
                     self._close_index()
                 finally:
-                    files.close_file(self._lock)
+                    lock_files.close_lock(self._lock)
                     _all.discard(self)
 
     def _end_writing(self) -> None:
@@ -331,7 +331,7 @@ class SharedStore:
 
     def abandon(self) -> None:
         """Let go in the child of a fork: close descriptors, unlock nothing."""
-        files.close_file(self._lock)
+        lock_files.close_lock(self._lock)
         if self._session is not None:
             self._session.abandon()
         if self.writable:
@@ -392,14 +392,15 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    # Also what is held in the midst of a call: no thread of that call is here. ORDER: first, since
+    # closing what is noted would unlock it for the parent too.
+    with contextlib.suppress(Exception):
+        lock_files.let_go()
     for shared in list(_all):
         with contextlib.suppress(Exception):
             shared.abandon()
     _all.clear()
     _open.clear()
-    # What is held in the midst of a call: no thread of that call is here.
-    with contextlib.suppress(Exception):
-        lock_files.let_go()
     lock_files.guard.release()
     environment.gate.release()
     _registry_lock.release()

@@ -28,6 +28,7 @@ class Workers(Executor):
         if self._is_closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         work = _Work(partial(fn, *args, **kwargs))
+        future = work.future
         try:
             if self._threads is None:
                 work()
@@ -38,9 +39,9 @@ class Workers(Executor):
             # seen may be taken by another: one of the two does it.
             work()
         try:
-            return work.future
+            return future
         finally:
-            del work  # no frame of its error's traceback may name it (see reading.py)
+            del work, future  # no frame of its error's traceback may name it (see reading.py)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work, and wait for what there is, always all of it; not an error twice."""
@@ -57,12 +58,15 @@ class _Work:
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
         self._claim = threading.Lock()
-        self.future: Future[Any] = Future()
+        self.future: Future[Any] = Future()  # none any more once it is made
 
     def __call__(self) -> None:
         if not self._claim.acquire(blocking=False):
             return
-        future, call, self._call = self.future, self._call, _nothing
+        # A pool that could not begin a thread keeps this for ever: it shall hold nothing then.
+        future, call = self.future, self._call
+        del self.future
+        self._call = _nothing
         if not future.set_running_or_notify_cancel():
             return
         try:

@@ -367,5 +367,35 @@ def test_at_a_limit_of_threads_the_caller_writes_and_the_next_write_tries_again(
     environment.close()
 
 
+def test_a_job_that_needs_another_is_done_though_a_thread_begins_in_between(
+    path, sink, monkeypatch
+):
+    environment = Environment(path / "index.0", readonly=False)
+    writer = IndexWriter(environment, path, sink)
+    real, failed = threading.Thread.start, []
+
+    def start(thread):
+        if thread.name == "casckpt-index" and not failed:
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    def register() -> int:
+        row = rows.PackRow(bytes(16), bytes(16), size=80).encode()
+        writer.run(lambda tx: tx.put("packs", rows.pack_key(1), row), facts=False)
+        return 1
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(sink, "fact_pack", register)
+    thread = threading.Thread(target=writer.run, args=(put(b"h"),), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for a thread that waits for it"
+    assert keys(writer) == [b"h"]
+    assert sink.synced.is_set()  # nobody would come by later
+    writer.close()
+    environment.close()
+
+
 def _missing(tx):
     raise NotFound("nothing there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from casckpt.errors import StoreBusy
-from casckpt.store import Repository, collection, files, layout, lock_files, rebuilding, sessions
+from casckpt.store import (
+    Repository,
+    collection,
+    collectors,
+    files,
+    layout,
+    lock_files,
+    rebuilding,
+    sessions,
+)
 from tests.unit.store.stores import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*")
@@ -129,6 +139,51 @@ def test_locks_end_in_a_child_without_descriptors_too(repository, monkeypatch):
     with forked():
         lock_files.close_lock(descriptor)
         repository.gc()
+
+
+@contextlib.contextmanager
+def another_has_the_descriptors() -> Iterator[None]:
+    """Run the body while a program has all that is locked open, as each has before its exec."""
+    with subprocess.Popen(["sleep", "100"], pass_fds=sorted(lock_files._noted)) as program:
+        try:
+            yield
+        finally:
+            program.kill()
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_a_program_that_begins_while_a_store_is_open_keeps_nobody_from_it(path, mode):
+    with contextlib.ExitStack() as programs:
+        with Repository.open(path) as repository:
+            save(repository, [b"bytes" * 1000])
+            programs.enter_context(another_has_the_descriptors())
+        with Repository.open(path, mode=mode) as repository:
+            repository.verify()
+            programs.enter_context(another_has_the_descriptors())
+        for later in ("r", "a"):
+            with Repository.open(path, mode=later) as repository:
+                repository.verify()
+        assert all(not info.alive for info in sessions.list_sessions(path))
+        Repository.rebuild_index(path)
+
+
+def test_a_program_that_begins_beside_readers_keeps_no_writer_out(path):
+    with Repository.open(path, mode="r") as reader:
+        reader.verify()
+        with another_has_the_descriptors(), Repository.open(path) as repository:
+            save(repository, [b"bytes" * 1000])
+            reader.verify()
+
+
+def test_a_program_that_begins_beside_a_collection_or_a_rebuild_keeps_nobody_from_the_next(path):
+    with contextlib.ExitStack() as programs:
+        with Repository.open(path) as repository:
+            with collectors.gc_lock(repository._shared()):
+                programs.enter_context(another_has_the_descriptors())
+            repository.gc()
+        with rebuilding._alone(path):
+            programs.enter_context(another_has_the_descriptors())
+        Repository.rebuild_index(path)
 
 
 def test_a_file_that_cannot_be_noted_is_closed(repository, monkeypatch):

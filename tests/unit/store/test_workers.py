@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -115,6 +117,29 @@ def test_where_no_pool_can_be_made_any_more_the_caller_works(monkeypatch):
         assert isinstance(pool.submit(int, "x").exception(), ValueError)
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(abs, 1)
+
+
+def test_a_pool_that_can_begin_no_thread_keeps_neither_results_nor_arguments(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    class Large:
+        pass
+
+    def work(given):
+        if given is None:
+            return Large()
+        raise ValueError
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Workers(2, "test") as pool:
+        result, argument = pool.submit(work, None).result(), Large()
+        seen = [weakref.ref(result), weakref.ref(argument)]
+        with pytest.raises(ValueError):
+            pool.submit(work, argument).result()
+        del result, argument
+        gc.collect()
+        assert [one() for one in seen] == [None, None]
 
 
 OPENED_AT_EXIT = """
