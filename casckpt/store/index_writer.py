@@ -142,6 +142,7 @@ class IndexWriter:
         return True
 
     def _loop(self) -> None:
+        self._beat_at = time.monotonic() + layout.HEARTBEAT_S
         batch: list[_Job] = []
         while True:
             try:
