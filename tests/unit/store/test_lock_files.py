@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,41 @@ def test_a_program_that_begins_beside_a_collection_or_a_rebuild_keeps_nobody_fro
         with rebuilding._alone(path):
             programs.enter_context(another_has_the_descriptors())
         Repository.rebuild_index(path)
+
+
+_IS_FREE = """
+import os, sys
+from casckpt.store import files
+for name, start, length in (("lock", 0, 0), ("index.0/lock.mdb", 0, 1),
+                            ("index.0/lock.mdb", int(sys.argv[2]), 1)):
+    descriptor = os.open(f"{sys.argv[1]}/{name}", os.O_RDWR)
+    assert not files.try_lock(descriptor, exclusive=True, start=start, length=length), name
+"""
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False])
+def test_a_child_that_closes_what_it_inherits_ends_no_lock_of_its_parent(
+    path, monkeypatch, has_descriptors
+):
+    with Repository.open(path) as repository:
+        save(repository, [b"bytes" * 1000])
+        shared = repository._shared()
+        if not has_descriptors:
+
+            def fail(value: int) -> int:
+                raise OSError(24, "Too many open files")
+
+            monkeypatch.setattr(os, "eventfd", fail)
+
+        def close() -> None:
+            repository.close()
+            shared.session().close()
+            shared.environment.close()
+            lock_files.close_lock(shared._lock)
+
+        with forked(close):
+            command = [sys.executable, "-c", _IS_FREE, str(path), str(os.getpid())]
+            subprocess.run(command, check=True)
 
 
 def test_a_file_that_cannot_be_noted_is_closed(repository, monkeypatch):
