@@ -16,12 +16,14 @@ from casckpt.checkpoint.policies import Policy
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import require_metric
-from casckpt.errors import BadRequest
+from casckpt.errors import BadRequest, Busy, Corrupt
 
 if TYPE_CHECKING:
     from casckpt.store import Repository
 
 _log = logging.getLogger("casckpt")
+
+_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,23 @@ def plan_of(repository: Repository, drop: Sequence[Checkpoint], why: str) -> GcP
 
 
 def freed_bytes(repository: Repository, drop: Sequence[Checkpoint]) -> int:
-    """Return what the disk would get back if these were gone and swept."""
-    return repository.plan_gc([(ck.run, ck.seq) for ck in drop]).freed_bytes
+    """Return what the disk would get back if these were gone and swept.
+
+    Raises:
+        Corrupt: if something that a checkpoint needs cannot be read.
+    """
+    going = [(ck.run, ck.seq) for ck in drop]
+    said = ""
+    for _ in range(_LOOKS):
+        try:
+            return repository.plan_gc(going).freed_bytes
+        except Corrupt as exc:
+            # No plan keeps a collection out, which moves and frees what is looked at: from one
+            # look to the next that is something else, and what is damaged is the same.
+            if str(exc) == said:
+                raise
+            said = str(exc)
+    raise Busy("what this would free is not known", "collections keep moving what is counted")
 
 
 def still_droppable(

@@ -153,6 +153,7 @@ ROWS = (
         100_000,
         1_000_000,
         "hostile:row",
+        sources=(*STORE, *CODEC, "tests/crash/attacks.py"),
     ),
     Row(
         7,
@@ -163,6 +164,7 @@ ROWS = (
         40_000,
         160_000,
         "swarm:row",
+        sources=(*STORE, *CODEC, "casckpt/checkpoint/curation.py", "casckpt/checkpoint/plans.py"),
     ),
     Row(
         8,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -21,7 +23,7 @@ from casckpt.errors import (
     RunMoved,
     StepExists,
 )
-from casckpt.store import Repository, SaveAgain
+from casckpt.store import Repository, SaveAgain, packs
 from casckpt.store.saving import Saver
 
 np = pytest.importorskip("numpy")
@@ -29,6 +31,52 @@ np = pytest.importorskip("numpy")
 
 def weights(seed, count=1000):
     return np.random.default_rng(seed).standard_normal(count)
+
+
+def test_a_delete_says_what_it_frees_though_a_collection_moves_it_meanwhile(tmp_path, monkeypatch):
+    place = tmp_path / "s"
+    with casckpt.open(place) as store:  # one pack, of which little stays
+        store.save("gone", {"w": weights(1, 200_000)})
+        store.save("moved", {"w": weights(2)})
+    real, looks = packs.read_header, []
+
+    def read_header(*where):
+        looks.append(where)
+        if len(looks) == 1:
+            for _ in range(2):
+                subprocess.run(
+                    [sys.executable, "-m", "casckpt", "--store", place, "gc", "--now", "--yes"],
+                    check=True,
+                )
+        return real(*where)
+
+    with casckpt.open(place) as store:
+        store.save("r", {"w": weights(3)})
+        store.delete("gone")
+        monkeypatch.setattr(packs, "read_header", read_header)
+        store._repository._shared().packs.let_go()
+        assert store.delete("moved").freed_bytes >= 0
+        assert looks
+        monkeypatch.setattr(Repository, "plan_gc", _damaged)
+        with pytest.raises(Corrupt, match="object 0102 cannot be read"):
+            store.delete("r")
+        monkeypatch.setattr(Repository, "plan_gc", _always_elsewhere())
+        with pytest.raises(Busy, match="what this would free is not known"):
+            store.delete("r")
+        assert [ck.ref for ck in store.checkpoints()] == ["r@0"]
+
+
+def _damaged(*_):
+    raise Corrupt("object 0102 cannot be read", "its pack file is missing; nothing is freed")
+
+
+def _always_elsewhere():
+    numbers = itertools.count()
+
+    def plan_gc(*_):
+        raise Corrupt(f"object {next(numbers)} cannot be read", "its pack file is missing")
+
+    return plan_gc
 
 
 @pytest.mark.parametrize(("met", "saved"), [(4, True), (5, False)])
