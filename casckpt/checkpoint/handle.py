@@ -219,7 +219,11 @@ class StoreHandle:
         return self, self._catalog.resolve(Ref(f"id:{checkpoint.id}", id_prefix=checkpoint.id))
 
     def _locate(self, text: str, *, write: bool = False) -> tuple[Self, Ref]:
-        """Return the store that a REF is in, and the REF parsed."""
+        """Return the store that a REF is in, and the REF parsed.
+
+        A folder with a store can be named like a run. What is changed is never found that way: a
+        REF that misses its run would change another store.
+        """
         path, rest = split_store(text)
         if path is not None:
             return self._other(Path(path), write=write), parse_ref(rest)
@@ -230,9 +234,12 @@ class StoreHandle:
             if found is None:
                 raise
             return found
-        if ref.id_prefix or self._catalog.has_run(ref.run):
+        if ref.id_prefix or write or self._catalog.has_run(ref.run):
             return self, ref
-        return self._in_folder(text, write) or (self, ref)
+        try:
+            return self._in_folder(text, write) or (self, ref)
+        except NotFound:  # a store without runs, which means nothing
+            return self, ref
 
     def _in_folder(self, text: str, write: bool) -> tuple[Self, Ref] | None:
         """Return what a REF that is a folder with a store means, or None if it is none."""

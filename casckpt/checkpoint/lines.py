@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.checkpoint.refs import ALL_LINES
+from casckpt.checkpoint.refs import ALL_LINES, Mode
 from casckpt.errors import Corrupt
 
 # attrgetter builds the tuple in C: of ten thousand keys, that is 10 ms of `ls`.
@@ -42,6 +42,17 @@ class LineView:
 
 PLAIN = LineView()
 """The view of a run without a row."""
+
+
+def declared_mode(views: Iterable[LineView], metric: str) -> Mode | None:
+    """Return which end of a metric the loops of runs have declared as the good one.
+
+    None where they have declared none, or not all the same.
+    """
+    declared = {each for view in views for each in view.monitors.values()}
+    modes: tuple[Mode, ...] = ("min", "max")
+    found = [mode for mode in modes if (metric, mode) in declared]
+    return found[0] if len(found) == 1 else None
 
 
 def read_view(run: str, payload: bytes | None) -> LineView:

@@ -122,17 +122,13 @@ def _with_mode(
     """
     if mode is not None:
         return metric, mode, number
+    from casckpt.checkpoint.lines import declared_mode
+
     catalog = store._catalog
     runs = {checkpoint.run for checkpoint in catalog.matching(pattern.removesuffix("~*"))}
-    monitors = [each for run in runs for each in catalog.view(run).monitors.values()]
-    found: set[Mode] = set()
-    if (metric, "min") in monitors:
-        found.add("min")
-    if (metric, "max") in monitors:
-        found.add("max")
-    if len(found) != 1:
+    mode = declared_mode(map(catalog.view, runs), metric)
+    if mode is None:
         return metric, None, number
-    (mode,) = found
     output.note(f"--keep-best {metric}: {mode}, as declared by its loop")
     return metric, mode, number
 

@@ -20,6 +20,7 @@ from casckpt.errors import BadRequest, NotFound
 from casckpt.ids import ABBREVIATION
 
 if TYPE_CHECKING:
+    from casckpt.checkpoint.queries import Catalog
     from casckpt.checkpoint.records import Checkpoint
     from casckpt.checkpoint.refs import Mode
 
@@ -98,11 +99,13 @@ def ls(
             found = []
         if not found:
             output.note(_nothing(pattern, trash))
+        if metric:
+            mode = mode or end or _declared(output, catalog, found, metric)
     everything = found
     if tag:
         found = [checkpoint for checkpoint in found if tag in checkpoint.tags]
     if metric:
-        found = _ranked(output, found, metric, mode or end)
+        found = _ranked(output, found, metric, mode)
     elif sort:
         found = _sorted(found, sort)
     if limit:
@@ -123,6 +126,21 @@ def _nothing(pattern: str, trash: bool) -> str:
         where = " in the trash" if trash else ""
         return f"No checkpoint of {pattern}{where}."
     return "The trash is empty." if trash else "No checkpoints yet."
+
+
+def _declared(
+    output: Output, catalog: Catalog, found: Sequence[Checkpoint], metric: str
+) -> Mode | None:
+    """Return the end of a metric that the loops of the runs have declared as good, and say so."""
+    from casckpt.checkpoint.lines import declared_mode
+
+    mode = declared_mode(map(catalog.view, {checkpoint.run for checkpoint in found}), metric)
+    if mode is not None:
+        first, other = ("highest", "min") if mode == "max" else ("lowest", "max")
+        output.note(
+            f"{metric}: {first} first, as declared by its loop. Turn it round: --mode {other}"
+        )
+    return mode
 
 
 def _ranked(

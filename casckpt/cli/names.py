@@ -31,7 +31,7 @@ def _change(
     name = str(click.get_current_context().info_name)
     plain_refs = stores.split(output.settings, *refs)
     with stores.opened(output.settings, "a") as store:
-        targets = [store.get(ref) for ref in plain_refs]
+        targets = [stores.checkpoint_of(store, ref) for ref in plain_refs]
         changed = [change(store, target) for target in targets]
     if output.json:
         output.document(name, checkpoints=[record(checkpoint) for checkpoint in changed])

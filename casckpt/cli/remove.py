@@ -99,7 +99,7 @@ def _chosen(store: Store, target: str) -> list[Checkpoint]:
     from casckpt.checkpoint.refs import names_glob
 
     if "@" in target or target.startswith("id:"):
-        return [store.get(target)]
+        return [stores.checkpoint_of(store, target)]
     if names_glob(target):
         return of_glob(store._catalog, target)
     # The bare name of a run means all its lines here, as in store.delete.

@@ -23,6 +23,7 @@ from casckpt.errors import BadRef, NoStore
 if TYPE_CHECKING:
     from casckpt.api import Store
     from casckpt.checkpoint.queries import Catalog
+    from casckpt.checkpoint.records import Checkpoint
 
 
 def named(settings: Settings) -> Path | None:
@@ -115,6 +116,19 @@ def opened(settings: Settings, mode: Literal["r", "a"] = "r") -> Iterator[Store]
         yield store
     finally:
         store.close()
+
+
+def checkpoint_of(store: Store, ref: str) -> Checkpoint:
+    """Return the checkpoint that a REF means in this store, for what changes it.
+
+    Folders that hold a store, and can be named like a run, are not looked into.
+
+    Raises:
+        NotFound, Ambiguous, BadRef, Deleted: if it does not mean one checkpoint.
+    """
+    from casckpt.checkpoint.refs import parse_ref
+
+    return store._catalog.resolve(parse_ref(ref))
 
 
 @contextmanager

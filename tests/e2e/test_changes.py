@@ -290,12 +290,18 @@ def test_gc_keeps_the_best_as_the_loop_declared(new_cli):
     answer = new_cli("gc", "--keep-best", "score:2", "-n", "--json")
     assert [one["step"] for one in json.loads(answer.out)["keep"]] == [1, 2, 4]
     assert "--keep-best score: max, as declared by its loop" in answer.err
+    ranked = new_cli("ls", "--best", "score", "--limit", "1", "--json")
+    assert [one["step"] for one in json.loads(ranked.out)["checkpoints"]] == [1]
+    assert "score: highest first, as declared by its loop" in ranked.err
+    turned = json.loads(new_cli("ls", "--best", "score", "--mode", "min", "--json").out)
+    assert [one["step"] for one in turned["checkpoints"]] == [3, 4, 2, 1]
     refused = new_cli("gc", "--keep-best", "other", "-n")
     assert refused.code == 2
     with casckpt.open(new_cli.store) as store, store.run("net2") as run:
         for epoch in run.epochs(2, {"v": 0}, save_every=1, monitor="score", mode="min"):
             run.log(score=epoch)
     assert new_cli("gc", "--keep-best", "score", "-n").code == 2
+    assert "lowest first. Highest first" in new_cli("ls", "--best", "score").err
     assert new_cli("gc", "net", "--keep-best", "score", "-n").code == 0
 
 

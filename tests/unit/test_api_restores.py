@@ -150,6 +150,27 @@ def test_a_run_of_that_name_wins_over_a_folder(store, tmp_path, monkeypatch):
     assert store.restore("exp") == {"v": "run"}
 
 
+def test_nothing_is_changed_in_a_folder_that_is_called_like_a_run(store, tmp_path, monkeypatch):
+    with casckpt.open(tmp_path / "exp") as other:
+        other.save("only", {"v": 1})
+    monkeypatch.chdir(tmp_path)
+    for change in (store.delete, store.pin, lambda ref: store.tag(ref, "t")):
+        with pytest.raises(NotFound, match="no run exp"):
+            change("exp@0")
+    store.pin("exp::only@0")
+    with casckpt.open(tmp_path / "exp") as other:
+        (kept,) = other.checkpoints()
+        assert kept.pinned and not kept.tags
+
+
+def test_a_folder_with_an_empty_store_is_no_checkpoint(store, tmp_path, monkeypatch):
+    casckpt.open(tmp_path / "fresh").close()
+    monkeypatch.chdir(tmp_path)
+    assert store.latest("fresh") is None
+    with pytest.raises(NotFound, match="no run fresh"):
+        store.get("fresh")
+
+
 def test_damage_names_tensors_sharers_and_the_newest_whole_one(store):
     shared = weights(1)
     for step in range(3):
