@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from casckpt.checkpoint.records import Checkpoint
-from casckpt.errors import BadRequest, NotFound
+from casckpt.errors import BadRequest, ConfigMismatch, NotFound
 from casckpt.ids import check_run_name
 from casckpt.logs import logger
 from casckpt.training import guards, resume
 from casckpt.training.guards import Facts, MismatchPolicy
-from casckpt.training.lines import Line, read_record
+from casckpt.training.lines import Line, RunRecord, edit_record, read_record
 from casckpt.training.peers import ALONE, Peers, check_place, place_of
 from casckpt.training.programs import commands
 from casckpt.training.resume import CHOICES, Decision, Extra, decide
@@ -38,6 +39,7 @@ class Opened:
         grace_s: seconds between SIGTERM and the kill.
         peers: the processes that train the run together.
         is_changed: whether its config is not what it was.
+        came_from: the line that was the current one before; None if that has not changed.
     """
 
     line: int
@@ -50,6 +52,7 @@ class Opened:
     grace_s: float | None
     peers: Peers
     is_changed: bool = False
+    came_from: int | None = None
 
 
 def open_run(
@@ -195,6 +198,29 @@ def moved(run: Run) -> tuple[Checkpoint | None, Extra]:
     return checkpoint, extra
 
 
+def obey(run: Run, differences: Sequence[guards.Difference]) -> bool:
+    """Act on differences as `guards.obey` does; if it refuses, nothing stays changed.
+
+    The line on which the run would have gone on is not the current one any more; a new one, on
+    which nothing was done, is gone.
+    """
+    try:
+        return guards.obey(run.name, differences)
+    except ConfigMismatch:
+        if run._came_from is not None and not run._session.is_begun:
+            back = partial(_take_back, line=run.line, to=run._came_from)
+            edit_record(run.repository, run.name, back)
+        raise
+
+
+def _take_back(record: RunRecord, line: int, to: int) -> None:
+    if record.current != line or to not in record.lines:
+        return
+    record.current = to
+    if line != to and not record.lines[line].started:
+        del record.lines[line]
+
+
 def recorded_facts(store: Store, name: str, line: int, checkpoint: Checkpoint | None) -> Facts:
     """Return the settings that a line recorded last; of one just begun, those it came from."""
     record = read_record(store._repository, name)
@@ -236,8 +262,10 @@ def _carry_out(
         or decision.line != record.current
         or (under is not None and (going_on is None or going_on.under is None))
     )
+    came_from = None
     if changes and store.mode != "r":
         early.lock()
+        came_from = record.current if record.lines else None
         record = resume.carry_out(store, name, decision, under)
     line = record.current
     extra = Extra()
@@ -262,6 +290,7 @@ def _carry_out(
         is_finished=known is not None and _is_finished(known, decision.checkpoint),
         grace_s=_checked_grace(grace_s),
         peers=peers,
+        came_from=came_from,
     )
 
 

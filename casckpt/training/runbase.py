@@ -80,7 +80,7 @@ class RunBase:
         self._peers = opened.peers
         self._extra = opened.extra
         self._facts = opened.facts
-        self._is_changed = opened.is_changed
+        self._is_changed, self._came_from = opened.is_changed, opened.came_from
         self._policy = opened.policy
         self._session: Session = opened.session
         self._finished = opened.is_finished
@@ -312,13 +312,13 @@ class RunBase:
         model = guards.model_facts(state)
         if not model:
             return {}
-        from casckpt.training.opening import recorded_facts
+        from casckpt.training.opening import obey, recorded_facts
 
         old = recorded_facts(self.store, self.name, self.line, self.resumed)
         differences = guards.compare(
             {"model": old["model"]} if "model" in old else {}, {"model": model}, self._policy
         )
-        if guards.obey(self.name, differences):
+        if obey(cast("Run", self), differences):
             self._restart()
         self._strict = not differences
         return {"model": model}

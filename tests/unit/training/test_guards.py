@@ -19,6 +19,7 @@ import pytest
 from casckpt import State
 from casckpt.errors import BadRequest, ConfigMismatch
 from casckpt.training import guards
+from casckpt.training.lines import read_record
 
 
 class Color(enum.Enum):
@@ -248,10 +249,10 @@ class Module:
         self.value = state["value"]
 
 
-def script(store, name, width, **run):
+def script(store, name, width, save_every=3, **run):
     model = Module(width)
     with store.run(name, **run) as opened:
-        for _ in opened.epochs(3, {"model": model}):
+        for _ in opened.epochs(3, {"model": model}, save_every=save_every):
             model.value += 1
     return model.value, opened.line
 
@@ -263,6 +264,20 @@ def test_the_structure_of_a_model(store, name):
     assert caught.value.differences[0][0] == "model.model.weight"
     assert script(store, name, 4, on_mismatch={"model*": "allow"}) == (3, 0)
     assert script(store, name, 5, on_mismatch="restart") == (3, 1)
+
+
+def test_a_model_that_is_refused_moves_no_line(store, name):
+    assert script(store, name, 3, save_every=1) == (3, 0)
+    with pytest.raises(ConfigMismatch):
+        script(store, name, 4, resume=f"{name}@2")
+    assert set(read_record(store._repository, name).lines) == {0}
+    assert script(store, name, 3) == (3, 0)
+    assert script(store, name, 3, resume=f"{name}@1") == (3, 1)
+    with pytest.raises(ConfigMismatch):
+        script(store, name, 4, resume=f"{name}~0@3")
+    record = read_record(store._repository, name)
+    assert (record.current, set(record.lines)) == (1, {0, 1})
+    assert script(store, name, 3) == (3, 1)
 
 
 def scale(x, by=1):
