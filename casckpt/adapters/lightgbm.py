@@ -97,6 +97,7 @@ def train(
         "history": {},
         "stopping": None,
     }
+    settled = rounds_of.settle_params(run, state, plain)
     history: Log = state["history"]
     # Objectives, metrics and callbacks may draw from the generators of the process.
     randomness.restore(run._position()[1].streams)
@@ -157,6 +158,7 @@ def train(
                     "booster": booster,
                     "rounds": done,
                     "segment": segment,
+                    "params": settled,
                     "history": history,
                     "stopping": None if stopping is None else stopping.state,
                 }

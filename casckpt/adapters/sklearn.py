@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from casckpt.adapters.sklearn_objects import HANDLER as HANDLER
 from casckpt.errors import BadRequest
 from casckpt.training import randomness
+from casckpt.training.guards import say_new_parameters
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -67,8 +68,10 @@ def fit(
                 "the run was used for something else",
                 "give each part a run of its own: run.child('forest')",
             )
-        _take(est, state["estimator"])
         done, segment = state["rounds"], state["segment"]
+        saved, given = (_params(one, kind) for one in (state["estimator"], est))
+        say_new_parameters(run.name, done, saved, given)
+        _take(est, state["estimator"])
         _count(est, kind, done)
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)
@@ -102,6 +105,15 @@ def _kind(est: Any) -> str:
         "it has neither partial_fit nor warm_start",
         "fit it as it is, and save it: run.save({'model': est})",
     )
+
+
+def _params(est: Any, kind: str) -> dict[str, Any]:
+    """Return the plain parameters of an estimator, but for the one that counts rounds."""
+    return {
+        name: value
+        for name, value in est.get_params().items()
+        if name != kind and isinstance(value, bool | int | float | str | None)
+    }
 
 
 def _begin_afresh(est: Any) -> None:

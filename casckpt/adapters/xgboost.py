@@ -102,6 +102,7 @@ def train(
         "history": {},
         "tuned": {},
     }
+    settled = rounds_of.settle_params(run, state, params)
     # Objectives and callbacks may draw from the generators of the process.
     randomness.restore(run._position()[1].streams)
     history: Log = state["history"]
@@ -165,6 +166,7 @@ def train(
                         "booster": booster,
                         "rounds": done,
                         "segment": segment,
+                        "params": settled,
                         "history": history,
                         "tuned": tuned,
                         "stopping": None if stopping is None else stopping.state,

@@ -30,6 +30,10 @@ NOTHING: Final = "(nothing)"
 WORLD_SIZE: Final = "env.world_size"
 _NAMED_MAX: Final = 5
 _NOT_GUARDED: Final = frozenset({"casckpt"})
+_NO_MATTER: Final = frozenset({
+    "device", "device_type", "gpu_id", "n_jobs", "nthread", "num_threads", "silent", "verbose",
+    "verbosity", "warm_start",
+})  # fmt: skip
 _no_settings: set[str] = set()
 
 
@@ -153,6 +157,27 @@ def say_saved_wins(run: str, given: Mapping[str, Any], saved: Mapping[str, Any])
         logger.info(
             "%s: what was saved wins: %s; to change it, set it between epochs() and the loop",
             run, "; ".join(told),
+        )  # fmt: skip
+
+
+def say_new_parameters(
+    run: str, rounds: int, saved: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Warn that the rounds of a run were trained with other parameters than are given now.
+
+    Args:
+        run: name of the run.
+        rounds: how many it has.
+        saved: flat parameters of these.
+        given: flat parameters of the program; those that only say how it works do not count.
+    """
+    found = compare({"config": dict(saved)}, {"config": dict(given)}, "warn")
+    told = [str(one) for one in found if one.field not in _NO_MATTER]
+    if told:
+        logger.warning(
+            "%s: other parameters than its %d rounds were trained with: %s; they count for further "
+            "rounds, and resume='never' begins anew",
+            run, rounds, "; ".join(told),
         )  # fmt: skip
 
 

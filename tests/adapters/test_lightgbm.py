@@ -461,3 +461,12 @@ def test_a_training_that_finds_nothing_more_to_split_is_done(store, name, every)
         with store.run(name) as run:
             booster = casckpt_lightgbm.train(run, params, data(), 12, every=every)
         assert text(booster) == text(plain)
+
+
+def test_other_parameters_are_told_where_rounds_are_there(store, name, caplog):
+    train(store, name, 10)
+    train(store, name, 10, early_stopping_rounds=3, with_test=True)
+    assert "other parameters" not in caplog.text
+    train(store, name, 15, {**BAGGED, "num_leaves": 5})
+    told = "other parameters than its 10 rounds were trained with: num_leaves: 7 -> 5; they count"
+    assert f"{name}: {told}" in caplog.text

@@ -355,3 +355,17 @@ def test_killed_at_random_moments_it_makes_the_same_estimator(tmp_path):
     program = tmp_path / "fit_sklearn.py"
     program.write_text(PROGRAM)
     check(program, tmp_path, framework="sklearn")
+
+
+def test_other_parameters_are_told_where_rounds_are_there(store, name, caplog):
+    def fit(rounds, **params):
+        forest = ensemble.RandomForestClassifier(random_state=0, **params)
+        with store.run(name) as run:
+            return casckpt.sklearn.fit(run, forest, X, Y, rounds=rounds)
+
+    fit(5)
+    fit(5, n_jobs=1)
+    assert "other parameters" not in caplog.text
+    assert fit(8, max_depth=2).max_depth == 2
+    told = "other parameters than its 5 rounds were trained with: max_depth: None -> 2; they count"
+    assert f"{name}: {told}" in caplog.text

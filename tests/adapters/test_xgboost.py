@@ -455,3 +455,16 @@ def test_killed_at_random_moments_it_makes_the_same_booster(tmp_path):
     program = tmp_path / "train_xgboost.py"
     program.write_text(PROGRAM)
     check(program, tmp_path, framework="xgboost")
+
+
+def test_other_parameters_are_told_where_rounds_are_there(store, name, caplog):
+    train(store, name, 10)
+    train(store, name, 10)
+    assert "other parameters" not in caplog.text
+    train(store, name, 15, {**SAMPLED, "eta": 0.1, "nthread": 2})
+    told = "other parameters than its 10 rounds were trained with: eta: 0.3 -> 0.1; they count"
+    assert f"{name}: {told}" in caplog.text
+    assert "nthread" not in caplog.text
+    caplog.clear()
+    train(store, name, 20, {**SAMPLED, "eta": 0.1})
+    assert "other parameters" not in caplog.text

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.errors import BadRequest
+from casckpt.training.guards import flat_config, say_new_parameters
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -35,6 +36,14 @@ def restored(run: Run, framework: str) -> dict[str, Any] | None:
             f"give each part a run of its own: run.child('{framework}')",
         )
     return state
+
+
+def settle_params(run: Run, state: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as a checkpoint keeps them; warn where those of its rounds were others."""
+    given = flat_config(dict(params))
+    if state["rounds"] and "params" in state:  # older checkpoints have none
+        say_new_parameters(run.name, state["rounds"], state["params"], given)
+    return given
 
 
 def log(run: Run, history: History, before: int, done: int) -> None:
