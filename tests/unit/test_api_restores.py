@@ -160,7 +160,8 @@ def test_nothing_is_changed_in_a_folder_that_is_called_like_a_run(store, tmp_pat
     store.pin("exp::only@0")
     with casckpt.open(tmp_path / "exp") as other:
         (kept,) = other.checkpoints()
-        assert kept.pinned and not kept.tags
+        assert kept.pinned
+        assert not kept.tags
 
 
 def test_a_folder_with_an_empty_store_is_no_checkpoint(store, tmp_path, monkeypatch):
