@@ -49,6 +49,8 @@ _FOREIGN: Final = (
 _UBJ_LENGTHS: Final = b"UiIlL"
 _PICKLE_SUFFIXES: Final = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth")
 _PACKED_SUFFIXES: Final = frozenset((".joblib", ".pkl", ".pickle", ".p"))
+_ARRAY_SUFFIXES: Final = (".safetensors", ".npz", ".npy")
+_TORN_SUFFIXES: Final = (*_PICKLE_SUFFIXES, *_ARRAY_SUFFIXES, ".ckpt", ".ubj")
 _PICKLE_STARTS: Final = b"(][}){NIJKMLFGSUTVXcC"
 _PICKLE_PROTOCOL_MAX: Final = 5
 
@@ -130,6 +132,7 @@ def is_known(path: Path) -> bool:
         or _is_pickle(head, path)
         or _is_packed(head, path)
         or _foreign_root(head) is not None
+        or _is_torn(head, path)
     )
 
 
@@ -243,6 +246,8 @@ def _read(file: IO[bytes], size: int, path: Path, tensors: Tensors, options: Res
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if text and text[0] in _JSON_STARTS:
         return jsontree.read(file, size, name, options)
+    if _is_torn(head, path):
+        raise damaged(name, "it does not begin as its name says" if head else "it is empty")
     why = "its content is of no format that casckpt knows"
     raise unreadable(name, why, _READABLE, is_known=False)
 
@@ -268,6 +273,12 @@ def _is_packed(head: bytes, path: Path) -> bool:
     return compressed.is_compressed(head) and not _PACKED_SUFFIXES.isdisjoint(
         suffix.lower() for suffix in path.suffixes
     )
+
+
+def _is_torn(head: bytes, path: Path) -> bool:
+    """Tell whether a file of no known format was one by its name: a full disk, or a crash."""
+    suffix = path.suffix.lower()
+    return suffix in _ARRAY_SUFFIXES or (suffix in _TORN_SUFFIXES and not head.strip(b"\0"))
 
 
 def _whole(file: IO[bytes], size: int, path: str) -> bytearray:

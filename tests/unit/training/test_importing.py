@@ -119,6 +119,10 @@ def test_what_cannot_be_imported_is_left_out_and_named(store, tmp_path):
     dump(old / "model_epoch_12.pkl", Evil())
     (old / "model_epoch_20.npz").unlink()
     (old / "model_epoch_20.npz").symlink_to("nowhere.npz")
+    (old / "model_epoch_30.pth").touch()
+    (old / "model_epoch_31.pkl").write_bytes(bytes(3000))
+    (old / "model_epoch_32.safetensors").write_bytes(b"\x05")
+    (old / "notes_5.bin").touch()
     with zipfile.ZipFile(old / "table.zip", "w") as archive:
         archive.writestr("table.csv", "no checkpoint at all")
     with pytest.raises(FilesLeftOut) as caught:
@@ -130,8 +134,11 @@ def test_what_cannot_be_imported_is_left_out_and_named(store, tmp_path):
         "model_epoch_10.npz": Corrupt,
         "model_epoch_12.pkl": PickleRefused,
         "checkpoint-1000": Corrupt,
+        "model_epoch_30.pth": Corrupt,
+        "model_epoch_31.pkl": Corrupt,
+        "model_epoch_32.safetensors": Corrupt,
     }
-    assert error.what == "3 files were left out of the import into reg"
+    assert error.what == "6 files were left out of the import into reg"
     assert "model_epoch_12.pkl: it names posix.system (" in error.why
     np.savez(old / "model_epoch_7.npz", w=np.full(2, 7))  # smaller than what is there
     with pytest.raises(FilesLeftOut, match=r"model_epoch_7\.npz: ") as caught:
