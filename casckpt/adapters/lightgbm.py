@@ -89,8 +89,7 @@ def train(
     # As in lightgbm.train, what params say goes before the arguments, under any of its names.
     asked = Asked.of(params)
     plain, num_boost_round = asked.params, asked.rounds or num_boost_round
-    if num_boost_round < 1 or every < 1:
-        raise BadRequest(f"{num_boost_round} rounds, every {every}", "both are from 1 on")
+    rounds_of.check_counts(num_boost_round=num_boost_round, every=every)
     state = rounds_of.restored(run, "lightgbm") or {
         "rounds": 0,
         "segment": every,

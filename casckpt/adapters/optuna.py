@@ -20,6 +20,7 @@ from casckpt.adapters.optuna_storage import RowsStorage, add_trials
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
 from casckpt.training import randomness
+from casckpt.training.loops.rounds import check_counts
 
 try:
     import optuna
@@ -85,8 +86,13 @@ def optimize(
         RunBusy: another live process works on the run.
         Stopped: somebody asked for it; the trial at hand goes on the next time.
     """
-    if n_total < 1 or n_jobs < 1:
-        raise BadRequest(f"{n_total} trials, {n_jobs} jobs", "both are from 1 on")
+    check_counts(n_total=n_total, n_jobs=n_jobs)
+    if sampler is not None and not callable(sampler):
+        raise BadRequest(
+            f"sampler is a {type(sampler).__name__}",
+            "each trial gets a sampler of its own, with a seed of its own",
+            "pass a function: sampler=lambda seed: optuna.samplers.TPESampler(seed=seed)",
+        )
     own = storage(run)
     per_trial = PerTrialSampler(sampler or _tpe, seed)
     wanted = [one.lower() for one in directions or [direction or "minimize"]]

@@ -8,6 +8,7 @@ from casckpt.adapters.sklearn_objects import HANDLER as HANDLER
 from casckpt.errors import BadRequest
 from casckpt.training import randomness
 from casckpt.training.guards import say_new_parameters
+from casckpt.training.loops.rounds import check_counts
 
 if TYPE_CHECKING:
     from casckpt.training.run import Run
@@ -55,8 +56,7 @@ def fit(
         RunBusy: another live process trains the run.
         Stopped: somebody asked for it.
     """
-    if rounds < 1 or every < 1:
-        raise BadRequest(f"{rounds} rounds, every {every}", "both are from 1 on")
+    check_counts(rounds=rounds, every=every)
     kind = _kind(est)
     checkpoint, extra = run._position()
     done, segment = 0, every

@@ -28,7 +28,6 @@ from casckpt.adapters.xgboost_parts import (
     seed_at,
     without_config,
 )
-from casckpt.errors import BadRequest
 from casckpt.training import randomness
 from casckpt.training.loops import rounds as rounds_of
 
@@ -94,8 +93,7 @@ def train(
         RunBusy: another live process trains the run.
         Stopped: somebody asked for it; the segment at hand is done again.
     """
-    if num_boost_round < 1 or every < 1:
-        raise BadRequest(f"{num_boost_round} rounds, every {every}", "both are from 1 on")
+    rounds_of.check_counts(num_boost_round=num_boost_round, every=every)
     state = rounds_of.restored(run, "xgboost") or {
         "rounds": 0,
         "segment": every,

@@ -94,6 +94,12 @@ class StoreHandle:
                 f"it is {type(path).__name__}",
                 "pass the folder as text or Path; CASCKPT_STORE is for casckpt.save and the CLI",
             )
+        if "://" in os.fspath(path):
+            raise BadRequest(
+                f"{os.fspath(path)} is a URL",
+                "a store is a folder on a disk of this machine",
+                "pass a path; `casckpt export` writes what another machine can import",
+            )
         if not isinstance(options, Options | None):
             raise BadRequest(
                 f"bad options {options!r}",

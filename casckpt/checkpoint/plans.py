@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from casckpt.checkpoint import retention
-from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.policies import Policy, check_policy
 from casckpt.checkpoint.queries import Catalog
 from casckpt.checkpoint.records import Checkpoint
 from casckpt.checkpoint.refs import require_metric
@@ -90,12 +90,7 @@ def make_plan(
         NotFound: if no checkpoint of the runs has a metric that the policy goes by: a name that
             is mistyped keeps nothing, and would drop what the right one keeps.
     """
-    if policy is not None and not isinstance(policy, Policy):
-        raise BadRequest(
-            f"{policy!r:.60} is no policy",
-            "policies are KeepLast, KeepBest, KeepEvery, KeepNewerThan, joined by | and &",
-            "pass KeepLast(3), or KeepLast(3) | KeepEvery(10)",
-        )
+    check_policy(policy)
     everything = catalog.matching()
     chosen = everything if run == "*" else catalog.matching(run.removesuffix("~*"))
     for metric in () if policy is None else policy.metrics:

@@ -219,6 +219,16 @@ class KeepBoth(Policy):
         return f"({self.first}) and ({self.second})"
 
 
+def check_policy(policy: Policy | None) -> None:
+    """Raise BadRequest for what is neither a policy nor None."""
+    if not isinstance(policy, Policy | None):
+        raise BadRequest(
+            f"{policy!r:.60} is no policy",
+            "policies are KeepLast, KeepBest, KeepEvery, KeepNewerThan, joined by | and &",
+            "pass KeepLast(3), or KeepLast(3) | KeepEvery(10)",
+        )
+
+
 def parse_duration(duration: timedelta | float | str) -> float:
     """Return a duration in seconds.
 

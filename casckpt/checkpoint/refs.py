@@ -90,6 +90,8 @@ def parse_ref(text: str) -> Ref:
     found = re.match(_ID, rest)
     if found:
         return Ref(text, store, id_prefix=_check_id(found[1], text))
+    if rest.startswith("id:"):
+        raise BadRef(f"bad REF {text!r}", "an id is hex digits", "`casckpt ls` shows ids")
     name, at, selector_text = rest.partition("@")
     selector = parse_selector(selector_text, text) if at else None
     run, line = _parse_line(name, text)

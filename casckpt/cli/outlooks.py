@@ -143,6 +143,8 @@ def progress(outlook: Outlook) -> str:
     if outlook.failed:
         words.append(f"{sum(outlook.failed.values()):,} failed")
     for group in outlook.groups:
+        if not group.counts.keys() - {"saved"}:
+            continue  # nothing is to be done there
         total = "" if group.total is None else f"/{group.total}"
         words.append(f"{group.done}{total} {_named(group)}")
     return ", ".join(words) or "-"
@@ -207,7 +209,10 @@ def _counts(group: Group) -> str:
     """Return the children of a group in words: `23 of 50 model-* finished, 1 running`."""
     total = "" if group.total is None else f" of {group.total}"
     words = [f"{group.done}{total} {_named(group)} finished"]
-    words += [f"{n} {status}" for status, n in sorted(group.counts.items()) if status != "finished"]
+    others = [f"{n} {status}" for status, n in sorted(group.counts.items()) if status != "finished"]
+    if not group.done and group.total is None and others:
+        words = [f"{_named(group)}: {others.pop(0)}"]
+    words += others
     return ", ".join(words)
 
 

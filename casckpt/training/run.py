@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from casckpt.checkpoint.placement import Placement
-from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.policies import Policy, check_policy
 from casckpt.checkpoint.records import Checkpoint, RunInfo, check_metrics
 from casckpt.checkpoint.refs import Ref, parse_selector, rank, select
 from casckpt.errors import BadRequest, Stopped
@@ -284,6 +284,7 @@ class Run(RunLoops, RunWork):
             metrics: final ones; added to the last checkpoint and the last row.
             keep: which checkpoints of the line to keep; the final and the best stay anyway.
         """
+        check_policy(keep)
         self._begin(None)
         self._settle()
         if metrics:

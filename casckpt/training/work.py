@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from casckpt.errors import BadRequest
 from casckpt.training.runbase import RunBase
 
 if TYPE_CHECKING:
@@ -91,6 +92,13 @@ class RunWork(RunBase):
             BadLeaf: the value cannot be stored.
         """
         from casckpt.training.cached import run_cached
+
+        if not callable(fn):
+            raise BadRequest(
+                f"cached({name!r:.60}, {fn!r:.60})",
+                "it takes a function and the arguments to call it with",
+                "pass cached(NAME, FUNCTION, *ARGUMENTS)",
+            )
 
         def compute() -> Any:
             return run_cached(cast("Run", self), name, fn, args, kwargs, version)

@@ -154,6 +154,12 @@ def test_a_trial_goes_on_from_its_checkpoint(store, name):
     assert names == {f"{name}/trial-{number}" for number in range(3)}
 
 
+def test_a_sampler_instead_of_a_function_of_a_seed(store, name):
+    sampler = optuna.samplers.RandomSampler()
+    with pytest.raises(BadRequest, match="sampler is a RandomSampler"):
+        optimize(store, name, lambda trial: 1.0, 2, sampler=sampler)
+
+
 def test_a_finished_study_does_nothing_and_a_larger_total_goes_on(store, name):
     first = facts(optimize(store, name, objective, 4))
 

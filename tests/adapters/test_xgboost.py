@@ -468,3 +468,10 @@ def test_other_parameters_are_told_where_rounds_are_there(store, name, caplog):
     caplog.clear()
     train(store, name, 20, {**SAMPLED, "eta": 0.1})
     assert "other parameters" not in caplog.text
+
+
+@pytest.mark.parametrize("total", ["5", 2.5, True, 0])
+def test_rounds_are_whole_numbers(store, name, total):
+    with pytest.raises(BadRequest, match="num_boost_round=.*\n.*whole number from 1 on"):
+        train(store, name, total)
+    assert train(store, name, np.int64(2)).num_boosted_rounds() == 2

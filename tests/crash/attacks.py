@@ -96,7 +96,7 @@ def _add(name: str, work: Callable[[Target], None], *, rewrites: bool = False) -
 
 
 # A pack is looked through to its end, holes too, so of these it is the smaller one.
-_HUGE_BYTES = {"huge": 1 << 40, "large": (1 << 32) + 1}
+_HUGE_BYTES = {"huge": 1 << 40, "large": (1 << 28) + 1}
 
 
 def _instead(kind: str, name: str) -> Callable[[Target], None]:

@@ -92,6 +92,14 @@ def test_status_names_children_of_no_pattern(new_cli):
             assert done[0] in new_cli("status", "net").out
 
 
+def test_status_does_not_wait_for_what_was_only_saved_below_a_run(new_cli):
+    with casckpt.open(new_cli.store) as store, store.run("net") as run:
+        list(run.epochs(1, {"n": 0}))
+        store.save("net/predictions", {"y": 1})
+    assert "other run" not in new_cli("status").out
+    assert "children   other runs: 1 saved" in new_cli("status", "net").out
+
+
 def test_tree_shows_runs_without_checkpoints_and_where_lines_began(cli):
     with (
         casckpt.open(cli.store) as store,

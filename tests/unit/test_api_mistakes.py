@@ -27,6 +27,13 @@ from casckpt.errors import BadRef, BadRequest
         (lambda s: casckpt.open(None), BadRequest, "named by a path"),
         (lambda s: casckpt.open(b"/tmp"), BadRequest, "named by a path"),
         (lambda s: casckpt.open(s.path, options=3), BadRequest, "bad options 3"),
+        (lambda s: casckpt.open("s3://bucket/store"), BadRequest, "s3://bucket/store is a URL"),
+        (lambda s: s.get("id:zzzz"), BadRef, "an id is hex digits"),
+        (lambda s: s.plan_gc(3), BadRequest, "3 is no policy"),
+        (lambda s: s.run("other").finish(keep=3), BadRequest, "3 is no policy"),
+        (lambda s: s.run("other").epochs(2, {}, keep=3), BadRequest, "3 is no policy"),
+        (lambda s: s.run("other").epochs(2, {}, save_every=1.5), BadRequest, "a whole number"),
+        (lambda s: s.run("other").cached("d", 5), BadRequest, "it takes a function"),
     ],
 )
 def test_a_wrong_type_is_named(store, call, error, words):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from casckpt.checkpoint.policies import Policy
+from casckpt.checkpoint.policies import Policy, check_policy
 from casckpt.checkpoint.refs import rank
 from casckpt.errors import BadRequest
 from casckpt.logs import logger
@@ -61,12 +61,7 @@ class LoopOptions:
             raise BadRequest(
                 "at_end='best' of what?", "the loop has no metric", "pass monitor= and mode="
             )
-        if self.keep is not None and not isinstance(self.keep, Policy):
-            raise BadRequest(
-                f"keep={self.keep!r:.60} is no policy",
-                "policies are KeepLast, KeepBest, KeepEvery, KeepNewerThan, joined by | and &",
-                "pass KeepLast(3)",
-            )
+        check_policy(self.keep)
 
 
 class Loop:

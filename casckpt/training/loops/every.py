@@ -50,7 +50,9 @@ class Every:
         name, value = given[0]
         whole = name in ("epochs", "steps")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise BadRequest(f"Every({name}={value!r})", "it is no number")
+            raise BadRequest(
+                f"Every({name}={value!r})", "it is a whole number" if whole else "it is a number"
+            )
         if not value > 0 or not math.isfinite(value):
             raise BadRequest(f"Every({name}={value!r})", "a distance is larger than 0")
         if name == "overhead" and value > OVERHEAD_MAX:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final
 
 from casckpt.errors import BadRequest
@@ -16,6 +17,13 @@ History = Mapping[str, Mapping[str, list[float]]]
 """Data to metric to one value per round."""
 
 _PARTS: Final = frozenset({"booster", "rounds", "segment"})
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise BadRequest unless every count is a whole number from 1 on."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise BadRequest(f"{name}={count!r:.60}", "it is a whole number from 1 on")
 
 
 def restored(run: Run, framework: str) -> dict[str, Any] | None:

@@ -96,6 +96,12 @@ class StepLoop(Loop):
                 return next(self._pass)
             except StopIteration:
                 self._pass = None
+        if self.done:
+            raise BadRequest(
+                f"the loader gives nothing after step {self.done}",
+                "steps() goes through it again and again, and a generator gives its items once",
+                "pass a DataLoader, or a list",
+            )
         raise BadRequest("the loader is empty", "steps() needs a batch for every step")
 
     def _end_step(self) -> bool:

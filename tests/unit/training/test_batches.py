@@ -386,6 +386,11 @@ def test_steps_over_a_stream_say_what_is_missing(store, name):
     assert store.latest(name).missing == ("position of the loader",)
 
 
+def test_a_generator_that_is_used_up(store, name):
+    with pytest.raises(BadRequest, match="gives nothing after step 3"), store.run(name) as run:
+        list(run.steps(5, {"n": 0}, (batch for batch in range(3))))
+
+
 def test_an_empty_loader(store, name):
     with pytest.raises(BadRequest, match="empty"), store.run(name) as run:
         list(run.steps(3, {}, []))
