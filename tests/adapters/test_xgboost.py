@@ -472,6 +472,6 @@ def test_other_parameters_are_told_where_rounds_are_there(store, name, caplog):
 
 @pytest.mark.parametrize("total", ["5", 2.5, True, 0])
 def test_rounds_are_whole_numbers(store, name, total):
-    with pytest.raises(BadRequest, match="num_boost_round=.*\n.*whole number from 1 on"):
+    with pytest.raises(BadRequest, match=r"num_boost_round=.*\n.*whole number from 1 on"):
         train(store, name, total)
     assert train(store, name, np.int64(2)).num_boosted_rounds() == 2

@@ -89,6 +89,26 @@ def test_room_that_others_take_meanwhile_is_no_verdict(tmp_path, monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("kills", "power", "said"),
+    [
+        (1, rounds.Tally(5, 5), "passed, 0 s"),
+        (1, rounds.Tally(skipped="no tracing"), "passed, 0 s"),
+        (1, rounds.Tally(5, 0), "passed, but no power failure came after a save: give it more"),
+        (0, rounds.Tally(5, 0), "passed, but no kill and no power failure came after a save"),
+        (0, rounds.Tally(skipped="no tracing"), "passed, but no kill came after a save"),
+    ],
+)
+def test_a_test_that_came_before_every_save_is_no_proof(
+    tmp_path, monkeypatch, capsys, kills, power, said
+):
+    monkeypatch.setattr(probes, "_PROBES", {})
+    monkeypatch.setattr(rounds, "kills", lambda *_: rounds.Tally(3, kills))
+    monkeypatch.setattr(rounds, "power", lambda *_: power)
+    assert root.run(["torture", str(tmp_path)]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_a_full_disk_fails_no_probe(tmp_path, monkeypatch):
     def refuse(place):
         raise OSError(errno.ENOSPC, "No space left on device")

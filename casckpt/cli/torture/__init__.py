@@ -90,8 +90,8 @@ def torture(output: Output, folder: Path, minutes: float, seed: int | None) -> i
         if broken:
             keep()
         verdict = "FAILED" if broken else "the file system FAILED a probe" if failed else "passed"
-        if not (broken or failed or kills.acknowledged):
-            verdict = "passed, but no kill came after a save: give it more --minutes"
+        if not (broken or failed) and (early := _too_early(kills, power)):
+            verdict = f"passed, but {early} came after a save: give it more --minutes"
         _tell(
             output,
             "verdict",
@@ -161,6 +161,13 @@ def _record(tally: Tally) -> dict[str, Any]:
         "problems": tally.problems,
         "skipped": tally.skipped,
     }
+
+
+def _too_early(kills: Tally, power: Tally) -> str:
+    """Return which tests lost nothing because nothing had been saved yet, in words."""
+    tallies = {"no kill": kills, "no power failure": power}
+    none = [word for word, one in tallies.items() if not (one.acknowledged or one.skipped)]
+    return " and ".join(none)
 
 
 def _follow(output: Output, event: str) -> Any:
