@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,10 @@ except ModuleNotFoundError as exc:
     raise missing_extra("fsspec") from exc
 
 _MARKS: Final = frozenset("@~")
+
+
+# Open stores of file systems that are gone; the next call of any other closes them.
+_left: deque[dict[Path, FilePlaces]] = deque()
 
 
 class CasckptFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -50,8 +55,9 @@ class CasckptFileSystem(AbstractFileSystem):  # type: ignore[misc]
         super().__init__(store=store, **options)
         self._given = None if store is None else Path(store).expanduser()
         self._handles: dict[Path, FilePlaces] = {}
-        # Not at exit: the store has its own end there.
-        weakref.finalize(self, _close_all, self._handles).atexit = False
+        # Not at exit: the store has its own end there. Nor at once: Python collects garbage in the
+        # middle of anything, also where the locks are held that closing takes.
+        weakref.finalize(self, _left.append, self._handles).atexit = False
 
     def close(self) -> None:
         """Let go of the store; the next call opens it again."""
@@ -246,6 +252,8 @@ class CasckptFileSystem(AbstractFileSystem):  # type: ignore[misc]
         Raises:
             FileNotFoundError: there is none, and nothing is to be written.
         """
+        while _left:
+            _close_all(_left.popleft())
         path = self._store_path()
         handle = self._handles.get(path)
         if handle is None:

@@ -445,3 +445,15 @@ def test_the_current_store_is_looked_up_at_each_call(tmp_path, monkeypatch):
     assert Path(tmp_path / "two/.casckpt/format.json").exists()
     fs.close()
     assert os.environ.get("CASCKPT_STORE") is None
+
+
+def test_a_file_system_that_is_garbage_closes_nothing_in_the_middle_of_anything(tmp_path):
+    store = tmp_path / "left"
+    fs = fsspec.filesystem("casckpt", store=store, skip_instance_cache=True)
+    fs.pipe_file("r/f", b"x")
+    (handle,) = fs._handles.values()
+    del fs
+    gc.collect()
+    assert not handle._closed
+    fsspec.filesystem("casckpt", store=store, skip_instance_cache=True).cat_file("r/f")
+    assert handle._closed
