@@ -237,9 +237,15 @@ class StoreHandle:
             ref = parse_ref(text)
         except BadRef:
             found = self._in_folder(text, write)
-            if found is None:
-                raise
-            return found
+            if found is not None:
+                return found
+            if os.path.isfile(os.path.expanduser(text)):  # noqa: PTH111, PTH113 (any text at all)
+                raise BadRef(
+                    f"{text} is a file",
+                    "a REF names a checkpoint in a store",
+                    f"`casckpt import {text} --run RUN` makes it one",
+                ) from None
+            raise
         if ref.id_prefix or write or self._catalog.has_run(ref.run):
             return self, ref
         try:

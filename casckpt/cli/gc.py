@@ -123,10 +123,12 @@ def _with_mode(
     if mode is not None:
         return metric, mode, number
     from casckpt.checkpoint.lines import declared_mode
+    from casckpt.checkpoint.refs import require_metric
 
     catalog = store._catalog
-    runs = {checkpoint.run for checkpoint in catalog.matching(pattern.removesuffix("~*"))}
-    mode = declared_mode(map(catalog.view, runs), metric)
+    checkpoints = catalog.matching(pattern.removesuffix("~*"))
+    require_metric(checkpoints, metric)  # of a mistyped mode it is a part
+    mode = declared_mode(map(catalog.view, {checkpoint.run for checkpoint in checkpoints}), metric)
     if mode is None:
         return metric, None, number
     output.note(f"--keep-best {metric}: {mode}, as declared by its loop")

@@ -331,6 +331,9 @@ def test_keep_best_of_a_metric_that_nothing_has_drops_nothing(own_cli):
 
 
 def test_keep_best_needs_a_mode(own_cli):
+    mistyped = own_cli("gc", "--keep-best", "val_loss:mim", "-n")
+    assert mistyped.code == 12
+    assert "no checkpoint has a metric 'val_loss:mim'" in mistyped.err
     answer = own_cli("gc", "--keep-best", "val_loss", "-n")
     assert answer.code == 2
     assert "val_loss" in answer.err
