@@ -194,7 +194,7 @@ def moved(run: Run) -> tuple[Checkpoint | None, Extra]:
     decision = resume.newest_whole(run.store, run.name, run.line, run._session.lock)
     checkpoint = decision.checkpoint
     extra = Extra() if checkpoint is None else resume.read_extra(run.store, checkpoint)
-    _report(run.name, run.line, bool(run.line), decision, extra)
+    _report(run.store, run.name, run.line, bool(run.line), decision, extra)
     return checkpoint, extra
 
 
@@ -279,7 +279,7 @@ def _carry_out(
     session.watch = early.watch
     if early._lock is not None:
         session._lock, early._lock = early._lock, None
-    _report(name, line, len(record.lines) > 1, decision, extra)
+    _report(store, name, line, len(record.lines) > 1, decision, extra)
     return Opened(
         line=line,
         checkpoint=decision.checkpoint,
@@ -299,7 +299,9 @@ def _is_finished(line: Line, checkpoint: Checkpoint | None) -> bool:
     return line.status == "finished" and not (line.loop and checkpoint is None)
 
 
-def _report(name: str, line: int, many: bool, decision: Decision, extra: Extra) -> None:
+def _report(
+    store: Store, name: str, line: int, many: bool, decision: Decision, extra: Extra
+) -> None:
     """Say in one line where the run goes on; nothing for one that simply begins."""
     shown = f"{name}~{line}" if line or many else name
     checkpoint = decision.checkpoint
@@ -307,24 +309,25 @@ def _report(name: str, line: int, many: bool, decision: Decision, extra: Extra) 
         text = "starting from nothing, on a new line" if line and not decision.branch else ""
         parts = [decision.note, text] if decision.note else [text]
     else:
-        parts = [*_where(checkpoint, extra), decision.note]
+        here = store._repository.path
+        home = getattr(checkpoint.source, "path", here)
+        ref = checkpoint.ref if home == here else f"{home}::{checkpoint.ref}"
+        parts = [*_where(checkpoint, ref, extra), decision.note]
     text = ", ".join(part for part in parts if part)
     if text:
         (logger.warning if decision.loud else logger.info)("%s: %s", shown, text)
 
 
-def _where(checkpoint: Checkpoint, extra: Extra) -> list[str]:
+def _where(checkpoint: Checkpoint, ref: str, extra: Extra) -> list[str]:
     loop = extra.loop
     unit, total = loop.get("unit"), loop.get("total", 0)
     if unit is None:
-        parts = [f"going on from {checkpoint.ref}"]
+        parts = [f"going on from {ref}"]
     elif checkpoint.step >= total:
-        parts = [f"{checkpoint.step} of {total} {unit}s are done, from {checkpoint.ref}"]
+        parts = [f"{checkpoint.step} of {total} {unit}s are done, from {ref}"]
     else:
         after = f" after batch {checkpoint.batch}" if checkpoint.batch else ""
-        parts = [
-            f"going on at {unit} {checkpoint.step + 1} of {total}{after}, from {checkpoint.ref}"
-        ]
+        parts = [f"going on at {unit} {checkpoint.step + 1} of {total}{after}, from {ref}"]
     monitor = loop.get("monitor", {})
     if monitor.get("best") is not None:
         parts.append(f"best {monitor['metric']} {monitor['best']:.6g} at {monitor['best_at']}")

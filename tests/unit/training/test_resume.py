@@ -52,6 +52,14 @@ def test_more_epochs_than_before_are_said_as_what_they_are(train, caplog, name):
         ]
 
 
+def test_what_another_store_has_is_named_with_it(train, store, name, tmp_path, caplog):
+    train(2)
+    with casckpt.open(tmp_path / "other") as other:
+        caplog.clear()
+        other.run(name, resume=f"{store.path}::{name}@2")
+        assert f"{name}: 2 of 2 epochs are done, from {store.path}::{name}@2" in caplog.messages
+
+
 def test_must_needs_something(train, store, name):
     with pytest.raises(NotFound, match="nothing to go on from"):
         train(2, run={"resume": "must"})
