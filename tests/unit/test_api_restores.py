@@ -167,7 +167,7 @@ def test_nothing_is_changed_in_a_folder_that_is_called_like_a_run(store, tmp_pat
 def test_a_file_is_no_ref(store, tmp_path, monkeypatch):
     (tmp_path / "old.pt").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadRef, match="old.pt is a file") as caught:
+    with pytest.raises(BadRef, match=r"old\.pt is a file") as caught:
         store.get("./old.pt")
     assert caught.value.hint == "`casckpt import ./old.pt --run RUN` makes it one"
     with pytest.raises(BadRef, match="bad run name"):
