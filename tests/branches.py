@@ -40,8 +40,8 @@ NATIVE = ROOT / "native"
 FLAGS = ("-std=c11", "-O1", "-g", "-fPIC", "-fprofile-instr-generate", "-fcoverage-mapping")
 MCDC = "-fcoverage-mcdc"
 MCDC_SINCE = 18
-# No AVX2; no SSE4.1; AVX2 without POPCNT.
-PROCESSORS = ("Nehalem", "core2duo", "max,-popcnt")
+# No AVX2; no SSE4.1; AVX2 without POPCNT; AVX2 without AVX-512.
+PROCESSORS = ("Nehalem", "core2duo", "max,-popcnt", "Haswell")
 CORPORA = (ROOT / "build" / "fuzz", NATIVE / "build")
 PACKAGES = ("casckpt/store", "casckpt/checkpoint")
 SUITES = (
