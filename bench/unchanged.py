@@ -52,7 +52,7 @@ def _save_again(context: Context, result: Result, name: str, state: Any) -> None
             contender.check(_step(context.rounds - 1), state)
             contender.close()
     ours = size / statistics.median(seconds["casckpt balanced"]) / 1e9
-    result.goals.append(Goal(f"unchanged save, {name}", 4.0, ours, "GB/s", False))
+    result.goals.append(Goal(f"unchanged save, {name}", 5.0, ours, "GB/s", False))
 
 
 def _saver(contender: Contender, state: Any) -> Any:

@@ -68,10 +68,9 @@ def fit(
                 "the run was used for something else",
                 "give each part a run of its own: run.child('forest')",
             )
-        done, segment = state["rounds"], state["segment"]
-        saved, given = (_params(one, kind) for one in (state["estimator"], est))
-        say_new_parameters(run.name, done, saved, given)
-        _take(est, state["estimator"])
+        stored, done, segment = state["estimator"], state["rounds"], state["segment"]
+        _take(est, stored)  # its parameters stay the caller's
+        say_new_parameters(run.name, done, _params(stored, kind), _params(est, kind))
         _count(est, kind, done)
         # An estimator without a random_state draws from numpy's own generator.
         randomness.restore(extra.streams)

@@ -69,7 +69,8 @@ def train(
 
     Args:
         run: where to save; the step of a checkpoint is its rounds.
-        params: of xgboost. `seed` is where the seeds of the segments come from.
+        params: of xgboost. `seed` is where the seeds of the segments come from. Others than those
+            of the rounds that are there are told in a warning, and count for further rounds.
         dtrain: training data.
         num_boost_round: rounds in all, over all sessions. A larger one goes on.
         every: rounds per segment, fixed by the first call; later only how many rounds are
