@@ -179,6 +179,14 @@ def read_into(descriptor: int, destination: memoryview, offset: int, path: Path)
     return done
 
 
+def data_from(descriptor: int, offset: int) -> int | None:
+    """Return where data stands from `offset` on, or `offset` if nobody can tell; None: nowhere."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as exc:
+        return None if exc.errno == errno.ENXIO else offset
+
+
 def sync_data(descriptor: int, path: Path) -> None:
     """Flush data and size of a file to the disk. Never call it again after a failure."""
     with _operation("fdatasync", path):

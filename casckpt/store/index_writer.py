@@ -123,8 +123,9 @@ class IndexWriter:
                 self._works_here = True
                 try:
                     self._execute([entry])
-                    # Nobody comes by later.
-                    self._tend(fact_sync_s=0.0)
+                    # Nobody comes by later. What the job did is committed, whatever this meets.
+                    with contextlib.suppress(Exception):
+                        self._tend(fact_sync_s=0.0)
                 finally:
                     self._works_here = False
 

@@ -53,13 +53,20 @@ def let_go() -> None:
 
     Each number stays taken until its owner closes it, so that this never closes anything else.
     """
-    for descriptor in _noted:
-        try:
-            nothing = os.eventfd(0)
-        except OSError:  # no descriptors are left
-            files.close_file(descriptor)
-            continue
-        with contextlib.suppress(OSError):
-            os.dup2(nothing, descriptor, inheritable=False)
-        files.close_file(nothing)
-    _noted.clear()
+    try:
+        for descriptor in _noted:
+            _give_up(descriptor)
+    finally:
+        # What is noted still would be unlocked when its owner closes it.
+        _noted.clear()
+
+
+def _give_up(descriptor: int) -> None:
+    try:
+        nothing = os.eventfd(0)
+    except Exception:  # no descriptors are left, or no memory
+        files.close_file(descriptor)
+        return
+    with contextlib.suppress(OSError):
+        os.dup2(nothing, descriptor, inheritable=False)
+    files.close_file(nothing)

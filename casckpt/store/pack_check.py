@@ -173,10 +173,11 @@ class PackCheck:
         unit: list[Record] = []
         size = 0
         most = self._throttle.portion(_UNIT_BYTES)
-        scan = packs.scan_pack(descriptor, pack.path, pack.row.uuid, problems=problems)
+        registered = pack.row.size
+        scan = packs.scan_pack(
+            descriptor, pack.path, pack.row.uuid, end=registered, problems=problems
+        )
         for record in scan:
-            if record.offset >= pack.row.size:
-                break
             unit.append(record)
             size += record.total_bytes
             if size >= most or len(unit) >= _UNIT_RECORDS:
@@ -185,8 +186,7 @@ class PackCheck:
         if unit:
             yield unit
         for offset, message in problems:
-            if offset < pack.row.size:
-                self._found.record(pack.number, offset, pack.path.name, b"", message)
+            self._found.record(pack.number, offset, pack.path.name, b"", message)
 
     def _match(self, pack: _Pack, unit: list[Record]) -> None:
         """Compare headers with the rows that name their places."""

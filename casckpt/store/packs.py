@@ -192,22 +192,25 @@ def scan_pack(
     pack: bytes,
     start: int = layout.PACK_HEADER_BYTES,
     *,
+    end: int | None = None,
     problems: list[tuple[int, str]] | None = None,
 ) -> Iterator[Record]:
     """Yield every record whose header is whole, from `start` on; payloads are not read.
 
     Where no whole header stands, the scan goes on at the next magic, and the gap is added to
-    `problems` as (offset, message), unless it is the footer or the end of the file.
+    `problems` as (offset, message), unless it is the footer or the end of the file. Nothing that
+    begins at `end` or later is looked for.
     """
     size = os.fstat(descriptor).st_size
+    end = size if end is None else min(end, size)
     offset = start
-    while offset < size:
+    while offset < end:
         try:
             record = read_header(descriptor, path, pack, offset)
             if offset + record.total_bytes > size:
                 raise Corrupt("bad record", "its payload is cut off")
         except (Corrupt, NewerFormat) as exc:
-            following = _next_magic(descriptor, path, offset + 1, size)
+            following = _next_magic(descriptor, path, offset + 1, end)
             if problems is not None and not _is_footer(descriptor, path, offset, size):
                 problems.append((offset, exc.why or exc.what))
             if following is None:
@@ -223,14 +226,19 @@ def _is_footer(descriptor: int, path: Path, offset: int, size: int) -> bool:
     return len(footer) == size - offset and footer.startswith(layout.FOOTER_MAGIC)
 
 
-def _next_magic(descriptor: int, path: Path, offset: int, size: int) -> int | None:
+def _next_magic(descriptor: int, path: Path, offset: int, end: int) -> int | None:
+    """Return where the next magic stands that begins before `end`; None if none does."""
     keep = len(layout.RECORD_MAGIC) - 1
-    while offset < size:
-        window = files.read_at(descriptor, _SCAN_BYTES, offset, path)
+    while offset < end:
+        # A damaged pack may be a tebibyte of nothing. A magic has no zeros: none begins in a hole.
+        data = files.data_from(descriptor, offset)
+        if data is None or data >= end:
+            return None
+        window = files.read_at(descriptor, min(_SCAN_BYTES, end + keep - data), data, path)
         found = window.find(layout.RECORD_MAGIC)
         if found >= 0:
-            return offset + found
+            return data + found
         if len(window) <= keep:
             return None
-        offset += len(window) - keep
+        offset = data + len(window) - keep
     return None

@@ -95,10 +95,6 @@ def _add(name: str, work: Callable[[Target], None], *, rewrites: bool = False) -
 # ---- files that are something else: links, pipes, folders, noise, far too large
 
 
-# A pack is looked through to its end, holes too, so of these it is the smaller one.
-_HUGE_BYTES = {"huge": 1 << 40, "large": (1 << 28) + 1}
-
-
 def _instead(kind: str, name: str) -> Callable[[Target], None]:
     def work(target: Target) -> None:
         path = target.clear(name)
@@ -116,9 +112,9 @@ def _instead(kind: str, name: str) -> Callable[[Target], None]:
             os.mknod(path, 0o666 | 0o020000, os.makedev(1, 5))  # /dev/zero: a file without end
         elif kind == "noise":
             path.write_bytes(bytes(range(256)) * 40)
-        elif kind in _HUGE_BYTES:
+        elif kind == "huge":
             with path.open("wb") as file:
-                file.truncate(_HUGE_BYTES[kind])
+                file.truncate(1 << 40)
 
     return work
 
@@ -143,7 +139,7 @@ def _pack_instead(kind: str, target: Target) -> None:
     _instead(kind, str(pack.relative_to(target.place)))(target)
 
 
-for _kind in ("link", "fifo", "folder", "noise", "large", "device"):
+for _kind in ("link", "fifo", "folder", "noise", "huge", "device"):
     _add(f"{_kind} as a pack", functools.partial(_pack_instead, _kind))
 
 

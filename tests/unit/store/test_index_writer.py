@@ -348,6 +348,27 @@ def test_once_the_interpreter_begins_no_thread_the_caller_writes(path, sink, mon
     environment.close()
 
 
+def test_where_the_caller_writes_no_memory_for_what_comes_after_fails_no_commit(
+    path, sink, monkeypatch
+):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(sink, "sync_facts", fail)
+    environment = Environment(path / "index.0", readonly=False)
+    writer = IndexWriter(environment, path, sink)
+    row = rows.PackRow(bytes(16), bytes(16), size=80).encode()
+    writer.run(lambda tx: tx.put("packs", rows.pack_key(1), row), facts=False)
+    writer.run(put(b"a"))
+    assert keys(writer) == [b"a"]
+    writer.close()
+    environment.close()
+
+
 def test_at_a_limit_of_threads_the_caller_writes_and_the_next_write_tries_again(
     path, sink, monkeypatch
 ):

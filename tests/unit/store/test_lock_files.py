@@ -142,6 +142,29 @@ def test_locks_end_in_a_child_without_descriptors_too(repository, monkeypatch):
         repository.gc()
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"), [(os, "eventfd"), (os, "dup2"), (lock_files, "_give_up")]
+)
+def test_a_child_without_memory_ends_no_lock_of_its_parent(repository, monkeypatch, owner, name):
+    path = repository.path / layout.GC_LOCK_FILE
+    descriptor = lock_files.open_to_lock(path, os.O_RDWR)
+    assert files.try_lock(descriptor, exclusive=True)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, fail)
+        with forked(lambda: lock_files.close_lock(descriptor)):
+            pass
+    with (
+        Repository.open(repository.path) as other,
+        pytest.raises(StoreBusy, match="another collector"),
+    ):
+        other.gc()
+    lock_files.close_lock(descriptor)
+
+
 @contextlib.contextmanager
 def another_has_the_descriptors() -> Iterator[None]:
     """Run the body while a program has all that is locked open, as each has before its exec."""

@@ -46,6 +46,53 @@ def test_records_come_back_by_place_and_by_scan(pack, folder):
             assert len(packs.read_payload(file.descriptor, file.path, found)) == record.stored
 
 
+def test_a_scan_passes_over_holes_and_finds_what_stands_behind_them(pack, folder):
+    first, second = append(pack, b"before"), append(pack, b"behind")
+    pack.sync()
+    behind = pack.path.read_bytes()[second.offset :]
+    with pack.path.open("r+b") as file:
+        file.truncate(second.offset)
+        file.truncate(1 << 40)  # a tebibyte of nothing, which nobody waits for
+        file.seek((1 << 40) - 12345)
+        file.write(behind)
+    problems = []
+    assert scan(pack, problems) == [first]  # the header of the other names another place
+    assert [offset for offset, _ in problems] == [second.offset, (1 << 40) - 12345]
+
+
+def test_a_scan_that_has_an_end_looks_for_nothing_behind_it(pack):
+    written = [append(pack, os.urandom(n)) for n in (100, 200, 300)]
+    pack.sync()
+    descriptor = os.open(pack.path, os.O_RDONLY)
+    for end in (written[1].offset + 1, written[2].offset):
+        found = packs.scan_pack(descriptor, pack.path, pack.uuid, end=end)
+        assert list(found) == written[:2]
+    with pack.path.open("r+b") as file:  # all that the first magic is found by
+        file.seek(written[0].offset)
+        file.write(b"x")
+    problems: list[tuple[int, str]] = []
+    for end, count in ((written[1].offset, 0), (written[1].offset + 1, 1)):
+        found = packs.scan_pack(descriptor, pack.path, pack.uuid, end=end, problems=problems)
+        assert list(found) == written[1 : 1 + count]
+    assert [offset for offset, _ in problems] == [written[0].offset] * 2
+    os.close(descriptor)
+
+
+def test_where_no_hole_can_be_asked_for_a_scan_reads_them(pack, monkeypatch):
+    first = append(pack, b"before")
+    pack.sync()
+    with pack.path.open("r+b") as file:
+        file.truncate(pack.end + 9_000_000)
+
+    def seek(descriptor: int, offset: int, how: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "lseek", seek)
+    problems: list[tuple[int, str]] = []
+    assert scan(pack, problems) == [first]
+    assert [offset for offset, _ in problems] == [pack.end]
+
+
 def test_records_of_several_threads_do_not_mix(pack):
     def work(seed: int) -> None:
         for number in range(30):
