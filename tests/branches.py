@@ -37,7 +37,15 @@ from tests import emulator
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench" / "results" / "coverage.json"
 NATIVE = ROOT / "native"
-FLAGS = ("-std=c11", "-O1", "-g", "-fPIC", "-fprofile-instr-generate", "-fcoverage-mapping")
+FLAGS = (
+    "-std=c11",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-DCAS_PAIRS_WITH_CLANG",
+    "-fprofile-instr-generate",
+    "-fcoverage-mapping",
+)
 MCDC = "-fcoverage-mcdc"
 MCDC_SINCE = 18
 # No AVX2; no SSE4.1; AVX2 without POPCNT; AVX2 without AVX-512.

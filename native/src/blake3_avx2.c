@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #define CAS_LANES 8
+#define CAS_PAIRS 0
 #define CAS_MANY cas_b3_many_avx2
 #define CAS_RAGGED cas_b3_ragged_avx2
 

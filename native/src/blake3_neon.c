@@ -5,6 +5,7 @@
 #include <arm_neon.h>
 
 #define CAS_LANES 4
+#define CAS_PAIRS 0
 #define CAS_MANY cas_b3_many_neon
 #define CAS_RAGGED cas_b3_ragged_neon
 

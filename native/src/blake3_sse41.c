@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #define CAS_LANES 4
+#define CAS_PAIRS 0
 #define CAS_MANY cas_b3_many_sse41
 #define CAS_RAGGED cas_b3_ragged_sse41
 

@@ -38,7 +38,7 @@ for compiler in gcc clang; do
         continue
     fi
     echo "== $compiler: warnings are errors, ASan + UBSan"
-    smoke $compiler-sanitized $compiler $sanitize -fsanitize=address,undefined
+    smoke $compiler-sanitized $compiler $sanitize -DCAS_PAIRS_WITH_CLANG -fsanitize=address,undefined
     smoke $compiler $compiler -O3
     "$build/smoke-$compiler-sanitized"
     "$build/smoke-$compiler"
@@ -54,7 +54,7 @@ fi
 
 if have clang && printf 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n){return d == 0 && n;}' |
     clang -x c -fsanitize=fuzzer - -o "$build/probe" 2>/dev/null; then
-    core fuzzed clang $sanitize -fsanitize=fuzzer-no-link,address,undefined
+    core fuzzed clang $sanitize -DCAS_PAIRS_WITH_CLANG -fsanitize=fuzzer-no-link,address,undefined
     for target in fuzz/fuzz_*.c; do
         name=$(basename "$target" .c)
         clang $warnings $sanitize -fsanitize=fuzzer,address,undefined -Iinclude "$build/fuzzed"/*.o "$target" -lm \

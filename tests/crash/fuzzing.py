@@ -17,7 +17,14 @@ from tests.crash.ledger import ROOT
 
 _NATIVE = ROOT / "native"
 _BUILD = ROOT / "build" / "fuzz"
-_FLAGS = ("-std=c11", "-O2", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-g",
+    "-DCAS_PAIRS_WITH_CLANG",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+)
 _SECONDS = 20
 _SHORT_SECONDS = 4
 _LENGTHS = (8192, 64, 64, 512)
